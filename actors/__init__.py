@@ -1,0 +1,1 @@
+"""The running system: engines, players, the runner, the ledger and the tracker."""

@@ -1,0 +1,1 @@
+"""The configuration: its schema, how YAML becomes objects, and the shipped files."""

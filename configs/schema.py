@@ -1,0 +1,225 @@
+"""Every setting there is, with its default. A field's docstring stands under the field.
+
+`configs/load.py` turns YAML into these classes and reports all mistakes at once; `configs/checks.py`
+finds the ones that need several settings together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+
+@dataclass
+class ModelConfig:
+    """A model: either `path` (a Hugging Face name or folder) or a tiny one built from scratch."""
+
+    path: str = ""
+    """Hugging Face model name or local folder. Empty: build the tiny model that the fields below describe."""
+    arch: str = "qwen3"
+    """Tiny model: qwen3 or llama."""
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 4
+    intermediate_size: int = 128
+    max_len: int = 256
+    """Tiny model: longest sequence in tokens."""
+    tie_embeddings: bool = True
+    seed: int = 0
+    trust_remote_code: bool = False
+
+
+@dataclass
+class EngineConfig:
+    """vLLM engines of one policy."""
+
+    replicas: int = 1
+    device: str = "auto"
+    """auto, cpu or cuda. auto: cuda where Ray sees a GPU."""
+    dtype: str = "auto"
+    """auto: float32 on CPU, bfloat16 on CUDA."""
+    max_model_len: int = 0
+    """Tokens; 0: what the model allows."""
+    max_num_seqs: int = 256
+    kv_cache_mb: int = 128
+    """CPU only: size of the KV cache."""
+    gpu_memory_utilization: float = 0.85
+    """CUDA only."""
+    tensor_parallel: int = 1
+    """CUDA only."""
+    threads: int = 1
+    """CPU only: OpenMP threads of one engine."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Passed to vLLM's AsyncEngineArgs as they are."""
+
+
+@dataclass
+class LossConfig:
+    """Policy-gradient loss of one trained policy."""
+
+    kind: str = "clip"
+    """A key of learners.losses.LOSSES."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    entropy: float = 0.0
+    """Weight of the entropy bonus (nats)."""
+
+
+@dataclass
+class AdvantageConfig:
+    """How rewards become advantages."""
+
+    kind: str = "grpo"
+    """A key of learners.advantages.ADVANTAGES."""
+    group_by: list[str] = field(default_factory=lambda: ["task", "protocol", "role", "situation", "turn"])
+    """The group key: rewards are compared within equal values of these."""
+    discount: float = 0.0
+    """A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+
+
+@dataclass
+class LearnerConfig:
+    """DeepSpeed learner group of one trained policy."""
+
+    ranks: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+    zero_stage: int = 0
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    epochs: int = 1
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Optimizer steps per pass."""
+    micro_tokens: int = 16384
+    """Padded tokens per forward pass."""
+    threads: int = 1
+    """CPU only: torch threads of one rank."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
+
+
+@dataclass
+class WarmStartConfig:
+    """Supervised start (SFT) on plays by uniformly random players: legal format, or verdicts from random evidence."""
+
+    steps: int = 0
+    batch: int = 256
+    """Sequences per step."""
+    lr: float = 3e-3
+    protocol: str = ""
+    """Which entry of `protocols` to play."""
+    roles: list[str] = field(default_factory=list)
+    """Roles whose turns are imitated: the right reply where the protocol knows it, else a random legal one."""
+
+
+@dataclass
+class PolicyConfig:
+    """Named weights behind one or several roles."""
+
+    kind: str = "lm"
+    """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    trained: bool = False
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Used by warm starts too, with the warm start's learning rate."""
+    warm_start: Optional[WarmStartConfig] = None
+    init_from: str = ""
+    """Start from the warm-started weights of another policy instead of one's own."""
+    temperature: float = 1.0
+    max_tokens: int = 64
+    """Longest free-text reply, in tokens."""
+
+
+@dataclass
+class StageConfig:
+    """One stretch of training: a protocol, who plays it, for how long."""
+
+    protocol: str = ""
+    roles: dict[str, str] = field(default_factory=dict)
+    """role -> policy"""
+    train: list[str] = field(default_factory=list)
+    """Policies updated in this stage. Empty: every trained policy that has a role here."""
+    steps: int = 100
+    """Learner steps."""
+    plays_per_step: int = 32
+    """Root plays per learner step (tasks, times `repeats`)."""
+    repeats: int = 1
+    """Root plays of the same task (siblings of a group), where the protocol does not repeat itself."""
+    max_staleness: int = 0
+    """Learner steps by which a reply may lag the newest weights; 0 is synchronous."""
+    archive: float = 0.0
+    """Share of root plays that replay an earlier proposal instead of asking the proposer."""
+    eval_every: int = 0
+    """Learner steps between small evaluations of `eval_arm`; 0: none."""
+    eval_arm: str = ""
+    eval_episodes: int = 128
+
+
+@dataclass
+class ArmConfig:
+    """One measurement on held-out tasks."""
+
+    protocol: str = ""
+    roles: dict[str, str] = field(default_factory=dict)
+    """role -> policy"""
+    when: str = "end"
+    """start: before any training (warm-started weights). end: after all stages."""
+    episodes: int = 500
+
+
+@dataclass
+class EvalConfig:
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    ceiling: str = ""
+    """Protocol whose exact minimax value is computed on the judge; empty: none."""
+    ceiling_episodes: int = 500
+
+
+@dataclass
+class TrackConfig:
+    """Where figures go."""
+
+    wandb: str = "auto"
+    """auto: online with an API key, offline without. Or online, offline, off."""
+    project: str = "dissoi"
+    transcripts_every: int = 20
+    """Learner steps between sampled transcripts on screen and in W&B."""
+    save_every: int = 0
+    """Learner steps between checkpoints; 0: only at the end."""
+
+
+@dataclass
+class ClusterConfig:
+    """Ray."""
+
+    address: str = ""
+    """A running cluster; empty: a local one is started."""
+    cpus: int = 0
+    """Local Ray: CPUs offered; 0: what the machine has."""
+    gpus: int = -1
+    """Local Ray: GPUs offered; -1: what the machine has."""
+
+
+@dataclass
+class RunConfig:
+    """The root of a config file."""
+
+    name: str = "run"
+    run_dir: str = "runs/${name}"
+    seed: int = 0
+    tasks: Any = None
+    """kind: ... and that kind's settings (tasks.SOURCES)."""
+    protocols: dict[str, Any] = field(default_factory=dict)
+    """name -> file (relative to this one) or inline definition with kind: (protocols.kinds.KINDS)."""
+    policies: dict[str, PolicyConfig] = field(default_factory=dict)
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

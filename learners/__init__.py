@@ -1,0 +1,1 @@
+"""From judgments to gradients: samples, advantages, losses, and the DeepSpeed ranks."""

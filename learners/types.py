@@ -1,0 +1,26 @@
+"""Sample: the one thing a learner consumes. Learners know nothing of protocols, judges or algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Sample:
+    """One training sequence for one policy. Axes: S sequence tokens, L tokens that carry loss."""
+
+    token_ids_S: list[int]
+    positions_L: list[int]
+    """Indices into token_ids_S of the tokens that carry loss; each is predicted from the token before it."""
+    advantages_L: list[float]
+    """Policy gradient: advantage of each token. SFT: its weight."""
+    logprobs_L: list[float]
+    """Log-probability under the policy that sampled it (0 where unknown, as in SFT)."""
+    versions_L: list[int]
+    allowed_L: list[tuple[int, ...]] | None = None
+    """Legal token ids at each loss position (the mask that decoding used); None: all are legal."""
+    temperature: float = 1.0
+    group: str = ""
+    """The group key (task, protocol, role, situation, turn) as text, for inspection."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """episode, role, ...: for metrics per role."""

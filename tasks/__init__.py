@@ -1,0 +1,1 @@
+"""What is debated about: sources of tasks, and the verifiers of answers."""
