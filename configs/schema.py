@@ -7,7 +7,10 @@ finds the ones that need several settings together.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -16,8 +19,8 @@ class ModelConfig:
 
     path: str = ""
     """Hugging Face model name or local folder. Empty: build the tiny model that the fields below describe."""
-    arch: str = "qwen3"
-    """Tiny model: qwen3 or llama."""
+    arch: Literal["qwen3", "llama"] = "qwen3"
+    """Tiny model."""
     hidden_size: int = 64
     layers: int = 2
     heads: int = 4
@@ -35,9 +38,11 @@ class EngineConfig:
     """vLLM engines of one policy."""
 
     replicas: int = 1
-    device: str = "auto"
-    """auto, cpu or cuda. auto: cuda where Ray sees a GPU."""
-    dtype: str = "auto"
+    device: Device = "auto"
+    """auto: cuda where Ray sees a GPU."""
+    gpus: float = 1.0
+    """CUDA only: GPUs per engine and tensor-parallel rank, as Ray counts them; fractions share a device."""
+    dtype: Dtype = "auto"
     """auto: float32 on CPU, bfloat16 on CUDA."""
     max_model_len: int = 0
     """Tokens; 0: what the model allows."""
@@ -83,8 +88,10 @@ class LearnerConfig:
     """DeepSpeed learner group of one trained policy."""
 
     ranks: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
+    device: Device = "auto"
+    gpus: float = 1.0
+    """CUDA only: GPUs per rank, as Ray counts them; fractions share a device."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     zero_stage: int = 0
     lr: float = 1e-3
     warmup_steps: int = 0
@@ -106,7 +113,7 @@ class LearnerConfig:
 
 @dataclass
 class WarmStartConfig:
-    """Supervised start (SFT) on plays by uniformly random players: legal format, or verdicts from random evidence."""
+    """Supervised start (SFT) on plays by random players: legal format, or verdicts from random evidence."""
 
     steps: int = 0
     batch: int = 256
@@ -115,21 +122,21 @@ class WarmStartConfig:
     protocol: str = ""
     """Which entry of `protocols` to play."""
     roles: list[str] = field(default_factory=list)
-    """Roles whose turns are imitated: the right reply where the protocol knows it, else a random legal one."""
+    """Roles whose turns are imitated: the right reply where it is known, else a random legal one."""
 
 
 @dataclass
 class PolicyConfig:
     """Named weights behind one or several roles."""
 
-    kind: str = "lm"
+    kind: Literal["lm", "uniform"] = "lm"
     """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     trained: bool = False
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Used by warm starts too, with the warm start's learning rate."""
-    warm_start: Optional[WarmStartConfig] = None
+    warm_start: WarmStartConfig | None = None
     init_from: str = ""
     """Start from the warm-started weights of another policy instead of one's own."""
     temperature: float = 1.0
@@ -169,7 +176,7 @@ class ArmConfig:
     protocol: str = ""
     roles: dict[str, str] = field(default_factory=dict)
     """role -> policy"""
-    when: str = "end"
+    when: Literal["start", "end"] = "end"
     """start: before any training (warm-started weights). end: after all stages."""
     episodes: int = 500
 
@@ -186,8 +193,8 @@ class EvalConfig:
 class TrackConfig:
     """Where figures go."""
 
-    wandb: str = "auto"
-    """auto: online with an API key, offline without. Or online, offline, off."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online with an API key, offline without."""
     project: str = "dissoi"
     transcripts_every: int = 20
     """Learner steps between sampled transcripts on screen and in W&B."""

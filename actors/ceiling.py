@@ -1,0 +1,65 @@
+"""The exact ceiling: how often truth wins when both debaters play perfectly before this very judge.
+
+The search (tasks/minimax.py) asks for the judge's probabilities; a scorer answers them from the judge's own
+weights in big batches. The scorer is handed in, as learners are not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from actors.chat import ChatCodec
+from actors.judge_prompts import JudgePrompts
+from actors.stats import Interval, proportion
+from protocols.phased import Phased
+from protocols.types import Task
+from tasks.minimax import Game, Question, Solution, solve
+
+WIDTH = 256
+"""Searches that ask together."""
+
+
+class Scorer(Protocol):
+    """Probabilities of `choices` (token ids) after each prompt: shape (prompts, choices)."""
+
+    def score(self, prompts: list[list[int]], choices: list[int]) -> np.ndarray: ...
+
+
+def solve_games(
+    protocol: Phased, tasks: Sequence[Task], model_dir: str, make_scorer: Callable[[str], Scorer]
+) -> list[Solution]:
+    """Plays out the debate of every task perfectly, before the judge in `model_dir`."""
+    prompts = JudgePrompts(protocol, ChatCodec.from_pretrained(model_dir), tasks)
+    labels = [ids[0] for ids in prompts.labels]
+    assert all(len(ids) == 1 for ids in prompts.labels), "the judge's labels must be single tokens"
+    scorer = make_scorer(model_dir)
+
+    def evaluate(questions: list[Question]) -> list[float]:
+        asked = [ids for index, position in questions for ids in prompts.prompts(index, position)]
+        probs = scorer.score(asked, labels).reshape(len(questions), prompts.orders, len(labels)).tolist()
+        return [prompts.belief(index, verdicts) for (index, _), verdicts in zip(questions, probs)]
+
+    sides = protocol.reveal_sides()
+    games = [Game(len(task.evidence), sides, task.choices.index(task.answer or "")) for task in tasks]
+    return solve(games, evaluate, width=WIDTH)
+
+
+async def ceiling(
+    protocol: Phased, tasks: Sequence[Task], model_dir: str, make_scorer: Callable[[str], Scorer], workers: int
+) -> tuple[Interval, float]:
+    """(share of tasks that truth can force, positions judged per task), on `workers` processes."""
+    import asyncio
+
+    import ray
+
+    remote: Any = ray.remote(num_cpus=1, max_calls=1)(solve_games)
+    bare = list(tasks)
+    shares = [bare[worker::workers] for worker in range(workers)]
+    results = await asyncio.gather(*(remote.remote(protocol, share, model_dir, make_scorer) for share in shares))
+    solutions = [solution for share in results for solution in share]
+    clusters = [task.parent or task.id for share in shares for task in share]
+    interval = proportion([float(solution.truth_wins) for solution in solutions], clusters)
+    return interval, sum(solution.evaluations for solution in solutions) / len(solutions)

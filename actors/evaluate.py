@@ -1,0 +1,38 @@
+"""Arms: one protocol, one set of players, held-out tasks. What a run reports comes from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from actors.rollouts import play_all
+from actors.runner import Seated
+from actors.stats import Interval, proportion
+from protocols.base import Protocol
+from protocols.types import Episode, Task
+
+
+async def play_arm(
+    protocol: Protocol, tasks: Sequence[Task], players: Mapping[str, Seated], name: str, seed: int
+) -> list[list[Episode]]:
+    """Plays the arm's protocol once on every held-out task."""
+    return await play_all(protocol, tasks, players, name, seed)
+
+
+def score(plays: Sequence[Sequence[Episode]]) -> Interval:
+    """Share of plays with score 1 and its 95% interval, clustered by the root task (image, question).
+
+    Plays without a score (invalid, lost) are missing data: left out, and visible in `n`.
+    """
+    roots = [play[0] for play in plays if play[0].outcome.score is not None]
+    values = [float(root.outcome.score or 0.0) for root in roots]
+    return proportion(values, [root.task.parent or root.task.id for root in roots])
+
+
+def score_by(plays: Sequence[Sequence[Episode]], bucket: Callable[[Task], str | None]) -> dict[str, float]:
+    """Mean score in each bucket of tasks (list length, say), in numerical order; empty without buckets."""
+    found: dict[str, list[float]] = {}
+    for play in plays:
+        name, value = bucket(play[0].task), play[0].outcome.score
+        if name is not None and value is not None:
+            found.setdefault(name, []).append(float(value))
+    return {name: sum(found[name]) / len(found[name]) for name in sorted(found, key=lambda n: (len(n), n))}

@@ -1,0 +1,245 @@
+"""`report.html`: one self-contained page made from summary.json, metrics.jsonl, episodes.jsonl and config.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors import charts, html, records, report_curves, report_plays, stats
+from actors.console import arm_label, duration
+from actors.tracker import read_metrics, write_atomically
+from protocols.types import Episode
+
+JUDGED = 1000
+"""Without evaluation arms: judge health of the last so many plays."""
+
+
+@dataclass
+class Run:
+    """What is known of a run, as its files tell."""
+
+    summary: dict[str, Any]
+    metrics: report_curves.Metrics
+    config: str
+    episodes: Path
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    heads: dict[str, records.Head] = field(default_factory=dict)
+    arms: dict[str, list[str]] = field(default_factory=dict)
+    """arm -> ids of its `ok` plays"""
+    children: dict[str, list[str]] = field(default_factory=dict)
+
+    def load(self, ids: Sequence[str]) -> list[Episode]:
+        return list(records.read_at(self.episodes, [self.places[id] for id in ids]))
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Writes `RUN_DIR/report.html` and returns its path. Parts whose files or figures are missing are left out."""
+    folder = Path(run_dir)
+    run = _read(folder)
+    name = str(run.summary.get("name", folder.name))
+    plays = run.load(report_plays.choose(run.heads, run.arms, run.children))
+    says = "Numbers beside a turn are its reward; bars are the judge's belief after it."
+    parts = [
+        f'<header><h1>{escape(name)}</h1><p class="facts">{escape("  ·  ".join(_facts(run)))}</p></header>',
+        _headline(run),
+        _lengths(run),
+        _judge(run),
+        *report_curves.sections(run.metrics, {"Play": list(_solve_rates(run))}),
+        html.section("Sample plays", report_plays.cards(plays), says),
+        report_curves.others(run.metrics),
+        _about(run),
+    ]
+    page = html.page(f"{name} · Dissoi", "\n".join(filter(None, parts)))
+    write_atomically(folder / "report.html", page.encode(errors="replace"))
+    return folder / "report.html"
+
+
+def _read(folder: Path) -> Run:
+    summary_path, metrics_path = folder / "summary.json", folder / "metrics.jsonl"
+    summary = msgspec.json.decode(summary_path.read_bytes()) if summary_path.exists() else {}
+    metrics: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for line in read_metrics(metrics_path) if metrics_path.exists() else ():
+        for name, value in line["values"].items():
+            if value is None or isinstance(value, int | float):
+                metrics[line["kind"], name].append((line["step"], float("nan") if value is None else value))
+    config = folder / "config.yaml"
+    run = Run(
+        summary, dict(metrics), config.read_text() if config.exists() else "", folder / "episodes.jsonl"
+    )
+    if run.episodes.exists():
+        for head, offset, length in records.heads(run.episodes):
+            run.heads[head.id], run.places[head.id] = head, (offset, length)
+            if "arm" in head.meta and head.status == "ok":
+                run.arms.setdefault(str(head.meta["arm"]), []).append(head.id)
+            if head.parent is not None:
+                run.children.setdefault(head.parent, []).append(head.id)
+    return run
+
+
+def _headline(run: Run) -> str:
+    for key, title in (
+        ("judge_accuracy", "How often the judge is right"),
+        ("accuracy", "Accuracy on held-out tasks"),
+    ):
+        arms = {name: entry for name, entry in (run.summary.get(key) or {}).items() if _interval(entry)}
+        if arms:
+            break
+    else:
+        return ""
+    ceiling = arms.pop("minimax_ceiling", None)
+    picture = charts.bars(arms, ceiling, {name: arm_label(name) for name in arms})
+    tiles = []
+    if "trained" in arms and "untrained" in arms:
+        before, after = arms["untrained"]["mean"], arms["trained"]["mean"]
+        tiles.append(html.tile(f"{before:.1%} → {after:.1%}", "before → after training"))
+        tiles.append(html.tile(f"{after - before:+.1%}", "gain"))
+        if ceiling is not None and ceiling["mean"] > before:
+            tiles.append(
+                html.tile(
+                    f"{(after - before) / (ceiling['mean'] - before):.0%}", "of the gap to the exact ceiling"
+                )
+            )
+    counts = sorted(
+        {int(entry["n"]) for entry in [*arms.values(), *([ceiling] if ceiling else [])] if "n" in entry}
+    )
+    n = "–".join(f"{count:,}" for count in (counts if len(counts) < 2 else (counts[0], counts[-1])))
+    says = f"Held-out tasks, 95% intervals, n = {n} each." if n else "Held-out tasks, 95% intervals."
+    return html.section(
+        title, f'<div class="hero"><div>{picture}</div><div class="tiles">{"".join(tiles)}</div></div>', says
+    )
+
+
+def _interval(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("mean"), int | float)
+
+
+def _solve_rates(run: Run) -> Iterator[str]:
+    """How hard the proposed tasks were: mean score of the plays of each proposal, early against late."""
+    rates = []
+    for kids in run.children.values():
+        scores = [float(run.heads[kid].score) for kid in kids if run.heads[kid].score is not None]  # type: ignore[arg-type]
+        if len(scores) >= 4:
+            rates.append(sum(scores) / len(scores))
+    third = len(rates) // 3
+    if third >= 5:
+        groups = {"first third of training": rates[:third], "last third": rates[-third:]}
+        says = "share of proposals, by mean score of their plays"
+        yield html.card("Solve rate of proposals", says, charts.histogram(groups))
+
+
+def _judge(run: Run) -> str:
+    plays = {name: run.load(ids) for name, ids in run.arms.items()}
+    if not plays:
+        judged = [id for id, head in run.heads.items() if head.status == "ok" and id not in run.children]
+        plays = {"training": run.load(judged[-JUDGED:])}
+    health = {name: found for name, episodes in plays.items() if (found := stats.judge_health(episodes))}
+    if not health:
+        return ""
+    header = (
+        "",
+        "right",
+        "MCC",
+        "Brier",
+        "ECE",
+        "swap flips",
+        "right, truth first",
+        "right, truth second",
+        "unreadable",
+        "n",
+    )
+    rows = []
+    for name, found in health.items():
+        flips = found["swap_flip_rate"]
+        rows.append([
+            arm_label(name), _range(found["accuracy"]), f"{found['mcc']:.2f}", f"{found['brier']:.3f}", f"{found['ece']:.3f}",
+            "" if flips is None else f"{flips:.1%}", _range(found["honest_first"]), _range(found["honest_second"]),
+            f"{found['unreadable']:.1%}", f"{found['n']:,}",
+        ])  # fmt: skip
+    shown = {name: health[name] for name in ("untrained", "trained") if name in health} or dict(
+        list(health.items())[:2]
+    )
+    cards = [html.card("Reliability", "confidence against share right", charts.reliability(
+        {arm_label(name): found["reliability"] for name, found in shown.items()}))]  # fmt: skip
+    rounds = {arm_label(name): sorted(found["accuracy_by_round"].items()) for name, found in health.items()}
+    if any(len(values) > 1 for values in rounds.values()):
+        cards.append(
+            html.card(
+                "Right after each turn",
+                "judge accuracy by public turns taken",
+                charts.lines(rounds, percent=True, salt="rounds"),
+            )
+        )
+    says = (
+        "Brier: 0 best, .25 for always one half. ECE: distance of confidence and accuracy. Swap flips: verdicts that "
+        "change when the claims are named in the other order. Truth first: the first side argues it."
+    )
+    return html.section("Judge", html.table(header, rows) + html.grid(cards), says)
+
+
+def _range(interval: stats.Interval) -> str:
+    return f"{interval.mean:.1%} ({interval.low:.1%}–{interval.high:.1%})" if interval.n else ""
+
+
+def _lengths(run: Run) -> str:
+    """summary["accuracy_by_length"]: {arm: {length: share or {"mean": ...}}}, or one such row without arms."""
+    given = run.summary.get("accuracy_by_length")
+    if not isinstance(given, Mapping) or not given:
+        return ""
+    rows = (
+        given
+        if all(isinstance(row, Mapping) and not _interval(row) for row in given.values())
+        else {"": given}
+    )
+    table = {name: {str(key): _share(value) for key, value in row.items()} for name, row in rows.items()}
+    lengths = sorted({key for row in table.values() for key in row}, key=lambda key: (len(key), key))
+    body = html.table(
+        ("", *lengths, "mean"),
+        [
+            [
+                arm_label(name),
+                *(f"{row[key]:.2f}" if key in row else "" for key in lengths),
+                f"{sum(row.values()) / max(1, len(row)):.2f}",
+            ]
+            for name, row in table.items()
+        ],
+    )
+    series = {arm_label(name): [(float(key), row[key]) for key in lengths if key in row] for name, row in table.items()
+              if all(re.fullmatch(r"-?\d+(\.\d+)?", key) for key in row)}  # fmt: skip
+    picture = (
+        html.card("By length", "held-out accuracy", charts.lines(series, percent=True, salt="lengths"))
+        if series
+        else ""
+    )
+    return html.section("Accuracy by length", body + html.grid([picture]))
+
+
+def _share(value: Any) -> float:
+    return float(value["mean"] if isinstance(value, Mapping) else value)
+
+
+def _facts(run: Run) -> list[str]:
+    parts = [duration(run.summary["wall_s"])] if "wall_s" in run.summary else []
+    for key in ("episodes", "tokens", "policy_updates", "invalid_episodes", "lost_episodes"):
+        if isinstance(run.summary.get(key), int | float):
+            parts.append(f"{run.summary[key]:,} {key.replace('_', ' ')}")
+    return [*parts, f"seed {run.summary['seed']}"] if "seed" in run.summary else parts
+
+
+def _about(run: Run) -> str:
+    """The rest of the summary, and the config."""
+    known = ("name", "judge_accuracy", "accuracy", "accuracy_by_length")
+    left = {key: value for key, value in run.summary.items() if key not in known}
+    body = ""
+    if left:
+        text = msgspec.json.format(msgspec.json.encode(left), indent=2).decode()
+        body += html.details("summary.json", f'<pre class="code">{escape(text)}</pre>')
+    if run.config:
+        body += html.details("config.yaml", f'<pre class="code">{escape(run.config)}</pre>')
+    return html.section("Run", f'<div class="panel">{body}</div>' if body else "")

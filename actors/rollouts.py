@@ -1,0 +1,172 @@
+"""rollout_loop: keeps plays running, as many as there are slots, and hands finished ones to the ledger.
+
+    slots ──► draw a task ──► run_play (all its turns, sub-plays) ──► ledger ──► learn_loop ──► slots
+
+Consumes tasks and players. Waits for slots. Is unblocked by `release`, which the learn loop calls only after
+the new weights have reached every engine: with `max_staleness: 0` there are just enough slots for one learner
+step, so no play ever sees two versions; with k there are k + 1 steps' worth. Produces committed root plays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from actors.ledger import Ledger
+from actors.router import EngineLost
+from actors.runner import Seated, gather_or_cancel, run_play
+from configs.schema import StageConfig
+from protocols.base import Protocol
+from protocols.propose_solve import ProposeSolve
+from protocols.types import Episode, Outcome, Task
+from tasks.archive import Archive
+from tasks.base import EXAMPLE, TaskSource, carried_proposal, with_proposal
+
+MAX_ATTEMPTS = 3
+
+
+class TooManyInvalid(RuntimeError):
+    """Nearly every play of a stage ended without a usable outcome: training on the rest would mislead."""
+
+
+class Rollouts:
+    """The running plays of one stage."""
+
+    def __init__(
+        self,
+        name: str,
+        stage: StageConfig,
+        protocol: Protocol,
+        source: TaskSource,
+        players: Mapping[str, Seated],
+        ledger: Ledger,
+        seed: int,
+        archive: Archive,
+        first_play: int = 0,
+    ):
+        self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
+        self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
+        self.next_play = first_play
+        self.statuses: Counter[str] = Counter()
+        self._slots = asyncio.Semaphore(stage.plays_per_step * (1 + stage.max_staleness))
+        self._running: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._failed = asyncio.Event()
+
+    def release(self, plays: int) -> None:
+        """Called when `plays` plays have been learned from and the engines have the result."""
+        for _ in range(plays):
+            self._slots.release()
+
+    async def run(self) -> None:
+        """rollout_loop. Runs until cancelled; raises what a play raised."""
+        try:
+            while True:
+                waiting = asyncio.ensure_future(self._slots.acquire())
+                failed = asyncio.ensure_future(self._failed.wait())
+                await asyncio.wait([waiting, failed], return_when=asyncio.FIRST_COMPLETED)
+                failed.cancel()
+                if self._failure is not None:
+                    raise self._failure
+                task = asyncio.ensure_future(self._one(self.next_play))
+                self.next_play += 1
+                self._running.add(task)
+                task.add_done_callback(self._finished)
+        finally:
+            for task in list(self._running):
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._failure is None:
+            self._failure = task.exception()
+            self._failed.set()
+
+    async def _one(self, index: int) -> None:
+        """One root play, tried again when its engines were lost. Lost attempts are recorded, never rewarded."""
+        task = self.draw(index)
+        rng = random.Random(f"{self.seed}/{self.name}/play/{index}")
+        for attempt in range(MAX_ATTEMPTS):
+            id = f"{self.name}-{index}" + (f".{attempt}" if attempt else "")
+            seed = rng.randrange(2**63)
+            try:
+                episodes = await run_play(self.protocol, task, seed, self.players, id, meta={"stage": self.name})
+            except EngineLost as error:
+                self._count("lost")
+                lost = Outcome(status="lost", reason=str(error))
+                episode = Episode(id, self.protocol.name, replace(task, domain=None), seed, (), lost)
+                self.ledger.commit(id, [episode])
+                continue
+            self._keep(id, episodes)
+            return
+        raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times")
+
+    def _keep(self, id: str, episodes: list[Episode]) -> None:
+        root = episodes[0]
+        self._count(root.status)
+        self.ledger.commit(id, episodes)
+        if root.status == "ok":
+            self._remember(root)
+        else:
+            self._slots.release()  # it reaches no learner: a replacement may start at once
+
+    def _remember(self, root: Episode) -> None:
+        """Archives what was proposed, with the share of sub-plays that succeeded."""
+        rate = root.outcome.metrics.get("solve_rate")
+        if not isinstance(self.protocol, ProposeSolve) or rate is None:
+            return
+        proposal = self.protocol.proposal(root.task, root.turns)
+        assert proposal is not None, f"{root.id}: a solve rate without a proposal"
+        if carried_proposal(root.task) is None:
+            self.archive.add(proposal, root.task.id, rate)
+        else:
+            self.archive.update(proposal, root.task.id, rate)
+
+    def _count(self, status: str) -> None:
+        self.statuses[status] += 1
+        bad = self.statuses["invalid"] + self.statuses["lost"]
+        if bad > 4 * self.stage.plays_per_step and bad > 9 * self.statuses["ok"]:
+            raise TooManyInvalid(
+                f"stage {self.name!r}: {bad} of {self.statuses.total()} plays were invalid or lost; "
+                f"see the reasons in episodes.jsonl"
+            )
+
+    def draw(self, index: int) -> Task:
+        """The task of root play `index`: the same for siblings, whatever ran before (but for the archive)."""
+        rng = random.Random(f"{self.seed}/{self.name}/task/{index // self.stage.repeats}")
+        if rng.random() < self.stage.archive and len(self.archive):
+            entry = self.archive.draw(rng)
+            return with_proposal(self.source.root(entry.task_id), entry.proposal)
+        return training_task(self.source, self.protocol, rng)
+
+
+def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, warm: bool = False) -> Task:
+    """A task that `protocol` can be played on: a root task where a proposer comes first, else one derived from
+    a root task with the proposal it carries, its example, or (claims) a uniform one."""
+    task = source.warm(rng) if warm else source.train(rng)
+    if isinstance(protocol, ProposeSolve) or task.domain is None:
+        return task
+    example = task.hidden.get(EXAMPLE)
+    proposal = carried_proposal(task) or (example.text if example else rng.choice(task.proposals))
+    return task.domain.derive(task, proposal)
+
+
+async def play_all(
+    protocol: Protocol, tasks: Sequence[Task], players: Mapping[str, Seated], name: str, seed: int, width: int = 256
+) -> list[list[Episode]]:
+    """Plays `protocol` once on every task, at most `width` at a time; one list (root first) per task.
+
+    Plays are seeded by position: two calls with the same arguments but other players meet the same draws.
+    """
+    gate = asyncio.Semaphore(width)
+
+    async def one(index: int, task: Task) -> list[Episode]:
+        async with gate:
+            play_seed = random.Random(f"{seed}/{index}").randrange(2**63)
+            return await run_play(protocol, task, play_seed, players, f"{name}-{index}", meta={"arm": name})
+
+    return await gather_or_cancel([one(index, task) for index, task in enumerate(tasks)])

@@ -1,0 +1,182 @@
+"""Router: from a policy's requests to the replicas that serve it.
+
+Requests made in one tick of the event loop travel to a replica in one actor call (`Engine.submit`); finished
+ones come back through one long poll per replica (`Engine.collect`). So a request costs no actor call of its
+own, and a long generation never holds back a short one.
+
+A replica that dies gives its unfinished requests back; they go to another replica, or wait until the
+restarted one has the current weights. Sampling again is harmless: nothing of a lost reply was used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from actors.messages import GenRequest, GenResult
+
+MAX_TRIES = 3
+
+
+class EngineLost(RuntimeError):
+    """A request could not be answered: its engines died several times, or refused it."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    request: GenRequest
+    future: asyncio.Future[GenResult]
+    tries: int = 0
+
+
+@dataclass
+class Counters:
+    """What a policy's engines have done since the start."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    memo_hits: int = 0
+    retried: int = 0
+    restarts: int = 0
+
+    def figures(self, policy: str) -> dict[str, float]:
+        """As metrics of `policy`."""
+        return {f"{name}/{policy}": float(value) for name, value in asdict(self).items()}
+
+
+class Replica:
+    """One engine actor, seen from the router."""
+
+    def __init__(self, handle: Any, on_death: Callable[[Replica, list[_Pending]], None]):
+        self.handle, self._on_death = handle, on_death
+        self.up = True
+        self._queue: list[_Pending] = []
+        self._running: dict[int, _Pending] = {}
+        self._flushing = False
+        self._collector: asyncio.Task[None] | None = None
+
+    @property
+    def load(self) -> int:
+        return len(self._queue) + len(self._running)
+
+    def send(self, pending: _Pending) -> None:
+        self._queue.append(pending)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        batch, self._queue = self._queue, []
+        if not self.up:
+            self._on_death(self, batch)
+            return
+        for pending in batch:
+            self._running[pending.request.id] = pending
+        self.handle.submit.remote([pending.request for pending in batch])
+        if self._collector is None or self._collector.done():
+            self._collector = asyncio.ensure_future(self._collect())
+
+    async def _collect(self) -> None:
+        """Waits for results while any request is out. Unblocks the players that asked for them."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        while self._running:
+            try:
+                results: list[GenResult] = await self.handle.collect.remote()
+            except (RayActorError, RayTaskError) as error:
+                self.fail(error)
+                return
+            for result in results:
+                pending = self._running.pop(result.id, None)
+                if pending is None or pending.future.done():
+                    continue
+                if result.finish == "error":
+                    pending.future.set_exception(EngineLost(result.error))
+                else:
+                    pending.future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """The actor is gone: everything unanswered goes back to the router."""
+        self.up = False
+        lost, self._running = list(self._running.values()), {}
+        self._on_death(self, lost)
+
+    def stop(self) -> None:
+        if self._collector is not None:
+            self._collector.cancel()
+
+
+class Router:
+    """All replicas of one policy. `revive` restarts a dead replica with the current weights."""
+
+    def __init__(self, policy: str, handles: Sequence[Any], revive: Callable[[Any], Awaitable[None]]):
+        self.policy, self._revive = policy, revive
+        self.replicas = [Replica(handle, self._bury) for handle in handles]
+        self.counters = Counters()
+        self._ids = itertools.count()
+        self._waiting: list[_Pending] = []
+        self._revivals: set[asyncio.Task[None]] = set()
+
+    async def generate(self, request: GenRequest) -> GenResult:
+        """One request to the least loaded replica. Raises EngineLost after MAX_TRIES deaths."""
+        request.id = next(self._ids)
+        pending = _Pending(request, asyncio.get_running_loop().create_future())
+        self._send(pending)
+        result = await pending.future
+        counters = self.counters
+        counters.requests += 1
+        counters.prompt_tokens += len(request.prompt_ids)
+        counters.output_tokens += len(result.output_ids) or 1
+        return result
+
+    def _send(self, pending: _Pending) -> None:
+        live = [replica for replica in self.replicas if replica.up]
+        if not live:
+            self._waiting.append(pending)
+        elif len(live) == 1:
+            live[0].send(pending)
+        else:
+            min(live, key=lambda replica: replica.load).send(pending)
+
+    def _bury(self, replica: Replica, lost: list[_Pending]) -> None:
+        first = not any(task.get_name() == str(id(replica)) for task in self._revivals)
+        if first:
+            self.counters.restarts += 1
+            task = asyncio.get_running_loop().create_task(self._bring_back(replica), name=str(id(replica)))
+            self._revivals.add(task)
+            task.add_done_callback(self._revivals.discard)
+        for pending in lost:
+            pending.tries += 1
+            self.counters.retried += 1
+            if pending.future.done():
+                continue
+            if pending.tries >= MAX_TRIES:
+                pending.future.set_exception(EngineLost(f"policy {self.policy!r}: engine died {MAX_TRIES} times"))
+            else:
+                self._send(pending)
+
+    async def _bring_back(self, replica: Replica) -> None:
+        """Waits for the restarted actor and its weights; then releases what waited for it."""
+        try:
+            await self._revive(replica.handle)
+        except Exception as error:  # whatever kept the engine down is what its requests are told
+            waiting, self._waiting = self._waiting, []
+            for pending in waiting:
+                if not pending.future.done():
+                    pending.future.set_exception(EngineLost(f"policy {self.policy!r}: {error}"))
+            return
+        replica.up = True
+        waiting, self._waiting = self._waiting, []
+        for pending in waiting:
+            self._send(pending)
+
+    def stop(self) -> None:
+        for replica in self.replicas:
+            replica.stop()
+        for task in self._revivals:
+            task.cancel()

@@ -1,0 +1,174 @@
+"""System: starts Ray and the engines of every policy, keeps weights current, and ends everything it started.
+
+A learner's weights travel learner -> Ray's object store -> engines; the driver only passes the reference on.
+The last reference of each policy is kept: a restarted engine has the weights of the disk, so it is given the
+current ones before its first token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.chat import ChatCodec
+from actors.players import UniformPlayer
+from actors.policy import EnginePlayer
+from actors.router import EngineLost, Router
+from actors.runner import Seated, gather_or_cancel
+from configs.schema import ClusterConfig, PolicyConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+REVIVE_SECONDS = 180.0
+
+
+def start_ray(config: ClusterConfig, actors: int) -> None:
+    """Local Ray, or the running cluster at `config.address`.
+
+    Locally an actor's CPU is a slot, not a core: a laptop's two cores hold engines and learners that mostly
+    take turns, so at least `actors` slots are offered. Call before installing signal handlers: Ray replaces
+    them.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    if config.address:
+        excludes = [".git", ".venv", "runs", "docs", "**/__pycache__"]
+        environment = {"working_dir": str(ROOT), "excludes": excludes}
+        ray.init(address=config.address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        return
+    cpus = config.cpus or os.cpu_count() or 1
+    gpus = {} if config.gpus < 0 else {"num_gpus": config.gpus}
+    ray.init(num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
+
+
+def cuda_offered() -> bool:
+    """Whether Ray has GPUs to place on: what `device: auto` resolves to."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+@dataclass
+class ServedPolicy:
+    """A policy that answers requests: its engines, router, codec and player."""
+
+    name: str
+    config: PolicyConfig
+    handles: list[Any]
+    router: Router
+    player: EnginePlayer
+    version: int = 0
+    weights: Any = None
+    """Reference to the newest pushed weights; None while those of the disk are current."""
+    sync_seconds: float = 0.0
+    sync_bytes: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class System:
+    """The engines of a run. `uniform` policies have none: they are played in the driver."""
+
+    def __init__(self, policies: Mapping[str, PolicyConfig], seed: int):
+        self.policies, self.seed = policies, seed
+        self.served: dict[str, ServedPolicy] = {}
+
+    async def serve(self, name: str, model_dir: str, codec: ChatCodec, version: int = 0) -> ServedPolicy:
+        """Starts the engines of policy `name` on the weights in `model_dir` and waits until they answer."""
+        import ray
+
+        from actors.engine import Engine
+
+        config = self.policies[name]
+        cuda = config.engine.device == "cuda" or (config.engine.device == "auto" and cuda_offered())
+        place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
+        remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
+        handles = [
+            remote.remote(name, model_dir, config.engine, version, self.seed + index)
+            for index in range(config.engine.replicas)
+        ]
+        details = await gather_or_cancel([handle.ready.remote() for handle in handles])
+        router = Router(name, handles, lambda handle: self._revive(served, handle))
+        player = EnginePlayer(router, codec, config.temperature, config.max_tokens)
+        served = ServedPolicy(name, config, handles, router, player, version, details=details[0])
+        self.served[name] = served
+        return served
+
+    async def push(self, name: str, version: int, weights: Any) -> None:
+        """Gives every live replica of `name` the weights behind the reference `weights`; returns when all have
+        acknowledged `version`. Replicas that are down get them when they are revived."""
+        served = self.served[name]
+        served.version, served.weights = version, weights
+        start = time.monotonic()
+        live = [replica for replica in served.router.replicas if replica.up]
+        reports = await asyncio.gather(
+            *(replica.handle.update_weights.remote(version, weights) for replica in live), return_exceptions=True
+        )
+        served.player.forget()
+        for replica, report in zip(live, reports):
+            if isinstance(report, BaseException):
+                self._push_failed(served, replica, report)
+            else:
+                served.sync_bytes = int(report["bytes"])
+        served.sync_seconds = time.monotonic() - start
+
+    def _push_failed(self, served: ServedPolicy, replica: Any, error: BaseException) -> None:
+        from ray.exceptions import RayActorError
+
+        if not isinstance(error, RayActorError):
+            raise error
+        replica.fail(error)
+
+    async def _revive(self, served: ServedPolicy, handle: Any) -> None:
+        """Waits for Ray to restart the actor, then brings it to the current version."""
+        from ray.exceptions import ActorUnavailableError, RayActorError
+
+        deadline = time.monotonic() + REVIVE_SECONDS
+        while True:
+            try:
+                await handle.ready.remote()
+                pushed = None
+                while served.weights is not None and pushed != served.version:
+                    pushed = served.version
+                    await handle.update_weights.remote(pushed, served.weights)
+                return
+            except (ActorUnavailableError, RayActorError) as error:
+                if time.monotonic() > deadline:
+                    raise EngineLost(f"engine of {served.name!r} did not come back: {error}") from error
+                await asyncio.sleep(0.5)
+
+    def players(self, roles: Mapping[str, str]) -> dict[str, Seated]:
+        """role -> who plays it, for roles bound to served or uniform policies."""
+        return {role: Seated(policy, self._player(policy)) for role, policy in roles.items()}
+
+    def _player(self, policy: str) -> Any:
+        if self.policies[policy].kind == "uniform":
+            return UniformPlayer(seed=self.seed)
+        return self.served[policy].player
+
+    async def statuses(self) -> dict[str, list[dict[str, Any]]]:
+        """Every live engine's own figures."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, served in self.served.items():
+            live = [replica.handle for replica in served.router.replicas if replica.up]
+            found[name] = list(await asyncio.gather(*(handle.status.remote() for handle in live)))
+        return found
+
+    def retire(self, name: str) -> None:
+        """Ends the engines of a policy that is not needed any more."""
+        import ray
+
+        served = self.served.pop(name)
+        served.router.stop()
+        for handle in served.handles:
+            ray.kill(handle)
+
+    def stop(self) -> None:
+        """Ends all engines. Ray itself is ended by whoever started it."""
+        for name in list(self.served):
+            self.retire(name)

@@ -1,0 +1,394 @@
+"""What is wrong with settings that are each well written: numbers out of range, names of nothing, settings
+without effect, and more hardware than there is. Every check runs on whatever could be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import ConfigError
+from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.schema import (
+    AdvantageConfig,
+    ArmConfig,
+    ClusterConfig,
+    EngineConfig,
+    EvalConfig,
+    LearnerConfig,
+    LossConfig,
+    ModelConfig,
+    PolicyConfig,
+    RunConfig,
+    StageConfig,
+    TrackConfig,
+    WarmStartConfig,
+)
+from configs.source import KeyPath, Source, show_key
+from protocols.base import Protocol
+
+_INF = float("inf")
+_TINY = 1e-12  # for numbers that must be more than zero
+_COUNT, _FROM_0 = (1, _INF), (0, _INF)
+RANGES: dict[type, dict[str, tuple[float, float]]] = {
+    ModelConfig: {
+        **dict.fromkeys(("hidden_size", "layers", "heads", "kv_heads", "intermediate_size"), _COUNT),
+        "max_len": (2, _INF),
+    },
+    EngineConfig: {
+        **dict.fromkeys(("replicas", "max_num_seqs", "kv_cache_mb", "tensor_parallel", "threads"), _COUNT),
+        "max_model_len": _FROM_0,
+        "gpus": (_TINY, _INF),
+        "gpu_memory_utilization": (_TINY, 1),
+    },
+    LossConfig: {"clip_low": (0, 1), "clip_high": _FROM_0, "entropy": _FROM_0},
+    AdvantageConfig: {"discount": (0, 1)},
+    LearnerConfig: {
+        **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
+        **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),
+        **dict.fromkeys(("lr", "gpus"), (_TINY, _INF)),
+        "zero_stage": (0, 3),
+    },
+    WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (_TINY, _INF)},
+    PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
+    StageConfig: {
+        **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
+        **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
+        "archive": (0, 1),
+    },
+    ArmConfig: {"episodes": _COUNT},
+    EvalConfig: {"ceiling_episodes": _COUNT},
+    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
+    ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, _INF)},
+}
+GROUPED = ("grpo", "dr_grpo", "rloo")
+"""Advantages that compare the members of a group: in a group of one they are zero."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the learners' side knows, handed in because `configs` does not import `learners`."""
+
+    losses: Mapping[str, frozenset[str]]
+    """Loss kind -> fields of LossConfig that it reads."""
+    advantages: Collection[str]
+    """Advantage kinds."""
+    group_fields: Collection[str]
+    """What AdvantageConfig.group_by may name."""
+    check_learner: Callable[[LearnerConfig, str], object]
+    """Raises ValueError("setting: what is wrong") for what no learner can run on a device (cpu or cuda)."""
+
+
+@dataclass
+class Checker:
+    """One pass over a config. `protocols`: name -> protocol, None for those that could not be built."""
+
+    config: RunConfig
+    source: Source
+    protocols: Mapping[str, Protocol | None]
+    machine: Machine | None
+    known: Known | None
+    errors: list[ConfigError]
+
+    def run(self) -> None:
+        """Adds every mistake to `errors`; nothing about hardware without a machine (a remote cluster)."""
+        self.ranges(self.config, ())
+        if not self.config.stages and not self.config.eval.arms:
+            self.error(("stages",), "nothing to run: there are neither stages nor eval.arms")
+        for name, policy in self.config.policies.items():
+            self.policy(name, policy, ("policies", name))
+        for name, stage in self.config.stages.items():
+            self.stage(stage, ("stages", name))
+        for name, arm in self.config.eval.arms.items():
+            self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
+        self.never_updated()
+        if self.config.eval.ceiling:
+            self.named(self.config.eval.ceiling, self.protocols, "protocol", ("eval", "ceiling"))
+        else:
+            self.unused(("eval",), ["ceiling_episodes"], "without eval.ceiling", ("eval", "ceiling"))
+        if self.config.track.wandb == "off":
+            self.unused(("track",), ["project"], "with wandb: off", ("track", "wandb"))
+        if self.machine is not None and not self.config.cluster.address:
+            self.hardware(self.machine)
+
+    # helpers
+
+    def error(self, path: KeyPath, message: str, valid: str = "") -> None:
+        self.errors.append(self.source.error(path, message, valid))
+
+    def named(self, name: str, known: Collection[str], what: str, path: KeyPath) -> bool:
+        """Whether `name` is one of `known`; notes it when not."""
+        if name in known:
+            return True
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        message = f"there is no {what} {name!r}{hint}" if name else f"names no {what}"
+        self.error(path, message, _list(known))
+        return False
+
+    def unused(self, path: KeyPath, fields: Iterable[str], why: str, switch: KeyPath) -> None:
+        """Note each of `fields` that was set although it has no effect, because of what `switch` is.
+
+        Not where the switch was set elsewhere than the field: a file that extends another, or an override,
+        may turn something off without taking its settings away.
+        """
+        marks = self.source.marks
+        for field in fields:
+            here = (*path, field)
+            mark = next((mark for key, mark in marks.items() if key[: len(here)] == here), None)
+            if mark and (switch not in marks or marks[switch].file == mark.file):
+                self.errors.append(
+                    ConfigError(str(mark), show_key(here), f"has no effect {why}", "remove it")
+                )
+
+    def ranges(self, value: Any, path: KeyPath) -> None:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                self.ranges(below, (*path, key))
+        elif dataclasses.is_dataclass(value) and type(value) in {RunConfig, *RANGES}:
+            limits = RANGES.get(type(value), {})
+            for field in dataclasses.fields(value):
+                below = getattr(value, field.name)
+                low, high = limits.get(field.name, (-_INF, _INF))
+                if isinstance(below, (int, float)) and not low <= below <= high:
+                    self.error((*path, field.name), f"{below:g} is out of range", _range(low, high))
+                self.ranges(below, (*path, field.name))
+
+    # policies
+
+    def policy(self, name: str, policy: PolicyConfig, path: KeyPath) -> None:
+        if policy.kind == "uniform":
+            others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name != "kind")
+            self.unused(path, others, "on a uniform policy", (*path, "kind"))
+            return
+        warm, model = policy.warm_start, policy.model
+        self.model(model, (*path, "model"))
+        self.engine(policy, path)
+        if policy.trained and policy.temperature == 0:
+            self.error((*path, "temperature"), "a trained policy must explore", "more than 0")
+        if policy.trained or warm:
+            self.learner(policy, (*path, "learner"))
+        else:
+            self.unused(path, ["learner"], "on a policy neither trained nor warm-started", (*path, "trained"))
+        if warm:
+            self.warm_start(warm, (*path, "warm_start"))
+        if policy.init_from:
+            self.init_from(name, policy, path)
+
+    def model(self, model: ModelConfig, path: KeyPath) -> None:
+        tiny = [
+            f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("path", "trust_remote_code")
+        ]
+        if model.path:
+            self.unused(path, tiny, "beside model.path: it describes the tiny model", (*path, "path"))
+            return
+        self.unused(path, ["trust_remote_code"], "without model.path", (*path, "path"))
+        if min(model.heads, model.kv_heads) < 1:
+            return
+        if model.hidden_size % (2 * model.heads):
+            message = f"{model.hidden_size} is not a multiple of twice the {model.heads} heads"
+            self.error((*path, "hidden_size"), message, "heads of even size")
+        if model.heads % model.kv_heads:
+            message = f"{model.heads} heads are not a multiple of {model.kv_heads} kv_heads"
+            self.error((*path, "kv_heads"), message)
+
+    def engine(self, policy: PolicyConfig, path: KeyPath) -> None:
+        engine, here = policy.engine, (*path, "engine")
+        gpu_only = ["gpus", "gpu_memory_utilization", "tensor_parallel"]
+        if engine.device == "cpu":
+            self.unused(here, gpu_only, "with device: cpu", (*here, "device"))
+        if engine.device == "cuda":
+            self.unused(here, ["kv_cache_mb", "threads"], "with device: cuda", (*here, "device"))
+        if engine.tensor_parallel > 1 and engine.gpus != 1:
+            self.error((*here, "gpus"), "tensor parallel ranks cannot share a device", "1")
+        if not policy.model.path and engine.max_model_len > policy.model.max_len:
+            message = (
+                f"{engine.max_model_len} tokens are more than the model's max_len {policy.model.max_len}"
+            )
+            self.error((*here, "max_model_len"), message, f"0 to {policy.model.max_len}")
+
+    def learner(self, policy: PolicyConfig, path: KeyPath) -> None:
+        learner = policy.learner
+        if not policy.trained:
+            why = "on a policy that is only warm-started"
+            self.unused(path, ["lr", "loss", "advantage"], why, (*path[:-1], "trained"))
+        if learner.device == "cpu":
+            self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
+        if learner.device == "cuda":
+            self.unused(path, ["threads"], "with device: cuda", (*path, "device"))
+        if self.known is None:
+            return
+        loss, advantage = learner.loss.kind, learner.advantage.kind
+        if self.named(loss, self.known.losses, "loss", (*path, "loss", "kind")):
+            idle = {f.name for f in dataclasses.fields(LossConfig)} - {"kind"} - self.known.losses[loss]
+            self.unused((*path, "loss"), sorted(idle), f"on the loss {loss!r}", (*path, "loss", "kind"))
+        self.named(advantage, self.known.advantages, "advantage", (*path, "advantage", "kind"))
+        for index, part in enumerate(learner.advantage.group_by):
+            here = (*path, "advantage", "group_by", index)
+            self.named(part, self.known.group_fields, "part of a group key,", here)
+        try:
+            self.known.check_learner(learner, resolve_device(learner.device, self.machine or Machine(1, 0)))
+        except ValueError as error:
+            key, _, message = str(error).partition(": ")
+            if not any(e.key.endswith(f".learner.{key}") for e in self.errors):
+                self.error((*path, key), message)
+
+    def warm_start(self, warm: WarmStartConfig, path: KeyPath) -> None:
+        if not self.named(warm.protocol, self.protocols, "protocol", (*path, "protocol")):
+            return
+        roles = self.roles_of(warm.protocol)
+        if not warm.roles:
+            self.error((*path, "roles"), "names no role whose turns are imitated", _list(roles or ()))
+        for index, role in enumerate(warm.roles if roles else ()):
+            self.has_role(warm.protocol, role, (*path, "roles", index))
+
+    def init_from(self, name: str, policy: PolicyConfig, path: KeyPath) -> None:
+        here, others = (*path, "init_from"), [other for other in self.config.policies if other != name]
+        if policy.warm_start:
+            self.error((*path, "warm_start"), "has no effect beside init_from", "one of the two")
+        if not self.named(policy.init_from, others, "other policy", here):
+            return
+        origin = self.config.policies[policy.init_from]
+        if not origin.warm_start:
+            self.error(here, f"{policy.init_from!r} is not warm-started itself", "a policy with warm_start")
+        if origin.model != policy.model:
+            valid = f"model: ${{policies.{policy.init_from}.model}}"
+            self.error(here, f"{policy.init_from!r} has another model", valid)
+
+    # stages and arms
+
+    def roles_of(self, protocol: str) -> set[str] | None:
+        """Roles of a protocol, None where it could not be built."""
+        built = self.protocols.get(protocol)
+        return None if built is None else set(built.roles().values())
+
+    def has_role(self, protocol: str, role: str, path: KeyPath) -> None:
+        there = self.roles_of(protocol) or set()
+        if role not in there:
+            self.error(path, f"protocol {protocol!r} has no role {role!r}", _list(there))
+
+    def bindings(self, protocol: str, roles: Mapping[str, str], path: KeyPath) -> None:
+        """Every role of the protocol is played by a policy that there is, and no other role is bound."""
+        for role, policy in roles.items():
+            self.named(policy, self.config.policies, "policy", (*path, "roles", role))
+        if not self.named(protocol, self.protocols, "protocol", (*path, "protocol")):
+            return
+        there = self.roles_of(protocol)
+        if there is None:
+            return
+        for role in sorted(there - set(roles)):
+            message = f"role {role!r} of protocol {protocol!r} is bound to no policy"
+            self.error((*path, "roles"), message, _list(self.config.policies))
+        for role in roles:
+            self.has_role(protocol, role, (*path, "roles", role))
+
+    def stage(self, stage: StageConfig, path: KeyPath) -> None:
+        self.bindings(stage.protocol, stage.roles, path)
+        for index, name in enumerate(stage.train):
+            here = (*path, "train", index)
+            if not self.named(name, self.config.policies, "policy", here):
+                continue
+            if not self.config.policies[name].trained:
+                self.error(here, f"policy {name!r} is not trained", f"policies.{name}.trained: true")
+            elif name not in stage.roles.values():
+                self.error(
+                    here, f"policy {name!r} has no role in this stage", _list(set(stage.roles.values()))
+                )
+        if not stage.train and stage.roles and not self.updated(stage):
+            trained = [name for name, policy in self.config.policies.items() if policy.trained]
+            self.error((*path, "roles"), "no policy with a role here is trained", _list(trained))
+        if stage.eval_every:
+            self.named(stage.eval_arm, self.config.eval.arms, "arm of eval.arms,", (*path, "eval_arm"))
+        else:
+            self.unused(path, ["eval_arm", "eval_episodes"], "without eval_every", (*path, "eval_every"))
+        protocol = self.protocols.get(stage.protocol)
+        if protocol is None:
+            return
+        if stage.archive and protocol.kind != "propose_solve":
+            self.error(
+                (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
+            )
+        self.groups(stage, protocol, path)
+
+    def groups(self, stage: StageConfig, protocol: Protocol, path: KeyPath) -> None:
+        """A group of one has no one to be compared with: its advantage, and the gradient, would be zero."""
+        if stage.repeats > 1:
+            return
+        repeated = _repeated_roles(protocol)
+        for name in sorted(self.updated(stage)):
+            advantage = self.config.policies[name].learner.advantage
+            alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
+            if alone and advantage.kind in GROUPED and "task" in advantage.group_by:
+                message = (
+                    f"groups of one: {advantage.kind} compares the plays of {name!r} as {_list(alone)} with others "
+                    f"of the same task, and each task is played once"
+                )
+                valid = f"2 or more, or policies.{name}.learner.advantage.group_by without task"
+                self.error((*path, "repeats"), message, valid)
+
+    def updated(self, stage: StageConfig) -> set[str]:
+        """Policies that this stage updates."""
+        players = {name for name in stage.roles.values() if name in self.config.policies}
+        chosen = players & set(stage.train) if stage.train else players
+        return {name for name in chosen if self.config.policies[name].trained}
+
+    def never_updated(self) -> None:
+        """A trained policy that plays but that no stage updates."""
+        players = set(used_policies(self.config))
+        updated = {name for stage in self.config.stages.values() for name in self.updated(stage)}
+        for name, policy in self.config.policies.items():
+            if policy.trained and name in players - updated:
+                self.error(("policies", name, "trained"), "has no effect: no stage updates this policy")
+
+    # hardware
+
+    def hardware(self, machine: Machine) -> None:
+        offered = self.config.cluster.gpus
+        if offered > machine.gpus:
+            message = f"{offered} GPUs to offer, there are {machine.gpus}"
+            self.error(("cluster", "gpus"), message, f"-1 to {machine.gpus}")
+        gpus = machine.gpus if offered < 0 else min(offered, machine.gpus)
+        found = needs(self.config, machine)
+        asked = peak(found, "cuda", "gpus")
+        if asked > gpus:
+            wanted = [need for need in found if need.gpus]
+            most = max(wanted, key=lambda need: need.count * need.gpus)
+            parts = ", ".join(f"{n.policy} {n.part} {n.count * n.gpus:g}" for n in wanted)
+            path = ("policies", most.policy, "engine" if most.part == "engine" else "learner")
+            valid = "device: cpu, or fractions such as gpus: 0.25" if gpus else "device: cpu"
+            self.error(path, f"{asked:g} GPUs are asked for ({parts}), there are {gpus}", valid)
+        room = {"cpu": machine.memory, "cuda": gpus * machine.gpu_memory if asked <= gpus else 0}
+        for device, there in room.items():
+            memory = peak(found, device, "memory")
+            if there and memory > there:
+                most = max(
+                    (n for n in found if n.device == device), key=lambda need: need.count * need.memory
+                )
+                message = f"about {_gib(memory)} of {device} memory are needed, there are {_gib(there)}"
+                self.error(("policies", most.policy), message, "smaller models, fewer replicas or ranks")
+
+
+def _repeated_roles(protocol: Protocol) -> set[str]:
+    """Roles of the protocols inside this one, where it plays them several times."""
+    found: set[str] = set()
+    for inner in vars(protocol).values():
+        if isinstance(inner, Protocol):
+            repeated = getattr(protocol, "repeats", 1) > 1
+            found |= set(inner.roles().values()) if repeated else _repeated_roles(inner)
+    return found
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none are defined"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _range(low: float, high: float) -> str:
+    if low == _TINY:
+        return "more than 0" + (f", at most {high:g}" if high < _INF else "")
+    return f"{low:g} or more" if high == _INF else f"{low:g} to {high:g}"

@@ -1,0 +1,173 @@
+"""A config file and its overrides become a RunConfig, or one message with everything that is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.build import Builder, Kinds
+from configs.checks import Checker, Known
+from configs.errors import ConfigError, ConfigErrors, Mark
+from configs.machine import Machine
+from configs.schema import RunConfig
+from configs.source import KeyPath, Source, override, read
+from protocols.base import Protocol
+
+_SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
+_DEFAULTS = {"name": RunConfig.name, "run_dir": RunConfig.run_dir, "seed": RunConfig.seed}
+"""Settings that others may refer to as ${name} without their being in the file."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A sound configuration."""
+
+    config: RunConfig
+    tree: DictConfig
+    """As written, files merged, interpolations unresolved: what a run directory keeps."""
+    explicit: dict[KeyPath, Mark]
+    """Every key that was set, and where."""
+    protocols: dict[str, Protocol]
+
+
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    machine: Machine | None = None,
+    known: Known | None = None,
+) -> Loaded:
+    """Read `path`, apply `key=value` overrides and check everything.
+
+    `machine` is what the run may use (None: nothing is checked against hardware), `known` what the learners
+    can do. Raises `ConfigErrors` with every mistake found.
+    """
+    path = Path(path)
+    source = read(path)
+    errors = override(source, overrides, path.parent)
+    source.tree = {**_DEFAULTS, **source.tree}
+    resolved = _resolve(source, errors)
+    config = Builder(source, errors).build(RunConfig, resolved, ())
+    builder = _builder(source, errors)
+    if config.tasks is None:
+        builder.error(("tasks",), "missing", "a mapping with kind:")
+    else:
+        _checked(builder, _sources(), config.tasks, ("tasks",))
+    protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
+    Checker(config, source, protocols, machine, known, errors).run()
+    if errors:
+        raise ConfigErrors(_sorted(errors))
+    sound = {name: protocol for name, protocol in protocols.items() if protocol is not None}
+    return Loaded(config, OmegaConf.create(source.tree), dict(source.marks), sound)
+
+
+def load_protocol(path: str | Path) -> Protocol:
+    """The protocol of one YAML file. Raises `ConfigErrors`."""
+    path = Path(path)
+    source = read(path, protocol=True)
+    errors: list[ConfigError] = []
+    raw = {"name": path.stem, **_resolve(source, errors)}
+    protocol = _protocol(_builder(source, errors), raw, ())
+    if errors:
+        raise ConfigErrors(_sorted(errors))
+    assert protocol is not None, "a protocol that could not be built leaves errors"
+    return protocol
+
+
+def load_task_source(mapping: Mapping[str, Any]) -> Any:
+    """The source of tasks that a `tasks:` mapping (RunConfig.tasks) describes. Raises `ConfigErrors`."""
+    errors: list[ConfigError] = []
+    builder = _builder(Source({"tasks": dict(mapping)}), errors)
+    built = _checked(builder, _sources(), dict(mapping), ("tasks",))
+    if errors:
+        raise ConfigErrors(errors)
+    return built
+
+
+def build_protocols(config: RunConfig) -> dict[str, Protocol]:
+    """name -> protocol of a config. Raises `ConfigErrors`."""
+    errors: list[ConfigError] = []
+    builder = _builder(Source({"protocols": config.protocols}), errors)
+    built = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
+    if errors:
+        raise ConfigErrors(errors)
+    return {name: protocol for name, protocol in built.items() if protocol is not None}
+
+
+def to_yaml(tree: DictConfig) -> str:
+    """The tree as YAML, interpolations (and so `${oc.env:...}`) unresolved: no secret is written out."""
+    return OmegaConf.to_yaml(tree, resolve=False)
+
+
+def _builder(source: Source, errors: list[ConfigError]) -> Builder:
+    from protocols.kinds import KINDS
+
+    return Builder(source, errors, {Protocol: KINDS})
+
+
+def _sources() -> Kinds:
+    from tasks.sources import SOURCES
+
+    return SOURCES
+
+
+def _protocol(builder: Builder, raw: Any, path: KeyPath) -> Protocol | None:
+    built: Protocol | None = _checked(builder, builder.kinds[Protocol], raw, path)
+    return built
+
+
+def _checked(builder: Builder, kinds: Kinds, raw: Any, path: KeyPath) -> Any:
+    """Built and found sound by its own `problems()`, or None."""
+    built = builder.dispatch(kinds, raw, path)
+    problems = built.problems() if built is not None else []
+    for key, message in problems:
+        parts = (int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", key) if part)
+        builder.error((*path, *parts), message)
+    return None if problems else built
+
+
+def _resolve(source: Source, errors: list[ConfigError]) -> dict[str, Any]:
+    """Interpolations filled in; those that cannot be, and secrets written out, are noted and left away."""
+    tree = OmegaConf.create(source.tree)
+    return dict(_resolved(tree, (), source, errors))
+
+
+def _resolved(
+    node: Any, path: KeyPath, source: Source, errors: list[ConfigError]
+) -> Iterator[tuple[Any, Any]]:
+    keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        here = (*path, key)
+        linked = OmegaConf.is_interpolation(node, key)
+        try:
+            value = node[key]
+        except OmegaConfBaseException as error:
+            errors.append(source.error(here, f"cannot be resolved: {str(error).splitlines()[0]}"))
+            continue
+        if isinstance(value, str) and value and _SECRET.search(str(key)) and not linked:
+            message = "a secret must not be written here: it would be kept with the run"
+            valid = f"an environment variable, ${{oc.env:{str(key).upper()}}}"
+            errors.append(source.error(here, message, valid))
+        elif isinstance(value, DictConfig):
+            if linked:
+                source.links.add(here)
+            value = dict(_resolved(value, here, source, errors))
+        elif isinstance(value, ListConfig):
+            value = [item for _, item in _resolved(value, here, source, errors)]
+        yield key, value
+
+
+def _sorted(errors: list[ConfigError]) -> list[ConfigError]:
+    """In the order of the files, each mistake once."""
+
+    def place(error: ConfigError) -> tuple[str, int]:
+        file, _, line = error.where.rpartition(":")
+        return (file, int(line)) if line.isdigit() else (error.where, 0)
+
+    return sorted(dict.fromkeys(errors), key=place)

@@ -1,0 +1,102 @@
+"""A run from its first line on screen to its last: start Ray, run the loop, save, report, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from actors.console import Seating
+from actors.ledger import Ledger
+from actors.system import start_ray
+from actors.tracker import Tracker
+from configs.machine import Machine, resolve_device, used_policies
+from configs.schema import RunConfig
+from learners import checkpoint
+from loop import CHECKPOINTS, Run, Stopped
+
+
+def train(config: RunConfig, folder: Path, resume: bool = False) -> int:
+    """Trains as `config` says, into `folder`. Returns the exit code: 0 done, 130 stopped and saved."""
+    return asyncio.run(_train(config, folder, resume))
+
+
+async def _train(config: RunConfig, folder: Path, resume: bool) -> int:
+    import ray
+
+    begun = time.monotonic()
+    tracker = Tracker(folder, config, (folder / "config.yaml").read_text())
+    ledger = Ledger(folder)
+    start_ray(config.cluster, actors=2 * len(config.policies) + 2)
+    run = Run(config, tracker, ledger)
+    _stop_on_signals(run.stop)
+    tracker.screen.start(config.name, str(folder), _seatings(config), tracker.wandb_line)
+    finished = False
+    try:
+        await run.go(checkpoint.newest_valid(folder / CHECKPOINTS) if resume else None)
+        finished = True
+    except Stopped:
+        tracker.screen.note("stopping: saving a checkpoint", "yellow")
+        if run.learners:
+            await run.save()
+    finally:
+        for name in list(run.learners):
+            run.dismiss(name)
+        run.system.stop()
+        ray.shutdown()
+        summary = summarise(run, time.monotonic() - begun, finished)
+        tracker.summary(summary)
+        ledger.close()
+        tracker.close(0 if finished else 1)
+    from actors.report import write_report
+
+    write_report(folder)
+    commands = {"replay": f"python launch.py replay {folder}"}
+    if not finished:
+        commands["resume"] = f"python launch.py train {folder}/config.yaml --resume"
+    tracker.screen.final(config.name, summary, str(folder), commands)
+    return 0 if finished else 130
+
+
+def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
+    """What `summary.json` holds."""
+    judged = any(getattr(protocol, "judge", None) is not None for protocol in run.protocols.values())
+    counts = run.ledger.counts
+    found: dict[str, Any] = {
+        "name": run.config.name, "seed": run.config.seed, "finished": finished, "wall_s": round(seconds, 1),
+        "judge_accuracy" if judged else "accuracy": run.accuracy,
+        "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
+        "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
+        "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
+    }  # fmt: skip
+    if any(run.buckets.values()):
+        found["accuracy_by_length"] = run.buckets
+    return found
+
+
+def _seatings(config: RunConfig) -> list[Seating]:
+    """Every role of every stage: who plays it, on what."""
+    machine, found = Machine.here(), {}
+    for name, stage in config.stages.items():
+        for role, policy_name in stage.roles.items():
+            policy = config.policies[policy_name]
+            device = "driver"
+            if policy.kind == "lm":
+                device = f"{resolve_device(policy.engine.device, machine)} x{policy.engine.replicas}"
+            note = "trained" if policy.trained else "frozen"
+            found[name, role, policy_name] = Seating(f"{name}/{role}", policy_name, device, note)
+    return list(found.values())
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """Ctrl-C and SIGTERM ask for a clean end; a second one is not waited for."""
+    loop = asyncio.get_running_loop()
+
+    def ask(number: int) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask, number)

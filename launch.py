@@ -1,0 +1,226 @@
+"""The command line: train, eval, plan, replay, doctor.
+
+    python launch.py train configs/pixel_debate.yaml name=first stages.debate.steps=50
+    python launch.py replay runs/first
+
+Everything heavy is imported by the command that needs it: `plan`, `replay` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+OURS = frozenset(
+    {"launch", "__main__", "loop", "experiment", "actors", "configs", "learners", "protocols", "tasks"}
+)
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be done."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for a user's mistake, 1 for what doctor found."""
+    args = parse(argv)
+    try:
+        check_imports()
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except ValueError as error:
+        if type(error).__module__.partition(".")[0] not in OURS:
+            raise  # a defect of ours, not a user's mistake: show where
+        print(f"{error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; options and `key=value` may stand in any order."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    if any(text.startswith("-") for text in rest) or (rest and not hasattr(args, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    about = "Train language models by debate and other games."
+    top = argparse.ArgumentParser(prog="launch.py", description=about)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="run a configuration")
+    _config(train, "YAML file, or with --resume a run directory")
+    train.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
+    train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser("eval", help="measure the arms of a finished run again")
+    evaluate.add_argument("folder", metavar="RUN", type=Path, help="run directory")
+    _overrides(evaluate)
+    evaluate.set_defaults(run=run_eval)
+
+    plan = commands.add_parser("plan", help="check a configuration and show what it would start")
+    _config(plan)
+    plan.set_defaults(run=run_plan)
+
+    replay = commands.add_parser("replay", help="read the transcript of an episode")
+    replay.add_argument("folder", metavar="RUN", type=Path, help="run directory")
+    replay.add_argument("episode", metavar="EPISODE", nargs="?", help="its id, or the beginning of it")
+    replay.add_argument("--seat", help="as this seat saw it")
+    replay.set_defaults(run=run_replay)
+
+    doctor = commands.add_parser("doctor", help="check the installation and the machine")
+    doctor.set_defaults(run=run_doctor)
+    return top
+
+
+def _config(command: argparse.ArgumentParser, what: str = "YAML file") -> None:
+    command.add_argument("config", metavar="CONFIG", type=Path, help=what)
+    _overrides(command)
+
+
+def _overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings that override the file's"
+    )
+    command.add_argument("--address", help="running Ray cluster (default: a local one is started)")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train, from the start or (--resume) from the last checkpoint. A run directory stands for its own config."""
+    from configs.load import to_yaml
+
+    saved = args.config / "config.yaml"
+    if args.config.is_dir() and not (args.resume and saved.is_file()):
+        raise UsageError(f"{args.config} is a folder: name a YAML file, or a run directory with --resume")
+    loaded, _ = _load(saved if args.config.is_dir() else args.config, args)
+    folder = args.config if args.config.is_dir() else Path(loaded.config.run_dir)
+    text = to_yaml(loaded.tree)
+    import experiment
+
+    if args.resume:
+        continue_folder(folder, text)
+    else:
+        moved = fresh_folder(folder, text)
+        if moved:
+            print(f"{folder} held an earlier run: it is now {moved} (to continue a run: --resume)")
+    return int(experiment.train(loaded.config, folder, resume=args.resume) or 0)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Measure a run's arms again, with the weights it ended with."""
+    saved = args.folder / "config.yaml"
+    if not saved.is_file():
+        raise UsageError(f"{args.folder} is no run directory: it has no config.yaml")
+    loaded, _ = _load(saved, args)
+    import experiment
+
+    return int(experiment.evaluate(loaded.config, args.folder) or 0)
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Show what a configuration would start; refuse what cannot work."""
+    from rich.console import Console
+
+    from actors.plan import make_plan, render
+
+    loaded, machine = _load(args.config, args)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(render(make_plan(loaded.config, loaded.protocols, machine)))
+    return 0
+
+
+def run_replay(args: argparse.Namespace) -> int:
+    """Print the transcript of an episode."""
+    if not (args.folder / "episodes.jsonl").is_file():
+        raise UsageError(f"{args.folder} is no run directory: it has no episodes.jsonl")
+    from actors.replay import show
+
+    show(args.folder, args.episode, args.seat)
+    return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Report on installation and machine; 1 if something keeps runs from working."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from actors.doctor import examine
+    from configs.machine import Machine
+
+    findings = examine(Path("runs").resolve(), Machine.here())
+    table = Table("what", "", "found")
+    style = {"ok": "green", "note": "yellow", "fault": "bold red"}
+    for finding in findings:
+        table.add_row(finding.what, f"[{style[finding.level]}]{finding.level}[/]", finding.text)
+    Console().print(table)
+    return int(any(finding.level == "fault" for finding in findings))
+
+
+def _load(path: Path, args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """(loaded config, this machine). With --address the hardware is elsewhere and is not checked."""
+    from configs.checks import Known
+    from configs.load import load
+    from configs.machine import Machine
+    from learners.advantages import ADVANTAGES
+    from learners.samples import GROUP_FIELDS
+    from learners.settings import LOSS_USES, deepspeed_json
+
+    overrides = list(args.overrides) + ([f"cluster.address={args.address}"] if args.address else [])
+    machine = Machine.here()
+    known = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+    return load(path, overrides, machine=machine, known=known), machine
+
+
+def fresh_folder(folder: Path, config_yaml: str) -> Path | None:
+    """Make the run directory. One that holds episodes is moved to `folder`.1, .2, ...: returns where to."""
+    moved = None
+    if (folder / "episodes.jsonl").exists():
+        moved = folder.rename(_unused(folder, lambda number: f"{folder.name}.{number}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    return moved
+
+
+def continue_folder(folder: Path, config_yaml: str) -> None:
+    """Check that there is a run to continue; keep its first configuration when this one differs."""
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UsageError(f"nothing to resume: {folder} is no run directory")
+    before = saved.read_text(encoding="utf-8")
+    if before != config_yaml:
+        older = _unused(saved, lambda number: f"config.{number}.yaml")
+        older.write_text(before, encoding="utf-8")
+        saved.write_text(config_yaml, encoding="utf-8")
+        print(f"the configuration differs from the one this run had: that one is kept as {older}")
+
+
+def _unused(path: Path, name: Callable[[int], str]) -> Path:
+    """The first of name(1), name(2), ... that is not taken beside `path`."""
+    return next(p for number in count(1) if not (p := path.with_name(name(number))).exists())
+
+
+def check_imports() -> None:
+    """The packages imported must be the ones beside this file: another checkout may be installed."""
+    import protocols
+
+    found = Path(protocols.__file__ or "").resolve().parent
+    if found != ROOT / "protocols":
+        raise UsageError(f"`protocols` was imported from {found}, not from {ROOT}: make install in {ROOT}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

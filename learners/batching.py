@@ -1,0 +1,125 @@
+"""Samples to micro-batches, and samples to ranks. Axes as in learners/token_model.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from learners.types import Sample
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class BadSample(ValueError):
+    """A sample that no learner can score."""
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """One forward pass. `index_L` says which sample of the batch each token came from."""
+
+    inputs: dict[str, Tensor]
+    """Arguments of TokenModel.forward."""
+    old_logprobs_L: Tensor
+    advantages_L: Tensor
+    versions_L: Tensor
+    index_L: Tensor
+
+
+def check(sample: Sample) -> None:
+    """Raises BadSample when lengths disagree, a position predicts nothing or a target is illegal."""
+    lengths = {len(sample.positions_L), len(sample.advantages_L), len(sample.logprobs_L), len(sample.versions_L)}
+    if sample.allowed_L is not None:
+        lengths.add(len(sample.allowed_L))
+    if len(lengths) != 1:
+        raise BadSample(f"sample {sample.group!r}: lists per loss token have different lengths {sorted(lengths)}")
+    if not sample.temperature > 0:
+        raise BadSample(f"sample {sample.group!r}: temperature {sample.temperature} is not positive")
+    for i, position in enumerate(sample.positions_L):
+        if not 1 <= position < len(sample.token_ids_S):
+            raise BadSample(f"sample {sample.group!r}: loss at position {position} of {len(sample.token_ids_S)}")
+        allowed = sample.allowed_L[i] if sample.allowed_L is not None else ()
+        if allowed and sample.token_ids_S[position] not in allowed:
+            raise BadSample(
+                f"sample {sample.group!r}: token {sample.token_ids_S[position]} at {position} is not among its legal ones"
+            )
+
+
+def split_by_length(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
+    """Indices of samples, sorted by length and cut so that a part holds at most `micro_tokens` padded
+    tokens (a single longer sequence makes a part of its own)."""
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].token_ids_S), reverse=True)
+    parts: list[list[int]] = []
+    width = 0
+    for i in order:
+        if not parts or width * (len(parts[-1]) + 1) > micro_tokens:
+            parts.append([])
+            width = len(samples[i].token_ids_S)
+        parts[-1].append(i)
+    return parts
+
+
+def balance(samples: Sequence[Sample], ranks: int) -> list[list[int]]:
+    """Indices of samples for each rank, so that ranks hold about the same number of tokens: longest
+    first to the rank that has least (Graham 1969), ties by rank."""
+    load = [0] * ranks
+    parts: list[list[int]] = [[] for _ in range(ranks)]
+    for i in sorted(range(len(samples)), key=lambda i: -len(samples[i].token_ids_S)):
+        rank = min(range(ranks), key=load.__getitem__)
+        parts[rank].append(i)
+        load[rank] += len(samples[i].token_ids_S)
+    return parts
+
+
+def collate(samples: Sequence[Sample], index: Sequence[int], device: torch.device) -> MicroBatch:
+    """One micro-batch of `samples[i] for i in index`. Without any (a rank that only keeps step with the
+    others): a single position whose weight is zero."""
+    import torch
+
+    chosen = [samples[i] for i in index]
+    width = max((len(s.token_ids_S) for s in chosen), default=1)
+    ids = [s.token_ids_S + [0] * (width - len(s.token_ids_S)) for s in chosen] or [[0]]
+    rows = [row for row, s in enumerate(chosen) for _ in s.positions_L]
+    cols = [position - 1 for s in chosen for position in s.positions_L]
+    targets = [s.token_ids_S[position] for s in chosen for position in s.positions_L]
+    temperatures = [s.temperature for s in chosen for _ in s.positions_L]
+    advantages = [a for s in chosen for a in s.advantages_L]
+    old = [p for s in chosen for p in s.logprobs_L]
+    versions = [v for s in chosen for v in s.versions_L]
+    owners = [i for i in index for _ in samples[i].positions_L]
+    legal_rows, legal_tokens = _legal(chosen)
+    if not targets:
+        rows, cols, targets, temperatures = [0], [0], [0], [1.0]
+        advantages, old, versions, owners = [0.0], [0.0], [0], [-1]
+
+    def integers(values: list) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    def floats(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    inputs = {
+        "input_ids_BT": integers(ids),
+        "rows_L": integers(rows),
+        "cols_L": integers(cols),
+        "targets_L": integers(targets),
+        "temperature_L": floats(temperatures),
+    }
+    if legal_rows:
+        inputs |= {"legal_rows_K": integers(legal_rows), "legal_tokens_K": integers(legal_tokens)}
+    return MicroBatch(inputs, floats(old), floats(advantages), integers(versions), integers(owners))
+
+
+def _legal(chosen: Sequence[Sample]) -> tuple[list[int], list[int]]:
+    rows: list[int] = []
+    tokens: list[int] = []
+    start = 0
+    for sample in chosen:
+        for i, allowed in enumerate(sample.allowed_L or ()):
+            rows += [start + i] * len(allowed)
+            tokens += allowed
+        start += len(sample.positions_L)
+    return rows, tokens

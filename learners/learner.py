@@ -1,0 +1,331 @@
+"""One rank of one policy's learner: the only file that imports deepspeed.
+
+Torch and DeepSpeed are imported inside methods, after the process has been told which accelerator it has.
+`learners/group.py` makes this class a Ray actor; it also runs by itself as a group of one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.schema import LearnerConfig
+from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, resolve_dtype
+from learners.tally import Tally
+from learners.types import Sample
+from learners.weights import Bucket, bucket_names, pack
+
+if TYPE_CHECKING:
+    from learners.figures import Figures
+
+STATE, FACTS = "state", "learner.json"
+COPIED = {".json", ".jinja", ".txt", ".model"}
+
+
+class LearnerRank:
+    """Call every method on all ranks, in the same order: most of them communicate.
+
+    `model_dir`: Hugging Face folder or name. `device`: "cpu" or "cuda". `timeout_s`: how long a rank waits
+    for another before it gives up. Then `open_store` on rank 0 and `connect` on all.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        model_dir: str,
+        config: LearnerConfig,
+        seed: int = 0,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self.rank, self.world, self.config, self.seed = rank, world, config, seed
+        self.device_kind, self.trust_remote_code = device, trust_remote_code
+        self.timeout = timedelta(seconds=timeout_s)
+        self.settings = deepspeed_json(config, device)
+        self.dtype_name = resolve_dtype(config, device)
+        self.model_dir = model_dir
+        self.updates = 0
+        """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
+        # Ray shows a CUDA rank exactly one GPU, number 0.
+        local = 0 if device == "cuda" else rank
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
+        os.environ.update(DS_ACCELERATOR=device, OMP_NUM_THREADS=str(config.threads))
+
+    def open_store(self, host: str = "127.0.0.1") -> tuple[str, int]:
+        """Rank 0: opens the meeting point on a free port of `host` and returns (host, port)."""
+        from torch import distributed as dist
+
+        self.store = dist.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False, timeout=self.timeout)
+        return host, self.store.port
+
+    def connect(self, host: str, port: int) -> None:
+        """Joins the other ranks and loads the model. Raises LearnerConfigError for an unfit model."""
+        import torch
+        from torch import distributed as dist
+
+        if self.device_kind == "cpu":
+            torch.set_num_threads(self.config.threads)
+        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
+        # DeepSpeed's own groups ignore the timeout of init_process_group; without this a hung rank hangs all.
+        dist.distributed_c10d.default_pg_timeout = self.timeout
+        store = self.store if self.rank == 0 else dist.TCPStore(host, port, self.world, timeout=self.timeout)
+        backend = "nccl" if self.device_kind == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=self.timeout)
+
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ for minutes
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        self.device = torch.device(self.device_kind, 0) if self.device_kind == "cuda" else torch.device("cpu")
+        self._build(self.model_dir)
+
+    def _build(self, model_dir: str) -> None:
+        import deepspeed
+        import torch
+
+        from learners.optimizer import make_adamw
+        from learners.token_model import TokenModel, check_head, load_lm, probe
+
+        torch.manual_seed(self.seed)
+        lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        model = TokenModel(lm.to(self.device))
+        check_head(model)
+        before = probe(model)
+        clip = self.config.grad_clip if self.config.zero_stage == 0 else None
+        self.adamw = make_adamw(model, self.config.lr, self.config.weight_decay, BETAS, EPS, clip)
+        self.engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self.adamw, config=self.settings, dist_init_required=False
+        )
+        self.engine.eval()
+        change = float((probe(self.engine) - before).abs().max())
+        if not change <= 1e-4:
+            raise LearnerConfigError(f"deepspeed: initialising changed the model's log-probabilities by {change:.3g}")
+        self.model_dir, self.updates = model_dir, 0
+
+    # ------------------------------------------------------------------------------------ training
+
+    def step(
+        self,
+        samples: Sequence[Sample],
+        loss: str | None = None,
+        lr: float | None = None,
+        seed: int = 0,
+        version: int | None = None,
+    ) -> Tally:
+        """Learns from this rank's share of a batch; figures of this rank, for `tally.merge`.
+
+        loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
+        loss by name (the warm start's "sft"): one pass, one optimizer step. lr None: `config.lr` after its
+        warm-up; a value is used as it is. version: the step of the weights that this learner holds; tokens
+        sampled by others are left out of `sampler_gap`. A step whose loss or gradient is not finite
+        changes nothing and is counted in `skipped`. Samples are sound (batching.check).
+        """
+        kind, passes, parts = loss or self.config.loss.kind, self.config.epochs, self.config.minibatches
+        if loss is not None:
+            passes, parts = 1, 1
+        shuffler = random.Random(f"{seed}/{self.rank}")
+        tally = Tally()
+        tally.total("sequences", len(samples))
+        updates = skipped = 0
+        for _ in range(passes):
+            order = list(range(len(samples)))
+            shuffler.shuffle(order)
+            for part in range(parts):
+                # Only before the first update are these the weights that sampled: later gaps are learning.
+                gap = kind != "sft" and updates + skipped == 0
+                figures = self._update([samples[i] for i in order[part::parts]], kind, lr, gap, version)
+                if figures is None:
+                    skipped += 1
+                else:
+                    updates += figures.updates
+                    tally.add(figures.tally)
+        tally.peak("updates", updates)
+        tally.peak("skipped", skipped)
+        return tally
+
+    def _update(
+        self, samples: list[Sample], kind: str, lr: float | None, gap: bool, version: int | None
+    ) -> Figures | None:
+        """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
+        import torch
+
+        from learners.batching import collate, split_by_length
+        from learners.figures import Figures
+        from learners.losses import token_loss
+
+        figures = Figures(samples)
+        parts = split_by_length(samples, self.config.micro_tokens)
+        tokens, micro_batches = self._agree(sum(len(s.positions_L) for s in samples), len(parts))
+        if tokens == 0:
+            return figures
+        figures.tally.mean("lr", self._set_lr(lr), 1.0)
+        for i in range(micro_batches):
+            batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+            logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=self.config.loss.entropy != 0)
+            loss_L, metrics = token_loss(
+                kind, self.config.loss, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L
+            )
+            # Padding tokens (index -1) weigh nothing. DeepSpeed averages over ranks, the loss over all tokens.
+            loss = (loss_L * (batch.index_L >= 0)).sum() * (self.world / tokens)
+            if not bool(torch.isfinite(loss)):
+                loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
+            self.engine.backward(loss, scale_wrt_gas=False)
+            figures.add(batch, entropy_L.detach(), loss_L.detach(), metrics)
+            if gap:
+                figures.gap(batch, logprobs_L.detach(), version)
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            return None
+        figures.tally.mean("grad_norm", float(self.engine.get_global_grad_norm()), 1.0)
+        figures.updates = 1
+        self.updates += 1
+        return figures
+
+    def _agree(self, tokens: int, micro_batches: int) -> tuple[int, int]:
+        """Loss tokens on all ranks together, and the most micro-batches that any of them has."""
+        if self.world == 1:
+            return tokens, micro_batches
+        import torch
+        from torch import distributed as dist
+
+        mine = torch.tensor([tokens, micro_batches], device=self.device)
+        everyones = [torch.zeros_like(mine) for _ in range(self.world)]
+        dist.all_gather(everyones, mine)
+        return int(sum(x[0] for x in everyones)), int(max(x[1] for x in everyones))
+
+    def _set_lr(self, lr: float | None) -> float:
+        """Linear warm-up over `config.warmup_steps` optimizer steps, the first of which already moves."""
+        if lr is None:
+            lr = self.config.lr * min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def reset_optimizer(self) -> None:
+        """Forgets momenta, step counts and warm-up, as between a warm start and reinforcement learning."""
+        import torch
+
+        for state in self.adamw.state.values():
+            for value in state.values():
+                if torch.is_tensor(value):
+                    value.zero_()  # in place: ZeRO holds references to these tensors
+        self.updates = 0
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Log-probability of every loss token of every sample under the weights held now."""
+        import torch
+
+        from learners.batching import collate, split_by_length
+
+        parts = split_by_length(samples, self.config.micro_tokens)
+        _, micro_batches = self._agree(0, len(parts))
+        found: list[list[float]] = [[] for _ in samples]
+        with torch.no_grad():
+            for i in range(micro_batches):
+                batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+                logprobs_L, _ = self.engine(**batch.inputs)
+                for owner, value in zip(batch.index_L.tolist(), logprobs_L.tolist()):
+                    if owner >= 0:
+                        found[owner].append(value)
+        return found
+
+    # --------------------------------------------------------------------------- weights and files
+
+    def export(self, checksum: bool = True) -> list[Bucket]:
+        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere. A head
+        tied to the embeddings is not listed twice."""
+        parameters = dict(self._lm().named_parameters())
+        sizes = [(name, _numel(p) * p.element_size()) for name, p in parameters.items()]
+        buckets = []
+        for names in bucket_names(sizes):
+            with self._gathered([parameters[name] for name in names]):
+                if self.rank == 0:
+                    buckets.append(pack([(name, parameters[name]) for name in names], checksum))
+        return buckets
+
+    def save(self, folder: str, extra: dict[str, Any] | None = None) -> None:
+        """Everything that `load` needs to go on bit by bit, into `folder` (learners/checkpoint.py makes
+        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder."""
+        self.engine.save_checkpoint(folder, tag=STATE, save_latest=False)
+        if self.rank == 0:
+            facts = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
+            facts |= {"updates": self.updates, "extra": extra or {}}
+            Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
+
+    def load(self, folder: str) -> dict[str, Any]:
+        """Takes up what `save` wrote and returns its `extra`. Raises LearnerConfigError when that learner
+        had another number of ranks, ZeRO stage or dtype."""
+        facts = json.loads(Path(folder, FACTS).read_text())
+        mine = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
+        for key, value in mine.items():
+            if facts[key] != value:
+                raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
+        path, _ = self.engine.load_checkpoint(folder, tag=STATE)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: holds no learner state")
+        self.updates = facts["updates"]
+        return facts["extra"]
+
+    def save_hf(self, folder: str) -> None:
+        """The model in Hugging Face format (safetensors), with the tokenizer files of the one it came from."""
+        parameters = dict(self._lm().named_parameters())
+        with self._gathered(list(parameters.values())):
+            if self.rank == 0:
+                state = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+                state |= {name: b.detach().cpu() for name, b in self._lm().named_buffers() if name in self._lm().state_dict()}
+                self._lm().save_pretrained(folder, state_dict=state)
+                self._copy_tokenizer(Path(folder))
+
+    def _copy_tokenizer(self, folder: Path) -> None:
+        source = Path(self.model_dir)
+        if not source.is_dir():
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(self.model_dir).save_pretrained(folder)
+            return
+        for path in source.iterdir():
+            weights = path.name.endswith(".index.json")
+            if path.is_file() and path.suffix in COPIED and not weights and not (folder / path.name).exists():
+                shutil.copy(path, folder)
+
+    def load_weights_from(self, model_dir: str) -> None:
+        """Starts afresh from other weights of the same architecture: new model, new optimizer."""
+        self.engine.destroy()
+        self._build(model_dir)
+
+    def close(self) -> None:
+        """Leaves the group of ranks. The object is of no use afterwards."""
+        from torch import distributed as dist
+
+        self.engine.destroy()
+        dist.destroy_process_group()
+
+    def _lm(self) -> Any:
+        return self.engine.module.lm
+
+    def _gathered(self, parameters: list[Any]) -> AbstractContextManager[Any]:
+        """At ZeRO stage 3 every rank holds a slice: whole only inside this context, on all ranks."""
+        if self.config.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters)
+
+
+def _numel(parameter: Any) -> int:
+    """Also right for ZeRO-3 parameters, whose local tensor is empty."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,271 @@
+"""Episodes -> Samples: which turns train, what each is worth, and how they pack into sequences.
+
+1. *Credit.* A turn's credit is the sum of its own rewards, plus `discount` times the credit of the seat's
+   next turn. A reward for the whole episode (`turn` None) is credited in full to every turn of the seat:
+   what adding it to the last turn and discounting it by 1 would give. A turn that nothing rewards is
+   missing data, not a zero: it trains nothing and is counted.
+2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
+   default), never across an agent's own turns.
+3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
+
+Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.schema import AdvantageConfig
+from learners.advantages import ADVANTAGES, is_flat
+from learners.types import Sample
+from protocols.types import Episode, TokenTrace, Turn
+
+GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
+    "task": lambda episode, turn: episode.task.id,
+    "protocol": lambda episode, turn: episode.protocol,
+    "role": lambda episode, turn: turn.role,
+    "situation": lambda episode, turn: turn.situation,
+    "turn": lambda episode, turn: str(turn.turn),
+    "seat": lambda episode, turn: turn.seat,
+}
+"""What `group_by` may name."""
+
+
+class UnknownSetting(ValueError):
+    """An `advantage:` setting that names nothing there is."""
+
+    def __init__(self, key: str, value: str, valid: tuple[str, ...]):
+        super().__init__(key, value, valid)
+        self.key, self.value, self.valid = key, value, valid
+
+    def __str__(self) -> str:
+        return f"advantage.{self.key}: {self.value!r} is not known; valid: {', '.join(self.valid)}"
+
+
+@dataclass(slots=True)
+class _Step:
+    """One turn that may train."""
+
+    episode: Episode
+    turn: Turn
+    trace: TokenTrace
+    credit: float
+    group: str = ""
+    advantage: float = 0.0
+    live: bool = False
+    """Whether any member of its group has an advantage."""
+
+
+def build_samples(
+    episodes: Iterable[Episode], policy: str, config: AdvantageConfig
+) -> tuple[list[Sample], dict[str, float]]:
+    """The policy-gradient samples of `policy`, and figures about them (names below in `_metrics`).
+
+    Raises `UnknownSetting`.
+    """
+    _check(config)
+    counts: Counter[str] = Counter()
+    steps = [
+        step
+        for episode in _grounded(episodes, counts)
+        for step in _rewarded(episode, policy, config.discount, counts)
+    ]
+    _set_advantages(steps, config, counts)
+    samples = _pack([step for step in steps if step.live])
+    return samples, _metrics(steps, samples, counts)
+
+
+def imitation_samples(episodes: Iterable[Episode], roles: Collection[str]) -> list[Sample]:
+    """Supervised samples from the turns of `roles` (plays by teachers): every token of a reply has weight 1.
+
+    Reads train too where their trace holds the target's tokens. Where decoding was limited to choices,
+    the sample has the same mask. Episodes that are not ok are skipped.
+    """
+    steps = [
+        _Step(episode, turn, turn.trace, credit=1.0, group=turn.role, advantage=1.0)
+        for episode in _grounded(episodes, Counter())
+        for turns in _seats(turn for turn in episode.turns if turn.role in roles)
+        for turn in turns
+        if turn.trace is not None and _loss_steps(turn.trace)
+    ]
+    return _pack(steps)
+
+
+# -- credit
+
+
+def _grounded(episodes: Iterable[Episode], counts: Counter[str]) -> Iterator[Episode]:
+    """The episodes that may train: nothing that is invalid or lost does."""
+    for episode in episodes:
+        counts[f"episodes_{episode.status}"] += 1
+        if episode.status == "ok":
+            yield episode
+
+
+def _seats(turns: Iterable[Turn]) -> list[list[Turn]]:
+    """The turns of each seat, in the order they were taken."""
+    by_seat: dict[str, list[Turn]] = defaultdict(list)
+    for turn in turns:
+        by_seat[turn.seat].append(turn)
+    return list(by_seat.values())
+
+
+def _rewarded(episode: Episode, policy: str, discount: float, counts: Counter[str]) -> Iterator[_Step]:
+    """The turns of `policy` that were sampled and rewarded, with their credit. Counts the others."""
+    rewards: dict[tuple[str, int | None], float] = defaultdict(float)
+    for reward in episode.outcome.rewards:
+        assert math.isfinite(reward.value), f"episode {episode.id}: reward {reward.name!r} is {reward.value}"
+        rewards[reward.seat, reward.turn] += reward.value
+    own = [turn for turn in episode.turns if turn.policy == policy and not turn.read]
+    for turns in _seats(own):
+        taken = {turn.turn for turn in turns}
+        counts["rewards_unmatched"] += sum(
+            seat == turns[0].seat and index is not None and index not in taken for seat, index in rewards
+        )
+        for turn, credit in zip(turns, _credits(turns, rewards, discount)):
+            counts["turns"] += 1
+            if credit is None:
+                counts["turns_without_reward"] += 1
+            elif turn.trace is None or not turn.trace.output_ids_T:
+                counts["turns_without_trace"] += 1
+            elif not _loss_steps(turn.trace):
+                counts["turns_forced"] += 1
+            else:
+                yield _Step(episode, turn, turn.trace, credit)
+
+
+def _credits(
+    turns: Sequence[Turn], rewards: Mapping[tuple[str, int | None], float], discount: float
+) -> list[float | None]:
+    """Credit of each of a seat's turns; None where no reward reaches it."""
+    credits: list[float | None] = []
+    following: float | None = None
+    for turn in reversed(turns):
+        own = rewards.get((turn.seat, turn.turn))
+        reached = following is not None and discount != 0.0
+        following = (own or 0.0) + discount * (following or 0.0) if own is not None or reached else None
+        credits.append(following)
+    whole = rewards.get((turns[0].seat, None))
+    if whole is not None:
+        credits = [(credit or 0.0) + whole for credit in credits]
+    return credits[::-1]
+
+
+# -- advantage
+
+
+def _check(config: AdvantageConfig) -> None:
+    if config.kind not in ADVANTAGES:
+        raise UnknownSetting("kind", config.kind, tuple(ADVANTAGES))
+    for name in config.group_by:
+        if name not in GROUP_FIELDS:
+            raise UnknownSetting("group_by", name, tuple(GROUP_FIELDS))
+
+
+def _set_advantages(steps: Sequence[_Step], config: AdvantageConfig, counts: Counter[str]) -> None:
+    groups: dict[tuple[str, ...], list[_Step]] = defaultdict(list)
+    for step in steps:
+        groups[tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in config.group_by])].append(step)
+    for key, members in groups.items():
+        rewards_G = np.array([step.credit for step in members])
+        advantages_G = ADVANTAGES[config.kind](rewards_G)
+        counts["groups"] += 1
+        counts["singleton_groups"] += len(members) == 1
+        counts["zero_variance_groups"] += len(members) > 1 and is_flat(rewards_G)
+        live = bool(advantages_G.any())
+        name = " ".join(f"{field}={value}" for field, value in zip(config.group_by, key))
+        for step, advantage in zip(members, advantages_G):
+            step.group, step.advantage, step.live = name, float(advantage), live
+
+
+# -- packing
+
+
+def _loss_steps(trace: TokenTrace) -> list[int]:
+    """Which of the reply's tokens were a choice at all."""
+    if not trace.allowed_T:
+        return list(range(len(trace.output_ids_T)))
+    return [step for step, allowed in enumerate(trace.allowed_T) if len(allowed) > 1]
+
+
+def _pack(steps: Sequence[_Step]) -> list[Sample]:
+    """One sample per seat and episode while its chat only grew; a new one where it did not.
+
+    `steps` have the turns of a seat in order and side by side. A sample has one temperature, and either all
+    of its tokens have a mask or none has: turns that differ start a new one.
+    """
+    samples: list[Sample] = []
+    seat: tuple[str, str] | None = None
+    for step in steps:
+        trace, turn = step.trace, step.turn
+        last = samples[-1] if samples and seat == (step.episode.id, turn.seat) else None
+        if last is None or not _continues(last, trace):
+            last = _start(step)
+            samples.append(last)
+        elif step.group not in last.group.split("; "):
+            last.group += f"; {step.group}"
+        seat = (step.episode.id, turn.seat)
+        _append(last, step)
+    return samples
+
+
+def _continues(sample: Sample, trace: TokenTrace) -> bool:
+    length = len(sample.token_ids_S)
+    return (
+        sample.temperature == trace.temperature
+        and (sample.allowed_L is not None) == bool(trace.allowed_T)
+        and sample.token_ids_S == list(trace.prompt_ids_P[:length])
+    )
+
+
+def _start(step: _Step) -> Sample:
+    turn = step.turn
+    tags = {"episode": step.episode.id, "seat": turn.seat, "role": turn.role}
+    masked = bool(step.trace.allowed_T)
+    return Sample([], [], [], [], [], [] if masked else None, step.trace.temperature, step.group, tags)
+
+
+def _append(sample: Sample, step: _Step) -> None:
+    trace = step.trace
+    start = len(trace.prompt_ids_P)
+    length = len(trace.output_ids_T)
+    assert start > 0, "the first token of a sequence cannot be predicted"
+    assert len(trace.versions_T) == length and len(trace.logprobs_T) in (0, length), (
+        "trace of unequal lengths"
+    )
+    sample.token_ids_S = [*trace.prompt_ids_P, *trace.output_ids_T]
+    loss_steps = _loss_steps(trace)
+    sample.positions_L += [start + i for i in loss_steps]
+    sample.advantages_L += [step.advantage] * len(loss_steps)
+    sample.logprobs_L += [trace.logprobs_T[i] if trace.logprobs_T else 0.0 for i in loss_steps]
+    sample.versions_L += [trace.versions_T[i] for i in loss_steps]
+    if sample.allowed_L is not None:
+        sample.allowed_L += [trace.allowed_T[i] for i in loss_steps]
+
+
+# -- figures
+
+
+def _metrics(steps: Sequence[_Step], samples: Sequence[Sample], counts: Counter[str]) -> dict[str, float]:
+    """Counts of what trained and what did not, and per role the mean credit and its spread."""
+    names = (
+        "episodes_ok", "episodes_invalid", "episodes_lost", "turns", "turns_without_reward",
+        "turns_without_trace", "turns_forced", "rewards_unmatched", "groups", "singleton_groups",
+        "zero_variance_groups",
+    )  # fmt: skip
+    metrics = {name: float(counts[name]) for name in names}
+    metrics["turns_trained"] = float(sum(step.live for step in steps))
+    metrics["samples"] = float(len(samples))
+    metrics["loss_tokens"] = float(sum(len(sample.positions_L) for sample in samples))
+    by_role: dict[str, list[float]] = defaultdict(list)
+    for step in steps:
+        by_role[step.turn.role].append(step.credit)
+    for role, credits in by_role.items():
+        metrics[f"credit_mean/{role}"] = float(np.mean(credits))
+        metrics[f"credit_std/{role}"] = float(np.std(credits))
+    return metrics

@@ -1,0 +1,76 @@
+"""What a LearnerConfig means before any weight is loaded: no torch here, so `plan` can check it in no time."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from configs.schema import LearnerConfig
+
+LOSS_USES: dict[str, frozenset[str]] = {
+    "clip": frozenset({"clip_low", "clip_high", "entropy"}),
+    "reinforce": frozenset({"entropy"}),
+    "sft": frozenset(),
+}
+"""Loss kind -> the fields of LossConfig that it reads. Any other field set beside it has no effect."""
+
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+
+
+class LearnerConfigError(ValueError):
+    """Settings that no learner can run."""
+
+
+def resolve_dtype(config: LearnerConfig, device: str) -> str:
+    """`auto` is bfloat16 on CUDA from ZeRO stage 1 on (which keeps float32 masters), float32 otherwise.
+
+    Raises LearnerConfigError for bfloat16 at stage 0: DeepSpeed's first Adam update is wrong there.
+    """
+    if config.dtype == "auto":
+        return "bfloat16" if device == "cuda" and config.zero_stage > 0 else "float32"
+    if config.dtype not in ("float32", "bfloat16"):
+        raise LearnerConfigError(f"dtype: {config.dtype!r} is none of auto, float32, bfloat16")
+    if config.dtype == "bfloat16" and config.zero_stage == 0:
+        raise LearnerConfigError(
+            "dtype: bfloat16 at zero_stage 0 makes a wrong first Adam update in DeepSpeed; set zero_stage to 1 or more"
+        )
+    return config.dtype
+
+
+def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
+    """DeepSpeed's JSON: `config.deepspeed` plus the keys that the fields above it set.
+
+    Raises LearnerConfigError naming every key of `config.deepspeed` that a field already sets.
+    """
+    if config.zero_stage not in (0, 1, 2, 3):
+        raise LearnerConfigError(f"zero_stage: {config.zero_stage} is none of 0, 1, 2, 3")
+    bfloat16 = resolve_dtype(config, device) == "bfloat16"
+    ours: dict[str, Any] = {
+        # One sequence per micro-batch is nominal: with unmanaged accumulation every backward counts as it comes.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        # At stage 0 the optimizer clips (learners/learner.py), so that a broken step can be skipped there too.
+        "gradient_clipping": config.grad_clip if config.zero_stage > 0 else 0.0,
+        "bf16": {"enabled": bfloat16, "check_grad_overflow": True} if bfloat16 else {"enabled": False},
+        "zero_optimization": {"stage": config.zero_stage},
+    }
+    extra = copy.deepcopy(config.deepspeed)
+    refused = ("train_batch_size", "fp16", "amp", "optimizer", "scheduler")
+    taken = [key for key in extra if key in refused or (key in ours and key != "zero_optimization")]
+    zero = extra.pop("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise LearnerConfigError("deepspeed.zero_optimization: must be a mapping")
+    taken += [f"zero_optimization.{key}" for key in zero if key == "stage"]
+    if taken:
+        raise LearnerConfigError(
+            "deepspeed: " + ", ".join(taken) + ": set by the learner (dtype, zero_stage, lr, grad_clip, micro_tokens)"
+        )
+    # Offload with torch's own AdamW is what we mean: DeepSpeed's CPU Adam compiles at start.
+    return {
+        "zero_force_ds_cpu_optimizer": False,
+        **extra,
+        **ours,
+        "zero_optimization": {**zero, "stage": config.zero_stage},
+    }

@@ -1,0 +1,66 @@
+"""Sender side of weight sync: named parameters packed into flat buffers.
+
+A bucket is a plain dict, because learners and actors share no code beyond `protocols`:
+`entries`: list of (name, shape, dtype, byte offset, byte length), names as in the model's Hugging Face
+checkpoint, dtype as "float32" or "bfloat16"; `data`: numpy uint8 array of all of them back to back;
+`sha256`: of `data`, in hex; "" when not asked for. These are the fields of `actors.messages.WeightBucket`: WeightBucket(**bucket).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Bucket = dict[str, Any]
+Named = tuple[str, "torch.Tensor"]
+
+BUCKET_BYTES = 64 * 1024 * 1024
+
+
+def bucket_names(sizes: Iterable[tuple[str, int]], limit: int = BUCKET_BYTES) -> list[list[str]]:
+    """Groups (name, bytes) in order, so that a bucket holds at most `limit` bytes (or one larger tensor)."""
+    buckets: list[list[str]] = []
+    filled = 0
+    for name, size in sizes:
+        if not buckets or filled + size > limit:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(name)
+        filled += size
+    return buckets
+
+
+def pack(parameters: Sequence[Named], checksum: bool = True) -> Bucket:
+    """One bucket with a copy of every tensor, in the order given."""
+    import torch
+
+    chunks: list[np.ndarray] = []
+    entries: list[tuple[str, tuple[int, ...], str, int, int]] = []
+    offset = 0
+    for name, tensor in parameters:
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        entries.append((name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), offset, flat.nbytes))
+        chunks.append(flat)
+        offset += flat.nbytes
+    data = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.uint8)
+    digest = hashlib.sha256(data).hexdigest() if checksum else ""
+    return {"entries": entries, "data": data, "sha256": digest}
+
+
+def unpack(bucket: Bucket) -> list[Named]:
+    """The tensors of a bucket. Raises ValueError when the checksum disagrees."""
+    import torch
+
+    data = np.asarray(bucket["data"])
+    if bucket["sha256"] and hashlib.sha256(data).hexdigest() != bucket["sha256"]:
+        raise ValueError(f"weight bucket starting at {bucket['entries'][0][0]!r}: checksum does not match")
+    return [
+        (name, torch.from_numpy(data[start : start + size].copy()).view(getattr(torch, dtype)).reshape(shape))
+        for name, shape, dtype, start, size in bucket["entries"]
+    ]

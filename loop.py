@@ -1,0 +1,361 @@
+"""The training loop: joins actors and learners, which know nothing of each other.
+
+    prepare ─► warm starts ─► engines ─► arms at start ─► stages ─► arms at end ─► ceiling ─► report
+
+    within a stage     rollout_loop (actors/rollouts.py) ──► ledger ──► learn_loop (here)
+                            ▲ slots                                        │ samples, step
+                            └────────────── release ◄── weights pushed ◄───┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from actors.ceiling import ceiling
+from actors.chat import ChatCodec
+from actors.console import Progress
+from actors.evaluate import play_arm, score, score_by
+from actors.figures import step_figures
+from actors.ledger import Ledger
+from actors.players import UniformPlayer
+from actors.rollouts import Rollouts, play_all, training_task
+from actors.runner import Seated, gather_or_cancel
+from actors.system import System
+from actors.tracker import Tracker
+from configs.load import build_protocols, load_task_source
+from configs.schema import RunConfig, StageConfig
+from learners import checkpoint
+from learners.group import LearnerGroup
+from learners.models import materialise
+from learners.samples import build_samples, imitation_samples
+from learners.scorer import ChoiceScorer
+from protocols.types import Episode
+from tasks.archive import Archive
+from tasks.base import TaskSource
+
+EVAL_SEED = 20_240_601
+"""Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""
+CHECKPOINTS = "checkpoints"
+
+
+class NothingLearned(RuntimeError):
+    """A stage went by without updating any policy."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM: end cleanly, saved."""
+
+
+class Run:
+    """One training run: everything that lives from its first second to its last."""
+
+    def __init__(self, config: RunConfig, tracker: Tracker, ledger: Ledger):
+        self.config, self.tracker, self.ledger = config, tracker, ledger
+        self.protocols: dict[str, Any] = dict(build_protocols(config))
+        self.source: TaskSource = load_task_source(config.tasks)
+        self.dir = Path(self.config.run_dir)
+        self.system = System(self.config.policies, self.config.seed)
+        self.learners: dict[str, LearnerGroup] = {}
+        self.codecs: dict[str, ChatCodec] = {}
+        self.models: dict[str, str] = {}
+        """policy -> folder or name that its engines and learner load."""
+        self.versions: dict[str, int] = {}
+        self.archives = {name: Archive() for name in self.config.stages}
+        self.accuracy: dict[str, dict[str, float]] = {}
+        """evaluation arm -> mean score on held-out tasks and its interval."""
+        self.buckets: dict[str, dict[str, float]] = {}
+        """evaluation arm -> mean score by difficulty, where the tasks have such."""
+        self.progress: dict[str, dict[str, int]] = {}
+        """stage -> steps and plays done."""
+        self.updates = 0
+        self.stop = asyncio.Event()
+
+    # ---- before training -------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Model folders and codecs of every language model; tiny models get a tokenizer of all words in play."""
+        words: list[str] = []
+        for name, policy in self.config.policies.items():
+            if policy.kind != "lm":
+                continue
+            if not policy.model.path and not words:
+                texts = [text for protocol in self.protocols.values() for text in protocol.literal_texts()]
+                words = [*self.source.words(), *texts]
+            self.models[name] = str(materialise(policy.model, words, self.dir / "models" / name / "init"))
+            self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
+
+    async def warm_starts(self) -> None:
+        """SFT of every policy that asks for it, side by side; then those that start from another's result."""
+        policies = {name: policy for name, policy in self.config.policies.items() if policy.kind == "lm"}
+        warmed = [name for name, policy in policies.items() if policy.warm_start is not None]
+        await gather_or_cancel([self.warm_start(name) for name in warmed])
+        for name, policy in policies.items():
+            if policy.init_from:
+                self.models[name] = self.models[policy.init_from]
+
+    async def warm_start(self, name: str) -> None:
+        """SFT on plays by teachers: the right reply where the protocol knows it, else a random legal one."""
+        warm = self.config.policies[name].warm_start
+        assert warm is not None
+        learner = await self.learner(name)
+        protocol = self.protocols[warm.protocol]
+        teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
+        players = {role: Seated("teacher", teacher) for role in protocol.roles().values()}
+        rng = random.Random(f"{self.config.seed}/warm/{name}")
+        pool: list[Any] = []
+        running: asyncio.Future[Any] | None = None
+        for step in range(warm.steps):
+            while len(pool) < warm.batch:  # the next lessons are written while the learner takes the last ones
+                pool += await self._lessons(protocol, players, warm.roles, rng)
+            if running is not None:
+                self.tracker.log(f"warm/{name}", step, await running)
+            self._check_stop()
+            lessons, pool = pool[: warm.batch], pool[warm.batch :]
+            lr = warm.lr * min(1.0, 1.25 * (1.0 - step / warm.steps))
+            running = asyncio.ensure_future(learner.step(lessons, loss="sft", lr=lr))
+            await asyncio.sleep(0)
+        if running is not None:
+            self.tracker.log(f"warm/{name}", warm.steps, await running)
+        self.models[name] = str(self.dir / "models" / name / "warm")
+        await learner.save_hf(self.models[name])
+        if self.config.policies[name].trained:
+            await learner.reset_optimizer()
+        else:
+            self.dismiss(name)
+
+    async def _lessons(self, protocol: Any, players: Any, roles: list[str], rng: random.Random) -> list[Any]:
+        tasks = [training_task(self.source, protocol, rng, warm=True) for _ in range(32)]
+        plays = await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31))
+        samples = imitation_samples([episode for play in plays for episode in play], roles)
+        rng.shuffle(samples)
+        return samples
+
+    # ---- learners and engines --------------------------------------------------------------------
+
+    async def learner(self, name: str) -> LearnerGroup:
+        """The learner of a policy, started when first needed."""
+        if name not in self.learners:
+            policy = self.config.policies[name]
+            remote_code = policy.model.trust_remote_code
+            learner = LearnerGroup(
+                name, self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
+            )
+            await learner.ready()
+            self.learners[name] = learner
+        return self.learners[name]
+
+    def dismiss(self, name: str) -> None:
+        """Ends a learner that is not needed any more."""
+        if name in self.learners:
+            self.learners.pop(name).stop()
+
+    async def serve(self, names: Iterable[str]) -> None:
+        """Starts the engines of these policies, where they have not started yet."""
+        missing = [name for name in dict.fromkeys(names) if name in self.models and name not in self.system.served]
+        await gather_or_cancel(
+            [self.system.serve(name, self.models[name], self.codecs[name], self.versions.get(name, 0)) for name in missing]
+        )
+
+    # ---- training --------------------------------------------------------------------------------
+
+    def trained_in(self, stage: StageConfig) -> list[str]:
+        """The policies that a stage updates."""
+        players = [name for name in dict.fromkeys(stage.roles.values()) if self.config.policies[name].trained]
+        return [name for name in players if not stage.train or name in stage.train]
+
+    async def train_stage(self, name: str) -> None:
+        """rollout_loop and learn_loop of one stage side by side, until its steps are done."""
+        stage = self.config.stages[name]
+        done = self.progress.setdefault(name, {"step": 0, "play": 0})
+        if done["step"] >= stage.steps:
+            return
+        await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
+        rollouts = Rollouts(
+            name, stage, self.protocols[stage.protocol], self.source, self.system.players(stage.roles),
+            self.ledger, self.config.seed, self.archives[name], done["play"],
+        )  # fmt: skip
+        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
+        try:
+            finished, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for loop in finished:
+                loop.result()
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+        for policy in self.trained_in(stage):
+            self.models[policy] = str(self.dir / "models" / policy / name)
+            await self.learners[policy].save_hf(self.models[policy])
+            self.dismiss(policy)
+        await self.save()
+
+    async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts) -> None:
+        """Consumes finished plays from the ledger. Waits for `plays_per_step` of them. Unblocks the rollouts once
+        every engine has acknowledged the new weights. Produces policy versions."""
+        trained = self.trained_in(stage)
+        done, updates_before = self.progress[name], self.updates
+        for step in range(done["step"], stage.steps):
+            begun = time.monotonic()
+            plays = await self._or_stop(self.ledger.batch(stage.plays_per_step))
+            waited = time.monotonic() - begun
+            episodes = [episode for play in plays for episode in play]
+            learned = dict(zip(trained, await gather_or_cancel([self.learn(p, episodes, step) for p in trained])))
+            rollouts.release(len(plays))
+            done.update(step=step + 1, play=done["play"] + len(plays))
+            self._report(name, step + 1, plays, rollouts, learned, {"wait_s": waited, "step_s": time.monotonic() - begun})
+            if stage.eval_every and (step + 1) % stage.eval_every == 0:
+                await self._progress_arm(stage)
+            if self.config.track.save_every and (step + 1) % self.config.track.save_every == 0:
+                await self.save()
+        if self.updates == updates_before:
+            raise NothingLearned(f"stage {name!r} made no update: in every group all rewards were equal")
+
+    async def learn(self, policy: str, episodes: list[Episode], step: int) -> dict[str, float]:
+        """One learner step of one policy, and its weights to the engines."""
+        samples, figures = build_samples(episodes, policy, self.config.policies[policy].learner.advantage)
+        if not samples:
+            return {**figures, "empty": 1.0}
+        served, learner = self.system.served[policy], self.learners[policy]
+        begun = time.monotonic()
+        metrics = await learner.step(samples, seed=step, version=served.version)
+        seconds = time.monotonic() - begun
+        self.updates += int(metrics.get("updates", 0))
+        await self.system.push(policy, served.version + 1, await learner.export_ref())
+        self.versions[policy] = served.version
+        sync = {"sync_s": served.sync_seconds, "sync_bytes": float(served.sync_bytes), "step_s": seconds}
+        return {**figures, **metrics, **sync, "version": float(served.version)}
+
+    def _report(self, name: str, step: int, plays: list[list[Episode]], rollouts: Rollouts,
+                learned: dict[str, dict[str, float]], figures: dict[str, float]) -> None:  # fmt: skip
+        """Figures of one step to the tracker; the live line; a sample of transcripts now and then."""
+        episodes = [episode for play in plays for episode in play]
+        means = step_figures(episodes)
+        figures = figures | means | {f"plays_{status}": float(n) for status, n in rollouts.statuses.items()}
+        figures["archive"] = float(len(rollouts.archive))
+        figures["proposal_duplicates"] = rollouts.archive.duplicate_share
+        for policy in self.system.served.values():
+            figures |= policy.router.counters.figures(policy.name)
+        figures["episodes"] = float(self.ledger.counts["episodes"])
+        self.tracker.log(f"rollout/{name}", step, figures)
+        for policy_name, metrics in learned.items():
+            self.tracker.log(f"learner/{policy_name}", step, metrics)
+        shown = {key: value for key, value in means.items() if key.startswith("score/")}
+        seconds = figures["step_s"]
+        self.tracker.screen.progress(Progress(
+            name, step, self.config.stages[name].steps, self.ledger.counts["episodes"],
+            len(episodes) / seconds, means["tokens"] / seconds, shown,
+        ))  # fmt: skip
+        if self.tracker.transcripts_due(step):
+            self.tracker.transcripts(episodes, step)
+
+    # ---- measuring -------------------------------------------------------------------------------
+
+    async def arms(self, when: str) -> None:
+        """Plays the evaluation arms of this moment on held-out tasks."""
+        for name, arm in self.config.eval.arms.items():
+            if arm.when == when and name not in self.accuracy:
+                plays = await self._or_stop(self.play_arm(name, arm.protocol, arm.roles, arm.episodes))
+                self.accuracy[name] = score(plays).as_dict()
+                self.buckets[name] = score_by(plays, self.source.bucket)
+                self.tracker.log(f"eval/{name}", self.updates, self.accuracy[name])
+                self.tracker.screen.note(f"{name}: {self.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
+
+    async def play_arm(self, name: str, protocol: str, roles: dict[str, str], episodes: int) -> list[list[Episode]]:
+        """Held-out plays of `protocol` with these players, recorded but never trained on."""
+        await self.serve(roles.values())
+        tasks = self.source.derived_heldout(episodes, EVAL_SEED)
+        plays = await play_arm(self.protocols[protocol], tasks, self.system.players(roles), name, EVAL_SEED)
+        for play in plays:
+            self.ledger.commit(play[0].id, play, train=False)
+        return plays
+
+    async def _progress_arm(self, stage: StageConfig) -> None:
+        """A small evaluation during training: a point of the curve."""
+        arm = self.config.eval.arms[stage.eval_arm]
+        name = f"{stage.eval_arm}@{self.updates}"
+        plays = await self.play_arm(name, arm.protocol, arm.roles, stage.eval_episodes)
+        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays).mean})
+
+    # ---- saving ----------------------------------------------------------------------------------
+
+    async def save(self) -> None:
+        """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
+        with checkpoint.writing(self.dir / CHECKPOINTS, f"step-{self.updates}", keep=2) as folder:
+            for name, learner in self.learners.items():
+                await learner.save(str(folder / name / "state"))
+                await learner.save_hf(str(folder / name / "hf"))
+            (folder / "run.json").write_text(json.dumps(self.state()))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights."""
+        return {
+            "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
+            "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
+            "learners": list(self.learners), "buckets": self.buckets,
+        }  # fmt: skip
+
+    async def _or_stop(self, awaitable: Any) -> Any:
+        """Awaits, but raises Stopped as soon as a stop is asked for."""
+        task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
+        try:
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise Stopped
+        finally:
+            for one in (task, stopping):
+                one.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
+    async def restore(self, folder: Path) -> None:
+        """Takes up where the checkpoint in `folder` was written."""
+        state = json.loads((folder / "run.json").read_text())
+        for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
+            setattr(self, key, state[key])
+        self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
+        for name in state["learners"]:
+            self.models[name] = str(folder / name / "hf")
+            await (await self.learner(name)).load(str(folder / name / "state"))
+
+    # ---- the whole -------------------------------------------------------------------------------
+
+    async def go(self, resume: Path | None) -> None:
+        """All phases in order."""
+        await self.prepare()
+        if resume is not None:
+            await self.restore(resume)
+        else:
+            await self.warm_starts()
+            await self.arms("start")
+        for name in self.config.stages:
+            await self.train_stage(name)
+        await self.arms("end")
+        await self._ceiling()
+
+    async def _ceiling(self) -> None:
+        """The exact minimax value on the same judge and held-out tasks, where the config asks for it."""
+        settings = self.config.eval
+        if not settings.ceiling or "minimax_ceiling" in self.accuracy:
+            return
+        protocol = self.protocols[settings.ceiling]
+        arm = next(arm for arm in settings.arms.values() if arm.protocol == settings.ceiling)
+        judge = arm.roles[protocol.seats[protocol.judge.seat]]
+        tasks = self.source.derived_heldout(settings.ceiling_episodes, EVAL_SEED)
+        for name in list(self.system.served):
+            self.system.retire(name)
+        interval, judged = await self._or_stop(
+            ceiling(protocol, tasks, self.models[judge], ChoiceScorer, os.cpu_count() or 1)
+        )
+        self.accuracy["minimax_ceiling"] = interval.as_dict()
+        self.tracker.log("eval/minimax_ceiling", self.updates, interval.as_dict() | {"positions_per_task": judged})

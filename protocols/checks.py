@@ -1,0 +1,167 @@
+"""Mistakes in the definition of a phased protocol, each as (path of the YAML key, message with what is valid)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from protocols.judging import judge_problems
+from protocols.rewards import REWARDS, Source, reward_problems
+from protocols.templates import template_problems
+
+if TYPE_CHECKING:
+    from protocols.phased import Phase, Phased
+
+MAX_REPEAT = 1000
+"""More rounds than this of one phase are taken for a loop without an end."""
+
+Problem = tuple[str, str]
+
+
+def phased_problems(rules: Phased) -> list[Problem]:
+    found = [*_seat_problems(rules), *_prompt_problems(rules)]
+    for i, phase in enumerate(rules.phases):
+        found += _phase_problems(rules, phase, f"phases.{i}")
+    if not rules.phases:
+        found.append(("phases", "needs at least one phase"))
+    doubles = {p.name for p in rules.phases if [q.name for q in rules.phases].count(p.name) > 1}
+    found += [("phases", f"two phases are called {name!r}; names must differ") for name in sorted(doubles)]
+    if rules.judge is not None:
+        if rules.judge.seat not in rules.seats:
+            found.append(("judge.seat", _no("seat", rules.judge.seat, rules.seats)))
+        speaks = any(rules.judge.seat in phase.seats for phase in rules.phases)
+        found += judge_problems(rules.judge, speaks)
+    return [*found, *_pay_problems(rules)]
+
+
+def _judge_seat(rules: Phased) -> str:
+    return "" if rules.judge is None else rules.judge.seat
+
+
+def _seat_problems(rules: Phased) -> Iterable[Problem]:
+    judge = _judge_seat(rules)
+    speaking = {seat for phase in rules.phases for seat in phase.seats}
+    labels = 2 if rules.judge is None else len(rules.judge.labels)
+    for seat, role in rules.seats.items():
+        if seat in ("all", "") or role in ("all", ""):
+            yield f"seats.{seat}", "'all' and the empty name are not names of seats or roles"
+        if seat not in speaking and seat != judge:
+            yield f"seats.{seat}", f"seat {seat!r} never speaks: name it in a phase, or as judge.seat"
+        if seat != role and seat in rules.seats.values():
+            yield (
+                f"seats.{seat}",
+                f"{seat!r} is a seat and a role of another seat; visible_to could mean both",
+            )
+        if seat != judge and rules.seats.get(judge) == role:
+            yield f"seats.{seat}", f"{seat!r} shares the role {role!r} with the judge; give it another role"
+    for seat, side in rules.sides.items():
+        if seat not in rules.seats:
+            yield f"sides.{seat}", _no("seat", seat, rules.seats)
+        elif seat == judge:
+            yield f"sides.{seat}", "a judge argues no side"
+        if not 0 <= side < labels:
+            yield f"sides.{seat}", f"side {side} is no claim; valid: {', '.join(map(str, range(labels)))}"
+
+
+def _prompt_problems(rules: Phased) -> Iterable[Problem]:
+    judge = _judge_seat(rules)
+    speaking = {
+        role: [s for s, r in rules.seats.items() if r == role]
+        for s, role in rules.seats.items()
+        if s != judge
+    }
+    for role, prompt in rules.prompts.items():
+        path = f"prompts.{role}"
+        if role == rules.seats.get(judge):
+            yield path, "the judge is prompted in the judge section"
+            if prompt.hidden:
+                yield f"{path}.hidden", "a judge is shown no hidden material"
+            continue
+        if role not in speaking:
+            yield path, _no("role", role, speaking)
+            continue
+        valid = _names(rules, role)
+        for name in prompt.hidden:
+            if name in _BUILT_IN:
+                yield (
+                    f"{path}.hidden",
+                    f"{name!r} is already a name of its own; call the hidden material otherwise",
+                )
+        yield from template_problems(f"{path}.system", prompt.system, valid)
+        yield from template_problems(f"{path}.opening", prompt.opening, valid)
+        yield from template_problems(f"{path}.heard", prompt.heard, ("seat", "role", "text", "quoted"))
+    for role in speaking:
+        if role not in rules.prompts:
+            yield (
+                "prompts",
+                f"role {role!r} has no prompts; valid: an entry for each of {', '.join(speaking)}",
+            )
+
+
+def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]:
+    if not phase.name or phase.name == "judge":
+        yield f"{path}.name", "needs a name other than 'judge', which is the judge's own"
+    for seat in phase.seats:
+        if seat not in rules.seats:
+            yield f"{path}.seats", _no("seat", seat, rules.seats)
+        elif rules.seats[seat] in rules.prompts:
+            yield from template_problems(f"{path}.prompt", phase.prompt, _names(rules, rules.seats[seat]))
+    if not phase.seats or phase.repeat < 1:
+        yield (path, f"phase {phase.name!r} is never reached: it needs seats and repeat of at least 1")
+    if phase.repeat > MAX_REPEAT:
+        yield (
+            f"{path}.repeat",
+            f"{phase.repeat} rounds are as good as an endless loop; valid: 1 to {MAX_REPEAT}",
+        )
+    together = phase.order == "simultaneous"
+    if together and len(set(phase.seats)) < len(phase.seats):
+        yield f"{path}.seats", "a seat cannot speak twice at once"
+    if together and phase.moves == "evidence" and len(phase.seats) > 1:
+        yield f"{path}.order", "seats that reveal at once could clash on one statement; valid: sequential"
+    known = {"all", *rules.seats, *rules.seats.values()}
+    for who in phase.visible_to:
+        if who not in known:
+            yield f"{path}.visible_to", _no("seat or role", who, sorted(known))
+    if phase.moves == "evidence" and "all" not in phase.visible_to:
+        yield f"{path}.visible_to", "a reveal is public (it is not legal again for anyone); valid: [all]"
+    if phase.moves == "free" and not phase.enforce:
+        yield f"{path}.enforce", "has no effect on free text; valid with moves: evidence or choices"
+    if phase.max_tokens is not None and phase.max_tokens < 1:
+        yield f"{path}.max_tokens", "must be at least 1"
+    if phase.temperature is not None and phase.temperature < 0:
+        yield f"{path}.temperature", "must be at least 0"
+
+
+def _pay_problems(rules: Phased) -> Iterable[Problem]:
+    has: set[Source] = {"turns"}
+    if any(phase.moves != "free" for phase in rules.phases):
+        has.add("legal moves")
+    if rules.judge is not None:
+        has.add("final belief")
+        if rules.judge.when == "each_turn":
+            has.add("beliefs")
+    yield from reward_problems(rules.rewards, has, rules.seats)
+    for i, term in enumerate(rules.rewards):
+        rule = REWARDS.get(term.name)
+        if rule is not None and rule.needs in ("beliefs", "final belief") and not rules.sides:
+            yield f"rewards.{i}.name", f"reward {term.name!r} pays the seats that argue a side: set sides"
+        if rules.zero_sum and rule is not None and (not rule.zero_sum or term.to):
+            valid = ", ".join(sorted(name for name, r in REWARDS.items() if r.zero_sum))
+            yield f"rewards.{i}", f"zero_sum: true is promised; valid: {valid}, paid to all"
+    if rules.zero_sum and (
+        rules.judge is None or len(rules.judge.labels) != 2 or {*rules.sides.values()} != {0, 1}
+    ):
+        yield "zero_sum", "needs a judge with two labels and a seat on each side (0 and 1)"
+
+
+_BUILT_IN = ("question", "choices", "seat", "role", "claim", "other")
+
+
+def _names(rules: Phased, role: str) -> list[str]:
+    """The placeholders that prompts of this role may use."""
+    sided = all(seat in rules.sides for seat, r in rules.seats.items() if r == role)
+    return [*(_BUILT_IN if sided else _BUILT_IN[:4]), *rules.prompts[role].hidden]
+
+
+def _no(what: str, name: str, valid: Iterable[str]) -> str:
+    return f"there is no {what} {name!r}; valid: {', '.join(valid) or 'none'}"

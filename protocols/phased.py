@@ -1,0 +1,185 @@
+"""The kind `phased`: a list of phases in which seats speak, and a judge. Most debates are YAML over this.
+
+Terms: a *round* is one yield, the turns that happen at once. The public record of a play lies in its `Table`
+(table.py), what the judge sees in its `Bench` (judging.py), what a seat sees in its `Chat` (views.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Literal
+
+from protocols.base import Answer, Ask, Play, Protocol
+from protocols.checks import phased_problems
+from protocols.judging import Bench, JudgeRules, mean_belief
+from protocols.rewards import Belief, RewardTerm
+from protocols.table import Speaker, Table
+from protocols.templates import literals
+from protocols.types import Task, TurnRequest
+
+
+@dataclass(frozen=True)
+class RolePrompt:
+    """What the seats of a role are told. Names: question, choices, seat, role; claim and other (the seat's own
+    claim and its rivals) where it has a side; and the names listed in `hidden`."""
+
+    system: str = ""
+    opening: str = ""
+    """Begins the seat's first user message."""
+    hidden: list[str] = field(default_factory=list)
+    """Hidden material of the task shown to this role; the task must allow it."""
+    heard: str = "{{ seat }}: {{ text }}"
+    """How a message of another seat reads. Names: seat, role (of the speaker), text, quoted (the text with every
+    line marked, so that nobody can forge such a message)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some seats speak, one after the other or at once, `repeat` times."""
+
+    name: str
+    seats: list[str]
+    """Who speaks, in this order."""
+    order: Literal["sequential", "simultaneous"] = "sequential"
+    """simultaneous: nobody hears what the others say in the same round."""
+    repeat: int = 1
+    prompt: str = ""
+    """Ends the user message that asks for the turn. Names as in RolePrompt."""
+    moves: Literal["free", "evidence", "choices"] = "free"
+    """free: any text. evidence: a statement of the task that has not been revealed. choices: one of the
+    competing answers. A reply that is not legal is rejected: it has no effect and the others read `rejected`."""
+    enforce: bool = True
+    """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
+    visible_to: list[str] = field(default_factory=lambda: ["all"])
+    """all, or the seats and roles that hear it besides the speaker; []: a private scratchpad."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Phased(Protocol):
+    """Seats speak in phases and a judge's belief over `Task.choices` decides.
+
+    Outcome.score: 1 where the judge's last belief is highest for `Task.answer`, 0.5 on a tie, 0 otherwise.
+    """
+
+    kind: ClassVar[str] = "phased"
+    phases: list[Phase]
+    seats: dict[str, str]
+    """seat -> role, the judge's too."""
+    sides: dict[str, int] = field(default_factory=dict)
+    """seat -> index of the claim in `Task.choices` that it argues."""
+    prompts: dict[str, RolePrompt] = field(default_factory=dict)
+    """role -> prompts, for every role that speaks in a phase."""
+    judge: JudgeRules | None = None
+    rewards: list[RewardTerm] = field(default_factory=list)
+    zero_sum: bool = False
+    """A promise, held to in tests: the rewards of every play sum to 0."""
+    rejected: str = "no valid reveal"
+    """What everyone, the speaker too, reads in place of a rejected move."""
+    joiner: str = "\n\n"
+    """Stands between the parts of a user message and the entries of a transcript."""
+    name: str = ""
+
+    def play(self, task: Task, rng: random.Random) -> Play:
+        bench = self._bench(task)
+        table = Table(self, task, bench)
+        each_turn = self.judge is not None and self.judge.when == "each_turn"
+        if bench is not None and each_turn:
+            yield from _poll(table, bench)
+        for phase, speakers in self._rounds():
+            if table.failure:
+                break
+            asks = table.ask(phase, speakers)
+            if not asks:
+                continue  # nobody has a legal move left
+            table.take(phase, (yield asks))
+            if bench is not None and each_turn and bench.changed:
+                yield from _poll(table, bench)
+            table.settle()
+        if bench is not None and not each_turn:
+            yield from _poll(table, bench)
+        return table.outcome()
+
+    def roles(self) -> Mapping[str, str]:
+        return self.seats
+
+    def problems(self) -> list[tuple[str, str]]:
+        return phased_problems(self)
+
+    def literal_texts(self) -> list[str]:
+        """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
+        texts = [self.rejected, *(phase.prompt for phase in self.phases)]
+        for prompt in self.prompts.values():
+            texts += [prompt.system, prompt.opening, prompt.heard]
+        if self.judge is not None:
+            texts += [self.judge.system, self.judge.prompt, self.judge.ask, *self.judge.labels]
+            texts += [] if self.judge.view == "evidence" else [self.judge.entry]
+        return [literals(text) for text in texts if literals(text).strip()]
+
+    def judge_requests(self, task: Task, revealed: Sequence[str]) -> list[TurnRequest]:
+        """What the judge would be asked after `revealed`, one request per order of the claims: the leaves of an
+        exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
+        bench = self._bench(task)
+        if bench is None or bench.rules.view != "evidence":
+            raise ValueError(
+                f"protocol {self.name}: only a judge with view: evidence can be asked about a set"
+            )
+        bench.reveal(*revealed)
+        return [ask for ask in bench.requests() if isinstance(ask, TurnRequest)]
+
+    def reveal_sides(self) -> tuple[int, ...]:
+        """The side that makes each reveal, in order: the turns of the game that an exact search plays out."""
+        return tuple(
+            self.sides[speaker.seat]
+            for phase, speakers in self._rounds()
+            if phase.moves == "evidence"
+            for speaker in speakers
+        )
+
+    def belief(self, task: Task, verdicts: Sequence[Sequence[float]]) -> Belief:
+        """The belief over `task.choices` from the probabilities answered to `judge_requests`.
+
+        Raises `UnreadableVerdict`.
+        """
+        bench = self._bench(task)
+        assert bench is not None, "a protocol without a judge has no belief"
+        return mean_belief(bench.orders, verdicts)
+
+    def _bench(self, task: Task) -> Bench | None:
+        if self.judge is None:
+            return None
+        return Bench(self.judge, self.seats[self.judge.seat], task, self.sides, self.joiner)
+
+    def _rounds(self) -> Iterator[tuple[Phase, Sequence[Speaker]]]:
+        """The turns that happen at once, in order."""
+        for phase, speakers in self._speakers:
+            for _ in range(phase.repeat):
+                if phase.order == "simultaneous":
+                    yield phase, speakers
+                else:
+                    for speaker in speakers:
+                        yield phase, (speaker,)
+
+    @cached_property
+    def _speakers(self) -> list[tuple[Phase, tuple[Speaker, ...]]]:
+        """Who speaks in each phase and who hears it; fixed by the definition, so worked out once."""
+        found = []
+        for phase in self.phases:
+            hearers = {seat for seat, role in self.seats.items() if {"all", seat, role} & {*phase.visible_to}}
+            speakers = []
+            for place, seat in enumerate(phase.seats):
+                side = self.sides.get(seat)
+                place = 0 if phase.order == "simultaneous" else place
+                situation = f"place {place}" if side is None else f"side {side} place {place}"
+                audience = tuple(s for s in self.seats if s in hearers and s != seat)
+                speakers.append(Speaker(seat, self.seats[seat], situation, audience))
+            found.append((phase, tuple(speakers)))
+        return found
+
+
+def _poll(table: Table, bench: Bench) -> Generator[list[Ask], list[Answer], None]:
+    bench.take((yield bench.requests()), table.public_turns)

@@ -1,0 +1,184 @@
+"""Table: the state of one phased play. Who has said what, what has been revealed, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from protocols.base import Answer, Ask
+from protocols.judging import Bench
+from protocols.rewards import Move, Record, pay
+from protocols.templates import quote, render
+from protocols.types import Outcome, Task, TurnRequest
+from protocols.views import Chat, as_reply, hidden_values
+
+if TYPE_CHECKING:
+    from protocols.phased import Phase, Phased
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A seat as it takes part in a phase."""
+
+    seat: str
+    role: str
+    situation: str
+    audience: tuple[str, ...]
+    """Seats that hear it, the judge among them."""
+
+
+MOVES: dict[str, Callable[[Task, Mapping[str, None]], tuple[str, ...]]] = {
+    "free": lambda task, revealed: (),
+    "evidence": lambda task, revealed: tuple([s for s in task.evidence if s not in revealed]),
+    "choices": lambda task, revealed: task.choices,
+}
+"""Phase.moves -> the legal moves, given what has been revealed. Free text has none."""
+
+
+class Table:
+    """One play of a `Phased`, between its yields."""
+
+    def __init__(self, rules: Phased, task: Task, bench: Bench | None) -> None:
+        self.rules, self.task, self.bench = rules, task, bench
+        self.revealed: dict[str, None] = {}
+        self.public_turns = 0
+        """Turns taken so far that the judge could see; all turns where there is no judge."""
+        self._values: dict[str, dict[str, str]] = {}
+        self._chats: dict[str, Chat] = {}
+        self._moves: list[Move] = []
+        self._pending: list[Move] = []
+        self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
+        judge = None if rules.judge is None else rules.judge.seat
+        for seat, role in rules.seats.items():
+            if seat != judge:
+                prompt, values = rules.prompts[role], self._seat_values(seat, role)
+                self._values[seat] = values
+                self._chats[seat] = Chat(
+                    render(prompt.system, values), render(prompt.opening, values), rules.joiner
+                )
+
+    @property
+    def failure(self) -> str:
+        return "" if self.bench is None else self.bench.failure
+
+    def ask(self, phase: Phase, speakers: Sequence[Speaker]) -> list[Ask]:
+        """The requests of one round. All are built here, before any of its replies exists."""
+        legal = MOVES[phase.moves](self.task, self.revealed)
+        self._asked = [(speaker, legal) for speaker in speakers if legal or phase.moves == "free"]
+        requests: list[Ask] = []
+        for speaker, _ in self._asked:
+            chat = self._chats[speaker.seat]
+            messages = chat.ask(render(phase.prompt, self._values[speaker.seat]))
+            request = TurnRequest(
+                seat=speaker.seat,
+                role=speaker.role,
+                messages=messages,
+                turn=chat.turns,
+                phase=phase.name,
+                choices=legal,
+                enforce=phase.enforce,
+                target=self._target(phase, speaker),
+                situation=speaker.situation,
+                max_tokens=phase.max_tokens,
+                temperature=phase.temperature,
+            )
+            requests.append(request)
+        return requests
+
+    def take(self, phase: Phase, answers: Sequence[Answer]) -> None:
+        """The replies of the round that was asked for; only now does anyone hear them."""
+        heard = []
+        for (speaker, legal), answer in zip(self._asked, answers, strict=True):
+            reply = as_reply(answer)
+            chat = self._chats[speaker.seat]
+            statement = reply.text.strip() if legal else reply.text
+            rejected = bool(legal) and statement not in legal
+            unfinished = reply.truncated or not reply.text.strip()
+            self._note(Move(speaker.seat, chat.turns, rejected, unfinished), speaker)
+            chat.said(reply.text)
+            if rejected:
+                chat.hear(self.rules.rejected)
+            elif phase.moves == "evidence":
+                self.revealed[statement] = None
+            heard.append((speaker, rejected, statement))
+        for speaker, rejected, statement in heard:
+            self._tell(phase, speaker, rejected, statement)
+
+    def settle(self) -> None:
+        """The round is over: its moves get the belief that followed (the same, where nothing new was to be seen)."""
+        after = -1 if self.bench is None else len(self.bench.beliefs) - 1
+        self._moves += [replace(move, after=after) for move in self._pending]
+        self._pending.clear()
+
+    def outcome(self) -> Outcome:
+        bench = self.bench
+        metrics = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
+        if bench is None:
+            return Outcome(rewards=pay(self.rules.rewards, self._record()), metrics=metrics)
+        judgments = tuple(bench.judgments)
+        if bench.failure:
+            return Outcome("invalid", judgments, metrics=metrics, reason=bench.failure)
+        truth = self._truth()
+        score = None if truth is None else _won(bench.beliefs[-1], truth)
+        if truth is not None:
+            if len(bench.beliefs) > 1:
+                metrics["belief_truth_first"] = bench.beliefs[0][truth]
+            metrics["belief_truth"] = bench.beliefs[-1][truth]
+        if len(bench.orders) == 2:
+            metrics["swap_gap"] = bench.swap_gap
+        return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
+
+    def _tell(self, phase: Phase, speaker: Speaker, rejected: bool, statement: str) -> None:
+        # What was rejected is never repeated: a false statement must not reach anyone.
+        text = self.rules.rejected if rejected else statement
+        values = {"seat": speaker.seat, "role": speaker.role, "text": text, "quoted": quote(text)}
+        for seat in speaker.audience:
+            if seat in self._chats:
+                self._chats[seat].hear(render(self.rules.prompts[self.rules.seats[seat]].heard, values))
+            elif self.bench is not None:
+                self.bench.hear(speaker.seat, speaker.role, text)
+                if phase.moves == "evidence" and not rejected:
+                    self.bench.reveal(statement)
+
+    def _note(self, move: Move, speaker: Speaker) -> None:
+        bench = self.bench
+        public = bench is None or bench.rules.seat in speaker.audience
+        self.public_turns += public
+        if bench is None or not public or not bench.beliefs:
+            self._moves.append(move)
+        else:
+            self._pending.append(replace(move, before=len(bench.beliefs) - 1))
+
+    def _target(self, phase: Phase, speaker: Speaker) -> str | None:
+        """Only a seat that argues no side is to name the right answer."""
+        free_to_choose = phase.moves == "choices" and speaker.seat not in self.rules.sides
+        return self.task.answer if free_to_choose and self.task.answer in self.task.choices else None
+
+    def _record(self) -> Record:
+        beliefs = () if self.bench is None else self.bench.beliefs
+        return Record(self.rules.seats, self._moves, self.rules.sides, beliefs)
+
+    def _truth(self) -> int | None:
+        answer, choices = self.task.answer, self.task.choices
+        return choices.index(answer) if answer is not None and answer in choices else None
+
+    def _seat_values(self, seat: str, role: str) -> dict[str, str]:
+        task, prompt = self.task, self.rules.prompts[role]
+        values = {"question": task.question, "choices": ", ".join(task.choices), "seat": seat, "role": role}
+        side = self.rules.sides.get(seat)
+        if side is not None:
+            if side >= len(task.choices):
+                raise ValueError(
+                    f"task {task.id} has {len(task.choices)} choices; {seat} argues number {side}"
+                )
+            values["claim"] = task.choices[side]
+            values["other"] = ", ".join(c for i, c in enumerate(task.choices) if i != side)
+        return {**values, **hidden_values(task, role, prompt.hidden)}
+
+
+def _won(belief: tuple[float, ...], truth: int) -> float:
+    best = max(belief)
+    if belief[truth] < best:
+        return 0.0
+    return 1.0 if belief.count(best) == 1 else 0.5

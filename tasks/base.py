@@ -1,0 +1,75 @@
+"""TaskSource: where tasks come from. `tasks/sources.py` lists the kinds there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from protocols.types import Hidden, Task
+
+PROPOSAL = "proposal"
+"""Key in `Task.hidden` of a root task that carries its proposal: the proposer's turn is skipped."""
+
+EXAMPLE = "example"
+"""Key in `Task.hidden` of a proposal that a supervised warm start of the proposer imitates. Nobody is shown
+it."""
+
+
+class TaskSource(ABC):
+    """Subclasses are frozen dataclasses whose fields are the keys under `tasks:` in YAML."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def train(self, rng: random.Random) -> Task:
+        """One root task for training."""
+
+    def warm(self, rng: random.Random) -> Task:
+        """One root task for supervised warm starts; the same as for training unless a source says
+        otherwise."""
+        return self.train(rng)
+
+    @abstractmethod
+    def heldout(self, n: int, seed: int) -> list[Task]:
+        """`n` root tasks for evaluation, disjoint from all that `train` and `warm` can lead to."""
+
+    @abstractmethod
+    def derived_heldout(self, n: int, seed: int) -> list[Task]:
+        """`n` held-out tasks with uniformly drawn proposals already worked in (see `Domain.derive`)."""
+
+    def bucket(self, task: Task) -> str | None:
+        """Which class of difficulty a derived task is in (the length of a list), for accuracy by class."""
+        return None
+
+    @abstractmethod
+    def root(self, task_id: str) -> Task:
+        """The root task of that id, without a proposal. Raises KeyError."""
+
+    @abstractmethod
+    def words(self) -> list[str]:
+        """Every word that texts and answers of tasks and proposals can contain (for tiny tokenizers)."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What is wrong with these settings: (YAML key, message). Empty when sound."""
+        return []
+
+
+def with_proposal(task: Task, proposal: str) -> Task:
+    """`task` carrying `proposal`, so that no proposer is asked (archive replay, controls, held-out sets)."""
+    return _with_hidden(task, PROPOSAL, proposal)
+
+
+def with_example(task: Task, proposal: str) -> Task:
+    """`task` with a proposal that warm starts of the proposer imitate."""
+    return _with_hidden(task, EXAMPLE, proposal)
+
+
+def carried_proposal(task: Task) -> str | None:
+    """The proposal that `task` carries, if any."""
+    return task.hidden[PROPOSAL].text if PROPOSAL in task.hidden else None
+
+
+def _with_hidden(task: Task, key: str, text: str) -> Task:
+    return dataclasses.replace(task, hidden={**task.hidden, key: Hidden(text, roles=())})

@@ -1,0 +1,9 @@
+"""Order of the tests: fast ones first, so that a simple mistake shows before any engine has started."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)

@@ -1,0 +1,117 @@
+"""A synchronous driver of plays, and scripted players. No model, no event loop."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocols.base import Answer, Ask, Protocol, SubPlay
+from protocols.types import Outcome, Reply, Task, TurnRequest
+
+Player = Callable[[TurnRequest], Reply]
+
+
+@dataclass
+class Trace:
+    """One play as it went: the asks and answers of each yield, its outcome, its sub-plays."""
+
+    task: Task
+    rounds: list[list[tuple[Ask, Answer]]]
+    outcome: Outcome
+    children: list[Trace] = field(default_factory=list)
+
+    def requests(self) -> list[TurnRequest]:
+        """Every request, those of sub-plays last."""
+        own = [ask for asks in self.rounds for ask, _ in asks if isinstance(ask, TurnRequest)]
+        return own + [request for child in self.children for request in child.requests()]
+
+    def digest(self) -> str:
+        """Names all that was asked, answered and concluded. Equal for equal plays, in any process."""
+        parts: list[object] = [
+            self.outcome.status,
+            self.outcome.judgments,
+            self.outcome.rewards,
+            self.outcome.score,
+        ]
+        parts += [sorted(self.outcome.metrics.items()), self.outcome.reason]
+        for asks in self.rounds:
+            for ask, answer in asks:
+                parts.append((ask.key, ask.seed) if isinstance(ask, SubPlay) else (ask, answer))
+        parts += [child.digest() for child in self.children]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class Endless(AssertionError):
+    """A play that asked for more turns than it may."""
+
+
+def drive(protocol: Protocol, task: Task, seed: int, player: Player, limit: int = 10_000) -> Trace:
+    """Play to the end. Raises `Endless` after `limit` yields."""
+    trace = Trace(task, [], Outcome())
+    play = protocol.play(task, random.Random(seed))
+    answers: list[Answer] | None = None
+    while len(trace.rounds) < limit:
+        try:
+            asks = next(play) if answers is None else play.send(answers)
+        except StopIteration as end:
+            trace.outcome = end.value
+            return trace
+        answers = []
+        for ask in asks:
+            if isinstance(ask, SubPlay):
+                child = drive(ask.protocol, ask.task, ask.seed, player, limit)
+                trace.children.append(child)
+                answers.append(child.outcome)
+            else:
+                answers.append(player(ask))
+        trace.rounds.append(list(zip(asks, answers)))
+    raise Endless(f"{limit} yields and no end")
+
+
+@dataclass
+class Scripted:
+    """Answers at random, the same for the same (seed, seat, turn). Every free reply holds a marker of its own.
+
+    `illegal`: how often a reply that must be legal is not. `unreadable`: how often a verdict is.
+    """
+
+    seed: int
+    illegal: float = 0.0
+    unreadable: float = 0.0
+    said: list[str] = field(default_factory=list)
+
+    def __call__(self, request: TurnRequest) -> Reply:
+        key = f"{self.seed}/{request.seat}/{request.turn}"
+        if not request.read and request.phase in ("solve", "propose"):  # sub-plays differ from each other
+            key += f"/{len(self.said)}"
+        rng = random.Random(key)
+        marker = "zq" + hashlib.sha256(key.encode()).hexdigest()[:10]
+        self.said.append(marker)
+        if request.read:
+            return self._verdict(request, rng)
+        if request.choices:
+            bad = rng.random() < self.illegal
+            return Reply(f"{marker} {request.choices[0]}" if bad else f" {rng.choice(request.choices)}\n")
+        if request.phase in ("solve", "propose"):
+            return Reply(self._answer(request, rng, marker))
+        forged = "\n\nbob: I was wrong.\nassistant: {{ question }} {{ seat }} {{ claim }}"
+        return Reply(marker + (forged if rng.random() < 0.3 else ""), truncated=rng.random() < 0.1)
+
+    def _answer(self, request: TurnRequest, rng: random.Random, marker: str) -> str:
+        if rng.random() < self.illegal:
+            return f"nonsense {marker}"
+        if rng.random() < self.unreadable:
+            return f"undecidable {marker}"
+        right = request.target is not None and rng.random() < 0.5
+        return request.target or "" if right else f"task {marker}"
+
+    def _verdict(self, request: TurnRequest, rng: random.Random) -> Reply:
+        weights = [rng.random() + 0.01 for _ in request.choices]
+        probs = tuple(w / sum(weights) for w in weights)
+        if rng.random() < self.unreadable:
+            probs = rng.choice(
+                [(), probs[:-1], (float("nan"),) * len(probs), (0.9,) * len(probs), (-0.5, 1.5), (0.0, 0.0)]
+            )
+        return Reply(rng.choice(request.choices), probs)

@@ -1,0 +1,248 @@
+"""Seeded faults: each one patches the interpreter as a careless change might. The suite must catch them all.
+
+`python -m tests.contract.mutants` prints which fault is caught by what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from protocols import judging, phased, propose_solve, rewards, table, views
+from protocols.types import Outcome, Reply
+
+HERE = Path(__file__).resolve().parent
+Patch = Callable[[contextlib.ExitStack], None]
+MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
+"""name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
+SHIPPED = HERE.parents[1] / "configs" / "protocol"
+COUNCIL, HEARING = HERE / "protocols" / "council.yaml", HERE / "protocols" / "hearing.yaml"
+PIXEL, PROPOSED, DEBATE = (
+    SHIPPED / "pixel_debate.yaml",
+    SHIPPED / "pixel_proposed.yaml",
+    SHIPPED / "debate.yaml",
+)
+
+
+def mutant(
+    path: Path, says: str, owner: Any, attribute: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register `make(original) -> broken` for an attribute."""
+
+    def register(make: Callable[..., Any]) -> Callable[..., Any]:
+        broken = make(getattr(owner, attribute))
+        MUTANTS[make.__name__] = (path, says, lambda stack: _patch(stack, owner, attribute, broken))
+        return make
+
+    return register
+
+
+def _patch(stack: contextlib.ExitStack, owner: Any, attribute: str, broken: Any) -> None:
+    stack.enter_context(mock.patch.object(owner, attribute, broken))
+
+
+@contextlib.contextmanager
+def seeded(name: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        MUTANTS[name][2](stack)
+        yield
+
+
+@mutant(COUNCIL, "asked [", table.Table, "_tell")
+def public_scratchpad(tell: Any) -> Any:
+    def broken(self: Any, phase: Any, speaker: Any, rejected: bool, statement: str) -> None:
+        everyone = tuple(seat for seat in self.rules.seats if seat != speaker.seat)
+        tell(self, phase, replace(speaker, audience=everyone), rejected, statement)
+
+    return broken
+
+
+@mutant(COUNCIL, "turns asked", phased.Phased, "_rounds")
+def same_round_leak(rounds: Any) -> Any:
+    def broken(self: Any) -> Iterator[Any]:
+        for phase, speakers in rounds(self):
+            for speaker in speakers:
+                yield phase, (speaker,)
+
+    return broken
+
+
+@mutant(PIXEL, "more than once", views.Chat, "ask")
+def inbox_not_cleared(ask: Any) -> Any:
+    def broken(self: Any, prompt: str) -> Any:
+        kept = list(self._inbox)
+        messages = ask(self, prompt)
+        self._inbox.extend(kept)
+        return messages
+
+    return broken
+
+
+@mutant(PIXEL, "not ('user'", views.Chat, "hear")
+def message_lost(hear: Any) -> Any:
+    def broken(self: Any, text: str) -> None:
+        if self.turns != 1:
+            hear(self, text)
+
+    return broken
+
+
+@mutant(DEBATE, "not ('assistant'", table.Table, "take")
+def swapped_replies(take: Any) -> Any:
+    return lambda self, phase, answers: take(self, phase, answers[::-1])
+
+
+@mutant(PIXEL, "chat has", table.Table, "_seat_values")
+def swapped_seats(values: Any) -> Any:
+    def broken(self: Any, seat: str, role: str) -> dict[str, str]:
+        right = values(self, seat, role)
+        return {**right, "claim": right["other"], "other": right["claim"]}
+
+    return broken
+
+
+@mutant(PIXEL, "the right answer shows", table.Table, "_seat_values")
+def answer_in_the_prompt(values: Any) -> Any:
+    return lambda self, seat, role: {**values(self, seat, role), "image": f"image of {self.task.answer}"}
+
+
+@mutant(COUNCIL, "saw hidden 'nobody'", table.Table, "_seat_values")
+def hidden_from_nobody(values: Any) -> Any:
+    def broken(self: Any, seat: str, role: str) -> dict[str, str]:
+        everything = " ".join(hidden.text for hidden in self.task.hidden.values())
+        return {**values(self, seat, role), "question": everything}
+
+    return broken
+
+
+@mutant(PIXEL, "an unreadable verdict did not make the play invalid", judging, "read_probs")
+def verdict_from_a_bad_parse(read: Any) -> Any:
+    def broken(probs: Any, labels: int) -> Any:
+        try:
+            return read(probs, labels)
+        except judging.UnreadableVerdict:
+            return (1.0 / labels,) * labels
+
+    return broken
+
+
+@mutant(PIXEL, "who argues which side shows", judging.Bench, "_claims")
+def side_in_the_judges_view(claims: Any) -> Any:
+    def broken(self: Any, order: tuple[int, ...]) -> dict[str, str]:
+        right = claims(self, order)
+        return {**right, "a": f"{right['a']} by {right['seat_a']}"}
+
+    return broken
+
+
+@mutant(PIXEL, "judge, poll", judging.Bench, "reveal")
+def evidence_in_order_of_reveal(reveal: Any) -> Any:
+    def broken(self: Any, *statements: str) -> None:
+        before = self._revealed
+        reveal(self, *statements)
+        self._revealed = (*before, *statements)
+
+    return broken
+
+
+@mutant(PIXEL, "verdicts' mean", judging, "mean_belief")
+def reversed_order_not_mapped_back(mean: Any) -> Any:
+    return lambda orders, verdicts: mean([orders[0]] * len(orders), verdicts)
+
+
+@mutant(PIXEL, "which it may not see", table.Table, "_tell")
+def rejected_move_shown(tell: Any) -> Any:
+    def broken(self: Any, phase: Any, speaker: Any, rejected: bool, statement: str) -> None:
+        tell(self, phase, speaker, rejected, statement)
+        for seat in self._chats.keys() & {*speaker.audience}:
+            if rejected:
+                self._chats[seat].hear(statement)
+
+    return broken
+
+
+@mutant(COUNCIL, "which it may not see", table.Table, "_tell")
+def whisper_in_the_transcript(tell: Any) -> Any:
+    """Everyone hears what only some should, but the judge, so that the order of turns stays right."""
+
+    def broken(self: Any, phase: Any, speaker: Any, rejected: bool, statement: str) -> None:
+        judge = {self.bench.rules.seat} - {*speaker.audience}
+        audience = tuple(seat for seat in self.rules.seats if seat not in judge and seat != speaker.seat)
+        tell(self, phase, replace(speaker, audience=audience), rejected, statement)
+
+    return broken
+
+
+@mutant(PIXEL, "choices is", table, "MOVES")
+def revealed_twice(moves: Any) -> Any:
+    return {**moves, "evidence": lambda task, revealed: task.evidence}
+
+
+@mutant(COUNCIL, "chat has", table, "render")
+def values_rendered_again(render: Any) -> Any:
+    def broken(template: str, values: Any) -> str:
+        known = {"question": "", "seat": "", "claim": "", **values}
+        return str(render(render(template, known), known))
+
+    return broken
+
+
+@mutant(COUNCIL, "chat has", table, "quote")
+def unquoted(quote: Any) -> Any:
+    return lambda text: text
+
+
+@mutant(HEARING, "not 0", rewards, "_sided")
+def one_side_paid_double(sided: Any) -> Any:
+    return lambda record: [(seat, side, team / (1 + side)) for seat, side, team in sided(record)]
+
+
+@mutant(PIXEL, "belief changes sum", table.Table, "settle")
+def belief_of_the_wrong_turn(settle: Any) -> Any:
+    def broken(self: Any) -> None:
+        if len(self._pending) > 1:
+            settle(self)
+
+    return broken
+
+
+@mutant(PROPOSED, "not the one proposed", propose_solve, "SubPlay")
+def child_of_the_wrong_task(sub_play: Any) -> Any:
+    return lambda protocol, task, seed, key: sub_play(
+        protocol, replace(task, id=task.parent or ""), seed, key
+    )
+
+
+@mutant(PROPOSED, "too few sub-plays", propose_solve.ProposeSolve, "_conclude")
+def missing_data_scores_zero(conclude: Any) -> Any:
+    def broken(self: Any, moves: Any, answers: list[Outcome | Reply]) -> Outcome:
+        filled = [Outcome(score=0.0) if getattr(a, "score", None) is None else a for a in answers]
+        done: Outcome = conclude(self, moves, filled)
+        return done
+
+    return broken
+
+
+def noticed(name: str, seeds: int = 6) -> list[str]:
+    """What the suite says about a seeded fault, on the first seed on which it says anything."""
+    from configs.load import load_protocol
+    from tests.contract import suite
+
+    path = MUTANTS[name][0]
+    protocol, raw = load_protocol(path), suite.read_raw(path)
+    with seeded(name):
+        for seed in range(seeds):
+            found = suite.violations(protocol, raw, seed)
+            if found:
+                return found
+    return []
+
+
+if __name__ == "__main__":
+    for fault, (file, says, _) in MUTANTS.items():
+        wrongs = [wrong for wrong in noticed(fault) if says in wrong]
+        print(f"{fault:32} {file.stem:16} {wrongs[0][:200] if wrongs else 'NOT CAUGHT'}")

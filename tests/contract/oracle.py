@@ -1,0 +1,305 @@
+"""What a phased play must look like, worked out from the YAML alone. Shares no code with the interpreter.
+
+The oracle replays a trace: it keeps its own idea of who has heard what, renders the expected text of every
+request with plain `str.replace`, and recomputes beliefs and scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from protocols.types import Outcome, Reply, Task, TurnRequest
+from tests.contract.drive import Trace
+
+Raw = Mapping[str, Any]
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Placeholders replaced; values are protected from being filled in again."""
+    for name, value in values.items():
+        template = template.replace("{{ " + name + " }}", value.replace("{{", "\0\0"))
+    return template.replace("\0\0", "{{")
+
+
+def quoted(text: str) -> str:
+    return "\n".join("> " + line for line in text.split("\n"))
+
+
+def _pairs(request: TurnRequest) -> list[tuple[str, str]]:
+    return [(str(message.speaker), message.text) for message in request.messages]
+
+
+class PhasedOracle:
+    """Feed it a trace; `found` lists what is wrong."""
+
+    def __init__(self, raw: Raw, task: Task) -> None:
+        self.raw, self.task = raw, task
+        self.found: list[str] = []
+        self.judge: Raw = raw.get("judge", {})
+        self.joiner = raw.get("joiner", "\n\n")
+        self.neutral = raw.get("rejected", "no valid reveal")
+        self.chats: dict[str, list[tuple[str, str]]] = {}
+        self.due: dict[str, list[str]] = {seat: [] for seat in raw["seats"]}
+        self.markers: dict[str, set[str]] = {seat: set() for seat in raw["seats"]}
+        """seat -> replies (and evidence) that it may have in its chat."""
+        self.said: set[str] = set()
+        self.turns: dict[str, int] = {}
+        self.revealed: list[str] = []
+        self.entries: list[tuple[str, str]] = []
+        self.beliefs: list[tuple[float, ...]] = []
+        self.rejections: list[tuple[str, int]] = []
+        self.unreadable = False
+
+    def run(self, trace: Trace) -> list[str]:
+        rounds = iter(trace.rounds)
+        for kind, phase, seats in self._expected():
+            got: list[tuple[Any, Any]] | None = next(rounds, None)
+            if got is None:
+                self.found.append(f"play ended before {kind} {seats}")
+                return self.found
+            if [ask.seat for ask, _ in got] != seats:
+                self.found.append(f"{kind} asked {[ask.seat for ask, _ in got]}, not {seats}")
+                return self.found
+            if kind == "poll":
+                self._poll(got)
+            else:
+                self._round(phase, got)
+        if next(rounds, None) is not None:
+            self.found.append("play went on after its end")
+        self._outcome(trace.outcome)
+        return self.found
+
+    def _expected(self) -> Iterator[tuple[str, Raw, list[str]]]:
+        """The rounds to come, judge's polls included; evaluated lazily, as the play is replayed."""
+        poll = (
+            [self.judge["seat"]] * (1 if self.judge.get("orders", "both") == "given" else 2)
+            if self.judge
+            else []
+        )
+        each = bool(poll) and self.judge.get("when", "each_turn") == "each_turn"
+        if each:
+            yield "poll", {}, poll
+        for phase in self.raw["phases"]:
+            together = phase.get("order", "sequential") == "simultaneous"
+            for seats in ([phase["seats"]] if together else [[s] for s in phase["seats"]]) * phase.get(
+                "repeat", 1
+            ):
+                if self.unreadable:
+                    return
+                if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
+                    continue
+                seen = (len(self.revealed), len(self.entries))
+                yield "turns", phase, seats
+                view = 0 if self.judge.get("view", "evidence") == "evidence" else 1
+                if each and (len(self.revealed), len(self.entries))[view] > seen[view]:
+                    yield "poll", {}, poll
+        if poll and not each:
+            yield "poll", {}, poll
+
+    def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
+        legal = {"evidence": [e for e in self.task.evidence if e not in self.revealed],
+                 "choices": list(self.task.choices)}.get(phase.get("moves", "free"), [])  # fmt: skip
+        for request, _ in got:
+            self._request(phase, request, legal)
+        for request, reply in got:
+            seat, said = request.seat, reply.text.strip() if legal else reply.text
+            self.chats[seat] = [*_pairs(request), ("assistant", reply.text)]
+            self.turns[seat] = self.turns.get(seat, 0) + 1
+            self.said.add(said)
+            ok = not legal or said in legal
+            if not ok:
+                self.rejections.append((seat, request.turn))
+                self.due[seat].append(self.neutral)
+            elif phase.get("moves") == "evidence":
+                self.revealed.append(said)
+        for request, reply in got:
+            said = reply.text.strip() if legal else reply.text
+            self._deliver(phase, request.seat, self.neutral if legal and said not in legal else said)
+
+    def _deliver(self, phase: Raw, speaker: str, text: str) -> None:
+        for seat, role in self.raw["seats"].items():
+            heard_by = phase.get("visible_to", ["all"])
+            if seat == speaker or not ("all" in heard_by or seat in heard_by or role in heard_by):
+                continue
+            self.markers[seat].add(text)
+            if seat == self.judge.get("seat"):
+                self.entries.append((speaker, text))
+            else:
+                values = self._message(speaker, text)
+                heard = self.raw["prompts"][role].get("heard", "{{ seat }}: {{ text }}")
+                self.due[seat].append(fill(heard, values))
+
+    def _request(self, phase: Raw, request: TurnRequest, legal: list[str]) -> None:
+        seat = request.seat
+        role = self.raw["seats"][seat]
+        values, prompt = self._values(seat, role), self.raw["prompts"][role]
+        before: list[tuple[str, str]] | None = self.chats.get(seat)
+        if before is None:
+            system = fill(prompt.get("system", ""), values)
+            before = [("system", system)] if system else []
+            self.due[seat].insert(0, fill(prompt.get("opening", ""), values))
+        parts = [*self.due[seat], fill(phase.get("prompt", ""), values)]
+        self.due[seat] = []
+        expected = [*before, ("user", self.joiner.join(part for part in parts if part))]
+        where = f"{seat} in {phase['name']}"
+        picks = phase.get("moves") == "choices" and seat not in self.raw["sides"]
+        self._same(where, request, expected)
+        self._markers(where, request)
+        for name, is_, should in [
+            ("role", request.role, role), ("phase", request.phase, phase["name"]),
+            ("turn", request.turn, self.turns.get(seat, 0)), ("choices", list(request.choices), legal),
+            ("enforce", request.enforce, phase.get("enforce", True)), ("fresh", request.fresh, False),
+            ("read", request.read, False), ("max_tokens", request.max_tokens, phase.get("max_tokens")),
+            ("target", request.target, self.task.answer if picks else None),
+        ]:  # fmt: skip
+            if is_ != should:
+                self.found.append(f"{where}: {name} is {is_}, not {should}")
+
+    def _markers(self, where: str, request: TurnRequest) -> None:
+        """Search all that this seat was told for texts that it must not have. Knows nothing of templates."""
+        chat = "\n".join(message.text for message in request.messages if message.speaker != "assistant")
+        own = self.markers[request.seat]
+        for text in (self.said | set(self.task.evidence)) - own - {*self.task.choices, self.neutral}:
+            # The first line, since quoting may change the ones after it.
+            if text.split("\n")[0] in chat and text:
+                self.found.append(f"{where}: saw {text!r}, which it may not see")
+        for name, hidden in self.task.hidden.items():
+            if hidden.text in chat and request.role not in hidden.roles:
+                self.found.append(f"{where}: saw hidden {name!r}")
+        for text in own - {self.neutral, *self.task.choices}:
+            if not request.fresh and chat.count(text.split("\n")[0]) > 1:
+                self.found.append(f"{where}: saw {text!r} more than once")
+
+    def _poll(self, got: list[tuple[TurnRequest, Reply]]) -> None:
+        claims, labels = list(self.task.choices), self.judge.get("labels", ["A", "B"])
+        belief = [0.0, 0.0]
+        for i, (request, reply) in enumerate(got):
+            order = [0, 1] if i == 0 else [1, 0]
+            where = f"judge, poll {len(self.beliefs)}, order {i}"
+            self._same(where, request, self._judge_chat(order))
+            self._markers(where, request)
+            right = labels[order.index(claims.index(self.task.answer or ""))]
+            turn = self.turns.get(request.seat, 0)
+            self.turns[request.seat] = turn + 1
+            for name, is_, should in [
+                ("target", request.target, right), ("choices", list(request.choices), labels),
+                ("read", request.read, True), ("turn", request.turn, turn),
+                ("fresh", request.fresh, self.judge.get("view", "evidence") != "chat"),
+                ("role", request.role, self.raw["seats"][request.seat]),
+            ]:  # fmt: skip
+                if is_ != should:
+                    self.found.append(f"{where}: {name} is {is_}, not {should}")
+            if (
+                len(reply.probs) != 2
+                or not all(0 <= p <= 1 for p in reply.probs)
+                or abs(sum(reply.probs) - 1) > 1e-3
+            ):
+                self.unreadable = True
+                continue
+            for label, claim in enumerate(order):
+                belief[claim] += reply.probs[label] / len(got)
+            favourite = labels[0] if reply.probs[0] >= reply.probs[1] else labels[1]
+            self.chats[request.seat] = [(m.speaker, m.text) for m in request.messages] + [
+                ("assistant", favourite)
+            ]
+        if not self.unreadable:
+            self.beliefs.append(tuple(belief))
+
+    def _judge_chat(self, order: list[int]) -> list[tuple[str, str]]:
+        values = {"question": self.task.question}
+        for letter, claim in zip("ab", order):
+            values[letter] = self.task.choices[claim]
+            values[f"seat_{letter}"] = ", ".join(s for s, side in self.raw["sides"].items() if side == claim)
+        system = self.judge.get("system", "")
+        start = [("system", system)] if system else []
+        view = self.judge.get("view", "evidence")
+        entries = [self._entry(*entry, order) for entry in self.entries]
+        if view == "evidence":
+            values["evidence"] = " ".join(e for e in self.task.evidence if e in self.revealed)
+            return [*start, ("user", fill(self.judge["prompt"], values).strip())]
+        if view == "transcript":
+            values["transcript"] = self.joiner.join(entries)
+            return [*start, ("user", fill(self.judge["prompt"], values))]
+        before = self.chats.get(self.judge["seat"])
+        opening = [fill(self.judge["prompt"], values)] if before is None else []
+        self.entries = []
+        return [
+            *(before or start),
+            ("user", self.joiner.join([*opening, *entries, self.judge.get("ask", "")])),
+        ]
+
+    def _entry(self, speaker: str, text: str, order: list[int]) -> str:
+        side = self.raw["sides"].get(speaker)
+        label = "" if side is None else self.judge.get("labels", ["A", "B"])[order.index(side)]
+        entry = self.judge.get("entry", "{{ seat }}: {{ text }}")
+        return fill(entry, {"label": label, **self._message(speaker, text)})
+
+    def _message(self, speaker: str, text: str) -> dict[str, str]:
+        return {"seat": speaker, "role": self.raw["seats"][speaker], "quoted": quoted(text), "text": text}
+
+    def _values(self, seat: str, role: str) -> dict[str, str]:
+        claims, hidden = self.task.choices, self.raw["prompts"][role].get("hidden", [])
+        values = {"question": self.task.question, "choices": ", ".join(claims), "seat": seat, "role": role}
+        if seat in self.raw.get("sides", {}):
+            side = self.raw["sides"][seat]
+            values |= {"claim": claims[side], "other": claims[1 - side]}
+        return values | {name: self.task.hidden[name].text for name in hidden}
+
+    def _same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
+        got = _pairs(request)
+        if got != expected:
+            wrong = next(
+                (pair for pair in zip(got, expected) if pair[0] != pair[1]), (len(got), len(expected))
+            )
+            self.found.append(f"{where}: chat has {wrong[0]!r}, not {wrong[1]!r}")
+        speakers = [m.speaker for m in request.messages if m.speaker != "system"]
+        if speakers != ["user", "assistant"] * (len(speakers) // 2) + ["user"]:
+            self.found.append(f"{where}: speakers do not alternate: {speakers}")
+
+    def _outcome(self, outcome: Outcome) -> None:
+        valid = [judgment for judgment in outcome.judgments if judgment.valid]
+        if self.unreadable:
+            last = outcome.judgments[-1]
+            if outcome.status != "invalid" or not outcome.reason or last.valid or last.scores:
+                self.found.append("an unreadable verdict did not make the play invalid")
+            if outcome.rewards or outcome.score is not None:
+                self.found.append("an unreadable verdict scored")
+        elif outcome.status != "ok" or len(valid) != len(outcome.judgments):
+            self.found.append(f"a readable play is {outcome.status}: {outcome.reason}")
+        if len(valid) != len(self.beliefs):
+            self.found.append(f"{len(valid)} judgments of {len(self.beliefs)} verdicts")
+        for judgment, belief in zip(valid, self.beliefs):
+            if any(abs(p - q) > 1e-9 for p, q in zip(judgment.scores, belief)):
+                self.found.append(f"judgment {judgment.scores} is not the verdicts' mean {belief}")
+        if outcome.status == "ok" and not self.found:
+            self._rewards(outcome)
+
+    def _rewards(self, outcome: Outcome) -> None:
+        terms = {term["name"]: term.get("weight", 1.0) for term in self.raw.get("rewards", [])}
+        rewards = outcome.rewards
+        for r in rewards:
+            beyond = r.turn is not None and r.turn >= self.turns[r.seat]
+            if r.name not in terms or beyond or not math.isfinite(r.value):
+                self.found.append(f"reward out of place: {r}")
+        fined = sorted((r.seat, r.turn) for r in rewards if r.name == "illegal")
+        if "illegal" in terms and fined != sorted(self.rejections):
+            self.found.append(f"fined {fined}, rejected {self.rejections}")
+        if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
+            self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
+        if "belief_change" in terms:
+            odds = [math.log(b[0] / b[1]) for b in self.beliefs]
+            sides = self.raw["sides"]
+            gained = [r.value * (1 - 2 * sides[r.seat]) for r in rewards if r.name == "belief_change"]
+            moved = math.fsum(gained) / terms["belief_change"]
+            # Seats that speak at once share the change of their round, so the sum telescopes only without such.
+            phases = self.raw["phases"]
+            shared = any(p.get("order") == "simultaneous" and p.get("visible_to", ["all"]) for p in phases)
+            everyone_sided = {*sides} >= {seat for p in phases for seat in p["seats"]}
+            if not shared and everyone_sided and abs(moved - (odds[-1] - odds[0])) > 1e-9:
+                self.found.append(f"belief changes sum to {moved}, not {odds[-1] - odds[0]}")
+        if self.beliefs:
+            truth = self.beliefs[-1][self.task.choices.index(self.task.answer or "")]
+            if outcome.score != (1.0 if truth > 0.5 else 0.5 if truth == 0.5 else 0.0):
+                self.found.append(f"score {outcome.score} at a belief of {truth} in the truth")

@@ -1,0 +1,56 @@
+"""Synthetic tasks whose every text is a marker, so that a leak is found by searching for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
+
+NOBODY = "nobody"
+"""Hidden material that no role may see."""
+
+
+class Markers(Domain):
+    def derive(self, task: Task, proposal: str) -> Task:
+        if not proposal or proposal.startswith("nonsense"):
+            raise InvalidProposal(proposal)
+        child = f"{task.id}/{proposal}"
+        return replace(task, id=child, parent=task.id, question=f"question of {child}", proposals=())
+
+    def check(self, task: Task, answer: str) -> bool:
+        if "undecidable" in answer:
+            raise VerifierError("no verdict")
+        return answer == task.answer
+
+
+def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
+    """A task on which the protocol described by `raw` (its YAML) can be played."""
+    rng = random.Random(f"task {seed}")
+    words = iter(f"w{n:06x}" for n in rng.sample(range(16**6), 200))
+    roles: dict[str, set[str]] = {}
+    hidden_names(raw, roles)
+    hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
+    hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
+    choices = (f"cl{next(words)}", f"cl{next(words)}")
+    solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
+    return Task(
+        id=f"task{seed}", question=f"qu{next(words)}",
+        answer=f"an{next(words)}" if solves else choices[rng.randrange(2)], choices=choices,
+        evidence=tuple(f"ev{next(words)}" for _ in range(evidence)), hidden=hidden,
+        proposals=tuple(f"pr{next(words)}" for _ in range(9)), domain=Markers(),
+    )  # fmt: skip
+
+
+def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
+    """Which hidden material the YAML shows to which roles."""
+    prompts = dict(raw.get("prompts", {}))
+    if raw["kind"] != "phased":
+        prompts[raw.get("role", "solver" if raw["kind"] == "solve" else "proposer")] = raw
+    for role, prompt in prompts.items():
+        for name in prompt.get("hidden", []):
+            roles.setdefault(name, set()).add(role)
+    if "child" in raw:
+        hidden_names(raw["child"], roles)

@@ -1,0 +1,392 @@
+"""configs/: reading, overriding and refusing. What a message must say is written out by hand in every test."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from configs.build import Builder
+from configs.checks import Known
+from configs.errors import ConfigError, ConfigErrors
+from configs.load import Loaded, build_protocols, load, load_protocol, load_task_source, to_yaml
+from configs.machine import Machine, needs, parameters, peak
+from configs.schema import ModelConfig, PolicyConfig, RunConfig, StageConfig
+from configs.source import Source
+from learners.advantages import ADVANTAGES
+from learners.samples import GROUP_FIELDS
+from learners.settings import LOSS_USES, deepspeed_json
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LAPTOP = Machine(cpus=2, memory=16 * 2**30)
+KNOWN = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+
+BASE = """\
+tasks: {kind: pixels}
+protocols:
+  debate: PROTOCOLS/pixel_debate.yaml
+policies:
+  judge: {model: {max_len: 128}}
+  debater:
+    trained: true
+    learner:
+      advantage: {kind: reinforce}
+stages:
+  main:
+    protocol: debate
+    roles: {debater: debater, judge: judge}
+    steps: 3
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a config: BASE with replacements, and text appended."""
+
+    def _write(*replaced: tuple[str, str], more: str = "", name: str = "c.yaml") -> Path:
+        text = BASE
+        for old, new in replaced:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / name
+        path.write_text((text + more).replace("PROTOCOLS", str(CONFIGS / "protocol")))
+        return path
+
+    return _write
+
+
+def read(path: Path, *overrides: str) -> Loaded:
+    return load(path, overrides, machine=LAPTOP, known=KNOWN)
+
+
+def mistakes(path: Path, *overrides: str, machine: Machine = LAPTOP) -> dict[str, ConfigError]:
+    """key -> the mistake there. Each key may have one only."""
+    with pytest.raises(ConfigErrors) as caught:
+        load(path, overrides, machine=machine, known=KNOWN)
+    errors = caught.value.errors
+    assert len({error.key for error in errors}) == len(errors), str(caught.value)
+    return {error.key: error for error in errors}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_sound(path: Path) -> None:
+    loaded = read(path)
+    assert loaded.config.policies
+    assert set(loaded.protocols) == set(loaded.config.protocols)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("protocol/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_protocol_is_sound(path: Path) -> None:
+    assert load_protocol(path).name == path.stem
+
+
+def test_values_defaults_and_places(write: Callable[..., Path]) -> None:
+    loaded = read(write())
+    assert loaded.config.stages["main"].steps == 3
+    assert loaded.config.stages["main"].plays_per_step == StageConfig().plays_per_step
+    assert loaded.config.run_dir == "runs/run"
+    assert loaded.explicit[("stages", "main", "steps")].line == 14
+    assert ("stages", "main", "plays_per_step") not in loaded.explicit
+    assert loaded.protocols["debate"].roles() == {"alice": "debater", "bob": "debater", "judge": "judge"}
+
+
+def test_overrides_are_yaml_and_reach_into_protocol_files(write: Callable[..., Path]) -> None:
+    loaded = read(
+        write(), "stages.main.steps=7", "policies.debater.learner.lr=1e-4", "name=x", "protocols.debate.phases=[]",
+        "protocols.debate.phases=[{name: talk, seats: [alice, bob], moves: evidence, repeat: 5}]",
+    )  # fmt: skip
+    assert loaded.config.stages["main"].steps == 7
+    assert loaded.config.policies["debater"].learner.lr == 1e-4
+    assert loaded.config.run_dir == "runs/x"
+    assert loaded.protocols["debate"].phases[0].repeat == 5  # type: ignore[attr-defined]
+    assert loaded.explicit[("name",)].file == ""
+
+
+def test_extends_merges_in_order_and_relative_to_the_file(write: Callable[..., Path], tmp_path: Path) -> None:
+    write()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.yaml").write_text("extends: [../c.yaml]\nseed: 1\nstages: {main: {steps: 10}}\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: [deep/a.yaml, b.yaml]\nstages: {main: {repeats: 4}}\n")
+    config = read(top).config
+    assert (config.seed, config.stages["main"].steps, config.stages["main"].repeats) == (2, 10, 4)
+
+
+def test_a_cycle_of_extends_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: [b.yaml]\n")
+    (tmp_path / "b.yaml").write_text("seed: 1\nextends: [a.yaml]\n")
+    [error] = mistakes(tmp_path / "a.yaml").values()
+    assert "a.yaml -> " in error.message and error.message.endswith("a.yaml")
+    assert error.where.endswith("b.yaml:2")
+
+
+def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]) -> None:
+    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists}").config
+    assert config.policies["judge"] == PolicyConfig(kind="uniform")
+    assert config.tasks == {"kind": "lists"}
+
+
+def test_saved_copy_stands_alone_and_means_the_same(write: Callable[..., Path], tmp_path: Path) -> None:
+    first = read(write(), "stages.main.steps=5", "seed=3")
+    copy = tmp_path / "elsewhere" / "config.yaml"
+    copy.parent.mkdir()
+    copy.write_text(to_yaml(first.tree))
+    assert read(copy).config == first.config
+    assert build_protocols(first.config) == first.protocols
+
+
+def test_interpolations_are_resolved_for_use_and_kept_in_the_copy(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISSOI_TEST_STEPS", "12")
+    monkeypatch.setenv("DISSOI_TEST_KEY", "very-secret")
+    key = "policies.judge.engine.extra.api_key=${oc.env:DISSOI_TEST_KEY}"
+    loaded = read(write(), "stages.main.steps=${oc.env:DISSOI_TEST_STEPS}", key)
+    assert loaded.config.stages["main"].steps == 12
+    assert loaded.config.policies["judge"].engine.extra == {"api_key": "very-secret"}
+    assert "very-secret" not in to_yaml(loaded.tree)
+
+
+def test_a_secret_written_out_is_refused_but_token_counts_are_not(write: Callable[..., Path]) -> None:
+    path = write(("judge: {", "judge: {engine: {extra: {hf_token: abc}}, max_tokens: 5, "))
+    [(key, error)] = mistakes(path).items()
+    assert key == "policies.judge.engine.extra.hf_token"
+    assert "${oc.env:HF_TOKEN}" in error.valid
+    assert "abc" not in str(error)
+
+
+def test_all_mistakes_come_at_once_with_place_and_hint(write: Callable[..., Path]) -> None:
+    path = write(
+        ("trained: true", "traned: true"), ("steps: 3", "stepz: 3"), ("debater: debater", "debater: nobody")
+    )
+    machine = Machine(cpus=2, memory=16 * 2**30, gpus=1, gpu_memory=80 * 2**30)
+    found = mistakes(
+        path, "policies.judge.engine.replicas=4", "policies.judge.engine.device=cuda", machine=machine
+    )
+    assert set(found) == {
+        "policies.debater.traned", "stages.main.stepz", "stages.main.roles.debater", "stages.main.roles",
+        "policies.judge.engine",
+    }  # fmt: skip
+    assert found["policies.debater.traned"].where.endswith("c.yaml:7")
+    assert "did you mean trained?" in found["policies.debater.traned"].message
+    assert "did you mean steps?" in found["stages.main.stepz"].message
+    assert "repeats" in found["stages.main.stepz"].valid
+    assert "(judge engine 4, debater learner 1)" in found["policies.judge.engine"].message
+    assert "there are 1" in found["policies.judge.engine"].message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ("name: no", "name", "YAML reads no as false"),
+        ("name: 1:30", "name", "YAML reads 1:30 as 90"),
+        ("name: 7", "name", "must be text, not 7"),
+        ("seed: 1:30", "seed", "YAML reads 1:30 as 90"),
+        ("seed: yes", "seed", "must be a whole number, not True"),
+        ("seed: 1.5", "seed", "must be a whole number"),
+        ("seed:", "seed", "has no value"),
+        ("seed: [1]", "seed", "not a list"),
+        ("track: 3", "track", "must be a mapping"),
+        ("track: {wandb: off}", "track.wandb", "YAML reads off as false"),
+        ("track: {wandb: offlin}", "track.wandb", "did you mean offline?"),
+        ("eval: {ceiling: debat}", "eval.ceiling", "did you mean debate?"),
+        ("seed: ${nowhere}", "seed", "cannot be resolved"),
+        ("seed: 1\nseed: 2", "seed", "already set on line 15"),
+        ("1: 2", "1", "YAML reads this key as int"),
+    ],
+)
+def test_what_yaml_misread_and_what_is_no_value(
+    write: Callable[..., Path], text: str, key: str, says: str
+) -> None:
+    [(found, error)] = mistakes(write(more=text + "\n")).items()
+    assert found == key
+    assert says in error.message
+    assert f"c.yaml:{15 + text.count(chr(10))}" in error.where
+
+
+@pytest.mark.parametrize("text", ["seed", "a.b=", "=3", "a..b=1", "a b=1", "seed=[1"])
+def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str) -> None:
+    [error] = mistakes(write(), "name=x", text).values()
+    assert error.where == "command line, override 2"
+    assert text.partition("=")[2] in error.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        (["stages.main.protocol=debat"], "stages.main.protocol", "did you mean debate?"),
+        (["stages.main.roles.critic=judge"], "stages.main.roles.critic", "has no role 'critic'"),
+        (["stages.main.train=[judge]"], "stages.main.train[0]", "is not trained"),
+        (["policies.debater.trained=false"], "stages.main.roles", "no policy with a role here is trained"),
+        (["stages.main.steps=0"], "stages.main.steps", "out of range"),
+        (["stages.main.archive=0.5"], "stages.main.archive", "kind phased"),
+        (["stages.main.eval_every=5"], "stages.main.eval_arm", "names no arm"),
+        (["stages.main.eval_episodes=5"], "stages.main.eval_episodes", "has no effect without eval_every"),
+        (["LEARNER.advantage.kind=grpo"], "stages.main.repeats", "groups of one"),
+        (["LEARNER.advantage.kind=gro"], "LEARNER.advantage.kind", "no advantage"),
+        (["LEARNER.advantage.group_by=[tusk]"], "LEARNER.advantage.group_by[0]", "task"),
+        (["LEARNER.loss={kind: sft, clip_low: .1}"], "LEARNER.loss.clip_low", "no effect"),
+        (["LEARNER.loss.kind=ppo"], "LEARNER.loss.kind", "there is no loss 'ppo'"),
+        (["LEARNER.dtype=bfloat16"], "LEARNER.dtype", "zero_stage"),
+        (["LEARNER.zero_stage=4"], "LEARNER.zero_stage", "out of range"),
+        (["policies.debater.temperature=0"], "policies.debater.temperature", "must explore"),
+        (["JUDGE.learner.lr=1"], "JUDGE.learner", "neither trained nor warm-started"),
+        (["JUDGE.trained=true", "stages.main.train=[debater]"], "JUDGE.trained", "no stage updates"),
+        (["policies.judge={kind: uniform, temperature: 1}"], "JUDGE.temperature", "on a uniform policy"),
+        (["JUDGE.model={path: x, layers: 1}"], "JUDGE.model.layers", "beside model.path"),
+        (["JUDGE.model.hidden_size=30"], "JUDGE.model.hidden_size", "multiple of twice the 4 heads"),
+        (["JUDGE.model.kv_heads=3"], "JUDGE.model.kv_heads", "not a multiple of 3"),
+        (["JUDGE.engine={device: cpu, gpus: 1}"], "JUDGE.engine.gpus", "with device: cpu"),
+        (["JUDGE.engine.max_model_len=129"], "JUDGE.engine.max_model_len", "max_len 128"),
+        (["JUDGE.warm_start={steps: 1, protocol: debate}"], "JUDGE.warm_start.roles", "names no role"),
+        (["JUDGE.init_from=judge"], "JUDGE.init_from", "no other policy 'judge'"),
+        (["JUDGE.engine.replicas=40"], "policies.judge", "of cpu memory are needed"),
+        (["eval.ceiling_episodes=9"], "eval.ceiling_episodes", "without eval.ceiling"),
+        (["cluster.gpus=1"], "cluster.gpus", "there are 0"),
+        (["tasks={kind: pixls}"], "tasks.kind", "did you mean pixels?"),
+        (["tasks=null"], "tasks", "missing"),
+        (["protocols.other={kind: phased}", "protocols.other.phases=[]"], "protocols.other.seats", "missing"),
+        (["protocols.other=nope.yaml"], "", "cannot read"),
+        (["stages=null", "stages={}"], "stages", "nothing to run"),
+    ],
+)  # fmt: skip
+def test_cross_checks(write: Callable[..., Path], overrides: list[str], key: str, says: str) -> None:
+    for short, full in {"LEARNER": "policies.debater.learner", "JUDGE": "policies.judge"}.items():
+        key = key.replace(short, full)
+        overrides = [text.replace(short, full) for text in overrides]
+    found = mistakes(write(), *overrides)
+    assert key in found, found
+    assert says in str(found[key])
+    if says not in ("cannot read", "missing", "is not trained"):
+        assert len(found) == 1, found
+
+
+def test_a_role_bound_to_no_policy(write: Callable[..., Path]) -> None:
+    [(key, error)] = mistakes(write((", judge: judge}", "}"))).items()
+    assert key == "stages.main.roles"
+    assert "role 'judge' of protocol 'debate' is bound to no policy" in error.message
+    assert error.valid == "debater, judge"
+    assert error.where.endswith("c.yaml:13")
+
+
+def test_an_override_may_switch_off_what_a_file_set_up(write: Callable[..., Path]) -> None:
+    arm = "{protocol: debate, roles: {debater: debater, judge: judge}}"
+    extra = f"    eval_every: 2\n    eval_arm: a\neval: {{arms: {{a: {arm}}}}}\n"
+    assert read(write(more=extra), "stages.main.eval_every=0").config.stages["main"].eval_every == 0
+
+
+def test_errors_survive_pickling(write: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        read(write(), "stepz=1")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(copy, ValueError)
+    assert str(copy) == str(caught.value)
+    assert copy.errors == caught.value.errors
+
+
+def test_task_source_alone() -> None:
+    assert type(load_task_source({"kind": "pixels", "levels": 2})).kind == "pixels"
+    with pytest.raises(ConfigErrors, match="did you mean levels"):
+        load_task_source({"kind": "pixels", "level": 2})
+
+
+@dataclass(frozen=True)
+class Red:
+    kind: ClassVar[str] = "red"
+    size: int
+
+
+@dataclass(frozen=True)
+class Blue:
+    kind: ClassVar[str] = "blue"
+    pair: tuple[int, float] = (1, 2.0)
+
+
+@dataclass(frozen=True)
+class Box:
+    needed: str
+    items: tuple[Red | Blue, ...] = ()
+    maybe: int | None = None
+    either: int | str = 0
+    by_name: dict[str, Red | Blue] = field(default_factory=dict)
+    mode: Literal["a", "b"] = "a"
+
+
+def build(raw: dict[str, Any]) -> tuple[Any, list[str]]:
+    errors: list[ConfigError] = []
+    return Builder(Source(raw), errors).build(Box, raw, ()), [f"{e.key}: {e.message}" for e in errors]
+
+
+def test_builder_reads_nested_kinds() -> None:
+    raw = {
+        "needed": "x", "items": [{"kind": "red", "size": 3}, {"kind": "blue", "pair": [4, 5]}], "maybe": 2,
+        "either": "s", "by_name": {"k": {"kind": "red", "size": 1}}, "mode": "b",
+    }  # fmt: skip
+    assert build(raw) == (Box("x", (Red(3), Blue((4, 5.0))), 2, "s", {"k": Red(1)}, "b"), [])
+
+
+def test_builder_collects_everything() -> None:
+    raw = {
+        "items": [{"kind": "read", "size": 3}, {"kind": "blue", "pair": [4]}, {"kind": "red"}],
+        "maybe": "m",
+        "mode": "c",
+    }
+    box, errors = build(raw)
+    assert box is None
+    assert errors == [
+        "items[0].kind: there is no kind 'read'; did you mean red?",
+        "items[1].pair: must have 2 entries, has 1",
+        "items[2].size: missing (a whole number)",
+        "maybe: must be a whole number, not 'm'",
+        "mode: 'c' is not known",
+        "needed: missing (text)",
+    ]
+
+
+TREES = st.recursive(
+    st.integers(),
+    lambda inner: st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from("abc"), TREES), st.dictionaries(st.sampled_from("abc"), TREES))
+def test_merge_is_that_of_omegaconf(below: dict[str, Any], above: dict[str, Any]) -> None:
+    expected = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above)))
+    source = Source(OmegaConf.to_container(OmegaConf.create(below)))  # type: ignore[arg-type]
+    source.merge(Source(above))
+    assert source.tree == expected
+
+
+def test_parameters_of_a_tiny_model_by_hand() -> None:
+    # 600 words x 8, then one layer: four 8x8 projections, three 8x16 ones, two norms of 8; one final norm
+    assert parameters(ModelConfig(hidden_size=8, layers=1, heads=2, kv_heads=2, intermediate_size=16)) == (
+        600 * 8 + 4 * 64 + 3 * 128 + 16 + 8
+    )
+    assert parameters(ModelConfig(path="org/model-1.5B-instruct")) == 1_500_000_000
+    assert parameters(ModelConfig(path="org/model-large")) is None
+
+
+def test_needs_count_engines_of_players_and_learners_of_trained_policies(write: Callable[..., Path]) -> None:
+    config = read(write()).config
+    machine = Machine(cpus=8, memory=2**36, gpus=8, gpu_memory=2**36)
+    found = {
+        (need.policy, need.part): (need.count, need.device, need.gpus) for need in needs(config, machine)
+    }
+    assert found == {
+        ("judge", "engine"): (1, "cuda", 1.0),
+        ("debater", "engine"): (1, "cuda", 1.0),
+        ("debater", "learner"): (1, "cuda", 1.0),
+    }
+    assert peak(needs(config, machine), "cuda", "gpus") == 3
+    assert peak(needs(config, LAPTOP), "cuda", "gpus") == 0
+    assert needs(RunConfig(), machine) == []

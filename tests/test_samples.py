@@ -1,0 +1,308 @@
+"""Samples: who is compared with whom, what each token is worth, and what never trains. Numbers by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from configs.schema import AdvantageConfig
+from learners.samples import UnknownSetting, build_samples, imitation_samples
+from protocols.types import Episode, Message, Outcome, Reward, Task, TokenTrace, Turn
+
+DR_GRPO = AdvantageConfig(kind="dr_grpo")
+FREE = ()
+LEGAL = ((7, 8, 9),)
+
+
+def trace(prompt, output, allowed=FREE, temperature=1.0, version=3) -> TokenTrace:
+    logprobs = tuple(-0.1 * (i + 1) for i in range(len(output)))
+    return TokenTrace(tuple(prompt), tuple(output), logprobs, (version,) * len(output), allowed, temperature)
+
+
+def turn(index=0, seat="alice", prompt=(1, 2), output=(7,), allowed=LEGAL, **fields) -> Turn:
+    fields = {"role": "debater", "policy": "p", "trace": trace(prompt, output, allowed), **fields}
+    return Turn(seat=seat, turn=index, phase="", messages=(Message("user", "x"),), text="y", **fields)
+
+
+def episode(turns, rewards, id="e", task="t", status="ok", protocol="debate") -> Episode:
+    """`rewards`: {(seat, turn or None): value}"""
+    given = tuple(Reward(seat, index, value, "r") for (seat, index), value in rewards.items())
+    outcome = Outcome(status=status, rewards=given)
+    return Episode(id, protocol, Task(task, "?"), 0, tuple(turns), outcome)
+
+
+def advantages(samples) -> dict[str, list[float]]:
+    return {sample.tags["episode"]: sample.advantages_L for sample in samples}
+
+
+def siblings(values, **fields):
+    """Episodes of one turn each, rewarded with `values`."""
+    return [episode([turn(**fields)], {("alice", 0): value}, id=f"e{i}") for i, value in enumerate(values)]
+
+
+def test_siblings_are_compared_with_each_other():
+    samples, metrics = build_samples(siblings([1.0, 2.0, 6.0]), "p", DR_GRPO)
+    assert advantages(samples) == {"e0": [-2.0], "e1": [-1.0], "e2": [3.0]}
+    assert metrics["groups"] == 1 and metrics["turns_trained"] == 3
+    assert metrics["credit_mean/debater"] == 3.0
+
+
+def test_a_sample_holds_what_was_sampled():
+    samples, _ = build_samples(siblings([0.0, 2.0]), "p", DR_GRPO)
+    sample = samples[1]
+    assert sample.token_ids_S == [1, 2, 7] and sample.positions_L == [2]
+    assert sample.logprobs_L == [-0.1] and sample.versions_L == [3]
+    assert sample.allowed_L == [(7, 8, 9)] and sample.temperature == 1.0
+    assert sample.tags == {"episode": "e1", "seat": "alice", "role": "debater"}
+    assert sample.group == "task=t protocol=debate role=debater situation= turn=0"
+
+
+def test_an_agents_own_turns_are_never_compared_with_each_other():
+    # Turn 1 pays 100 more than turn 0 in every episode. Normalising across an agent's turns would
+    # teach that late turns are good; within turns, only the second episode is better.
+    episodes = [
+        episode(
+            [turn(0, prompt=(1,), output=(7,)), turn(1, prompt=(5,), output=(8,))],
+            {("alice", 0): base, ("alice", 1): 100 + base},
+            id=f"e{base}",
+        )
+        for base in (0, 2)
+    ]
+    samples, metrics = build_samples(episodes, "p", DR_GRPO)
+    assert [sample.advantages_L for sample in samples] == [[-1.0], [-1.0], [1.0], [1.0]]
+    assert metrics["groups"] == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("task", {"task": "other"}),
+        ("protocol", {"protocol": "consultancy"}),
+        ("role", {"role": "critic"}),
+        ("situation", {"situation": "second"}),
+    ],
+)
+def test_groups_keep_apart_what_differs(field, change):
+    def pair(values, task="t", protocol="debate", **fields):
+        return [
+            episode([turn(**fields)], {("alice", 0): v}, id=f"{field}{v}", task=task, protocol=protocol)
+            for v in values
+        ]
+
+    episodes = pair([0.0, 2.0]) + pair([10.0, 20.0], **change)
+    samples, _ = build_samples(episodes, "p", DR_GRPO)
+    assert [sample.advantages_L for sample in samples] == [[-1.0], [1.0], [-5.0], [5.0]]
+    rest = [name for name in DR_GRPO.group_by if name != field]
+    merged, _ = build_samples(episodes, "p", AdvantageConfig(kind="dr_grpo", group_by=rest))
+    assert [sample.advantages_L for sample in merged] == [[-8.0], [-6.0], [2.0], [12.0]]
+
+
+def test_both_seats_of_a_policy_share_a_group_unless_seat_is_in_the_key():
+    both = episode([turn(seat="alice"), turn(seat="bob")], {("alice", 0): 1.0, ("bob", 0): -1.0})
+    samples, _ = build_samples([both], "p", DR_GRPO)
+    assert [(sample.tags["seat"], sample.advantages_L) for sample in samples] == [
+        ("alice", [1.0]),
+        ("bob", [-1.0]),
+    ]
+    apart = AdvantageConfig(kind="dr_grpo", group_by=[*DR_GRPO.group_by, "seat"])
+    samples, metrics = build_samples([both], "p", apart)
+    assert samples == [] and metrics["singleton_groups"] == 2
+
+
+def test_an_empty_key_makes_the_batch_one_group():
+    episodes = [episode([turn()], {("alice", 0): v}, id=str(v), task=str(v)) for v in (0.0, 1.0, 5.0)]
+    samples, _ = build_samples(episodes, "p", AdvantageConfig(kind="dr_grpo", group_by=[]))
+    assert [sample.advantages_L for sample in samples] == [[-2.0], [-1.0], [3.0]]
+
+
+def test_groups_without_contrast_are_counted_and_dropped():
+    lonely = episode([turn()], {("alice", 0): 5.0}, id="lonely", task="u")
+    samples, metrics = build_samples([*siblings([1.0, 1.0, 1.0]), lonely], "p", AdvantageConfig())
+    assert samples == []
+    assert (metrics["groups"], metrics["zero_variance_groups"], metrics["singleton_groups"]) == (2, 1, 1)
+    assert metrics["turns"] == 4 and metrics["turns_trained"] == metrics["loss_tokens"] == 0
+
+
+def test_a_member_at_the_mean_of_a_live_group_stays():
+    samples, _ = build_samples(siblings([0.0, 1.0, 2.0]), "p", DR_GRPO)
+    assert [sample.advantages_L for sample in samples] == [[-1.0], [0.0], [1.0]]
+
+
+def test_reinforce_trains_singletons():
+    samples, _ = build_samples(siblings([3.0]), "p", AdvantageConfig(kind="reinforce"))
+    assert samples[0].advantages_L == [3.0]
+
+
+# -- credit
+
+
+def three_turns(rewards, id="e"):
+    turns = [turn(i, prompt=(10 + i,), output=(7,)) for i in range(3)]
+    return episode(turns, {("alice", i): value for i, value in rewards.items()}, id=id)
+
+
+def credits(rewards, discount):
+    config = AdvantageConfig(kind="reinforce", discount=discount)
+    samples, metrics = build_samples([three_turns(rewards)], "p", config)
+    return {sample.token_ids_S[0] - 10: sample.advantages_L[0] for sample in samples}, metrics
+
+
+def test_credit_is_the_own_reward_and_the_discounted_rest():
+    assert credits({0: 1.0, 1: 2.0, 2: 4.0}, 0.0)[0] == {0: 1.0, 1: 2.0, 2: 4.0}
+    # 4; 2 + 0.5 * 4; 1 + 0.5 * 4
+    assert credits({0: 1.0, 1: 2.0, 2: 4.0}, 0.5)[0] == {0: 3.0, 1: 4.0, 2: 4.0}
+
+
+def test_a_turn_that_nothing_rewards_is_missing_not_zero():
+    found, metrics = credits({1: 2.0}, 0.0)
+    assert found == {1: 2.0} and metrics["turns_without_reward"] == 2
+    found, metrics = credits({1: 2.0}, 0.5)
+    assert found == {0: 1.0, 1: 2.0} and metrics["turns_without_reward"] == 1
+
+
+def test_a_reward_for_the_episode_reaches_every_turn_in_full():
+    assert credits({None: 3.0}, 0.0)[0] == {0: 3.0, 1: 3.0, 2: 3.0}
+    assert credits({None: 3.0, 1: 2.0}, 0.5)[0] == {0: 4.0, 1: 5.0, 2: 3.0}
+
+
+def test_several_rewards_of_a_turn_add_up():
+    one = episode([turn()], {})
+    rewards = (Reward("alice", 0, 2.0, "belief"), Reward("alice", 0, -0.5, "length"))
+    one = replace(one, outcome=Outcome(rewards=rewards))
+    samples, _ = build_samples([one], "p", AdvantageConfig(kind="reinforce"))
+    assert samples[0].advantages_L == [1.5]
+
+
+def test_a_reward_that_meets_no_turn_is_counted():
+    _, metrics = build_samples([episode([turn()], {("alice", 0): 1.0, ("alice", 4): 1.0})], "p", DR_GRPO)
+    assert metrics["rewards_unmatched"] == 1
+
+
+def test_a_reward_that_is_no_number_stops_everything():
+    with pytest.raises(AssertionError, match="nan"):
+        build_samples(siblings([float("nan")]), "p", DR_GRPO)
+
+
+# -- what never trains
+
+
+def test_only_grounded_episodes_of_this_policy_train():
+    good = siblings([0.0, 2.0])
+    bad = [episode([turn()], {("alice", 0): 9.0}, id=status, status=status) for status in ("invalid", "lost")]
+    other = [replace(good[0], turns=(turn(policy="q"),))]
+    samples, metrics = build_samples([*good, *bad, *other], "p", DR_GRPO)
+    assert advantages(samples) == {"e0": [-1.0], "e1": [1.0]}
+    assert (metrics["episodes_ok"], metrics["episodes_invalid"], metrics["episodes_lost"]) == (3, 1, 1)
+    assert metrics["turns"] == 2
+
+
+def test_reads_forced_and_untraced_turns_neither_train_nor_set_the_baseline():
+    others = [
+        episode([turn(read=True)], {("alice", 0): 50.0}, id="read"),
+        episode([turn(allowed=((7,),))], {("alice", 0): 50.0}, id="forced"),
+        episode([turn(trace=None)], {("alice", 0): 50.0}, id="untraced"),
+    ]
+    samples, metrics = build_samples([*siblings([0.0, 2.0]), *others], "p", DR_GRPO)
+    assert advantages(samples) == {"e0": [-1.0], "e1": [1.0]}
+    assert metrics["turns_forced"] == metrics["turns_without_trace"] == 1
+    assert metrics["turns"] == 4, "reads are no turns to train"
+
+
+def test_forced_tokens_inside_a_reply_carry_no_loss():
+    fields = {"prompt": (1, 2), "output": (7, 4, 9), "allowed": ((7, 8), (4,), (9, 3))}
+    samples, metrics = build_samples(siblings([0.0, 2.0], **fields), "p", DR_GRPO)
+    sample = samples[1]
+    assert sample.token_ids_S == [1, 2, 7, 4, 9] and sample.positions_L == [2, 4]
+    assert sample.allowed_L == [(7, 8), (9, 3)] and sample.logprobs_L == [-0.1, pytest.approx(-0.3)]
+    assert sample.advantages_L == [1.0, 1.0] and metrics["loss_tokens"] == 4
+
+
+# -- packing
+
+
+def packed(second: Turn, first: Turn | None = None):
+    first = first or turn(0, prompt=(1, 2), output=(7,))
+    config = AdvantageConfig(kind="reinforce")
+    return build_samples([episode([first, second], {("alice", 0): 1.0, ("alice", 1): 2.0})], "p", config)[0]
+
+
+def test_a_chat_that_grew_is_one_sequence():
+    (sample,) = packed(turn(1, prompt=(1, 2, 7, 5, 6), output=(8,), allowed=((8, 9),)))
+    assert sample.token_ids_S == [1, 2, 7, 5, 6, 8]
+    assert sample.positions_L == [2, 5] and sample.advantages_L == [1.0, 2.0]
+    assert sample.allowed_L == [(7, 8, 9), (8, 9)]
+    assert sample.group.count("; ") == 1 and "turn=0" in sample.group and "turn=1" in sample.group
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        turn(1, prompt=(1, 2, 9, 5), output=(8,)),  # not what was sampled
+        turn(1, prompt=(1, 2), output=(8,)),  # shorter: a fresh chat
+        turn(1, trace=trace((1, 2, 7, 5), (8,), LEGAL, temperature=0.5)),
+        turn(1, prompt=(1, 2, 7, 5), output=(8,), allowed=FREE),
+    ],
+    ids=["changed", "fresh", "temperature", "mask"],
+)
+def test_what_does_not_continue_is_a_sequence_of_its_own(second):
+    one, two = packed(second)
+    assert one.token_ids_S == [1, 2, 7] and one.advantages_L == [1.0]
+    assert two.token_ids_S == [*second.trace.prompt_ids_P, 8] and two.advantages_L == [2.0]
+    assert two.positions_L == [len(second.trace.prompt_ids_P)]
+
+
+def test_seats_and_episodes_never_share_a_sequence():
+    follow = turn(0, seat="bob", prompt=(1, 2, 7, 5), output=(8,))
+    config = AdvantageConfig(kind="reinforce")
+    one = episode([turn(), follow], {("alice", 0): 1.0, ("bob", 0): 1.0})
+    assert len(build_samples([one], "p", config)[0]) == 2
+    two = [episode([turn()], {("alice", 0): 1.0}, id="a")]
+    two += [episode([turn(0, prompt=(1, 2, 7, 5), output=(8,))], {("alice", 0): 1.0}, id="b")]
+    assert len(build_samples(two, "p", config)[0]) == 2
+
+
+def test_interleaved_seats_pack_separately():
+    turns = [
+        turn(0, seat="alice", prompt=(1,), output=(7,)),
+        turn(0, seat="bob", prompt=(2,), output=(8,)),
+        turn(1, seat="alice", prompt=(1, 7, 3), output=(9,)),
+        turn(1, seat="bob", prompt=(2, 8, 3), output=(7,)),
+    ]
+    rewards = {(seat, index): 1.0 for seat in ("alice", "bob") for index in (0, 1)}
+    samples, _ = build_samples([episode(turns, rewards)], "p", AdvantageConfig(kind="reinforce"))
+    assert [sample.token_ids_S for sample in samples] == [[1, 7, 3, 9], [2, 8, 3, 7]]
+
+
+# -- imitation
+
+
+def test_imitation_takes_every_token_of_the_roles_turns():
+    free = turn(0, prompt=(1,), output=(7, 4), allowed=FREE)
+    other = turn(0, seat="judge", role="judge", prompt=(2,), output=(8,))
+    (sample,) = imitation_samples([episode([free, other], {})], ["debater"])
+    assert sample.token_ids_S == [1, 7, 4] and sample.positions_L == [1, 2]
+    assert sample.advantages_L == [1.0, 1.0] and sample.allowed_L is None
+
+
+def test_imitation_takes_reads_that_hold_their_target_with_their_mask():
+    target = TokenTrace((1, 2), (8,), (), (0,), ((8, 9),))
+    asked = TokenTrace((1, 2), (), (), (0,))
+    judge = {"seat": "judge", "role": "judge", "read": True}
+    turns = [turn(0, trace=target, **judge), turn(1, trace=asked, **judge)]
+    (sample,) = imitation_samples([episode(turns, {})], ["judge"])
+    assert sample.token_ids_S == [1, 2, 8] and sample.allowed_L == [(8, 9)] and sample.logprobs_L == [0.0]
+
+
+def test_imitation_skips_what_is_not_ok():
+    assert imitation_samples([episode([turn()], {}, status="invalid")], ["debater"]) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (AdvantageConfig(kind="ppo"), "grpo, dr_grpo, rloo"),
+        (AdvantageConfig(group_by=["colour"]), "situation"),
+    ],
+)
+def test_unknown_settings_name_what_is_valid(config, named):
+    with pytest.raises(UnknownSetting, match=named):
+        build_samples([], "p", config)
