@@ -25,7 +25,7 @@ WIDTH = 256
 class Scorer(Protocol):
     """Probabilities of `choices` (token ids) after each prompt: shape (prompts, choices)."""
 
-    def score(self, prompts: list[list[int]], choices: list[int]) -> np.ndarray: ...
+    def score(self, prompts: list[list[int]], choices: list[list[int]]) -> np.ndarray: ...
 
 
 def solve_games(
@@ -33,18 +33,26 @@ def solve_games(
 ) -> list[Solution]:
     """Plays out the debate of every task perfectly, before the judge in `model_dir`."""
     prompts = JudgePrompts(protocol, ChatCodec.from_pretrained(model_dir), tasks)
-    labels = [ids[0] for ids in prompts.labels]
-    assert all(len(ids) == 1 for ids in prompts.labels), "the judge's labels must be single tokens"
+    tokens = sorted({answer for orders in prompts.answers for answers in orders for answer in answers})
+    assert all(len(answer) == 1 for answer in tokens), "the judge's answers must be single tokens"
+    columns = [[[tokens.index(answer) for answer in answers] for answers in orders] for orders in prompts.answers]
     scorer = make_scorer(model_dir)
 
     def evaluate(questions: list[Question]) -> list[float]:
         asked = [ids for index, position in questions for ids in prompts.prompts(index, position)]
-        probs = scorer.score(asked, labels).reshape(len(questions), prompts.orders, len(labels)).tolist()
-        return [prompts.belief(index, verdicts) for (index, _), verdicts in zip(questions, probs)]
+        rows = iter(scorer.score(asked, [list(answer) for answer in tokens]).tolist())
+        return [prompts.belief(index, [_among(next(rows), own) for own in columns[index]]) for index, _ in questions]
 
     sides = protocol.reveal_sides()
     games = [Game(len(task.evidence), sides, task.choices.index(task.answer or "")) for task in tasks]
     return solve(games, evaluate, width=WIDTH)
+
+
+def _among(probs: list[float], columns: list[int]) -> list[float]:
+    """Probabilities of some answers, given that one of them is given."""
+    chosen = [probs[column] for column in columns]
+    total = sum(chosen)
+    return [p / total for p in chosen]
 
 
 async def ceiling(

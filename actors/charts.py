@@ -142,6 +142,8 @@ def lines(
             )
         if percent:
             axis.yaxis.set_major_formatter("{x:.0%}")
+        else:
+            axis.ticklabel_format(axis="y", scilimits=(-3, 5))
         shown = len(series) + len(points or {})
         if shown > 1 or (shown == 1 and next(iter([*series, *(points or {})]))):
             axis.legend(loc="best", ncols=2 if shown > 4 else 1, handlelength=1.2)

@@ -1,7 +1,6 @@
 """Flights: how one GenRequest becomes vLLM requests and then a GenResult.
 
-A flight holds no task and awaits nothing. It asks (`Ask`) and is called back (`take`) from the engine's output
-loop, so neither may block.
+A flight asks (`Ask`) and is called back (`take`), all in the engine thread.
 """
 
 from __future__ import annotations
@@ -70,10 +69,12 @@ class Flight:
         raise NotImplementedError
 
     def attempt(self, step: Callable[..., None], *args: Any) -> None:
-        """Runs a step; a request that cannot be served ends as a result that says why."""
+        """Runs a step; a request that cannot be served ends as a result that says why, and others go on."""
+        from vllm.exceptions import VLLMClientError
+
         try:
             step(*args)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             self.finish(GenResult(self.request.id, [], [], [], finish="error", error=str(error)))
 
 

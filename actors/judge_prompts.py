@@ -38,10 +38,10 @@ class JudgePrompts:
     def __init__(self, protocol: Phased, codec: ChatCodec, tasks: Sequence[Task]):
         self.protocol, self.codec, self.tasks = protocol, codec, tasks
         self._cuts = [self._cut(task) for task in tasks]
-        requests = protocol.judge_requests(tasks[0], ())
-        self.orders = len(requests)
-        self.labels = [list(ids) for ids in codec.choices(requests[0].choices)]
-        """Token ids of what the judge may answer."""
+        self.answers = [
+            [codec.choices(request.choices) for request in protocol.judge_requests(task, ())] for task in tasks
+        ]
+        """task -> order of the claims -> token ids of each thing that the judge may answer."""
 
     def prompts(self, index: int, position: Sequence[int]) -> list[list[int]]:
         """The prompts about these statements (ascending indices) of task `index`, one per order of the claims."""

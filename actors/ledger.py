@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from actors import records
+from actors.files import cut_tail
 from protocols.types import Episode
 
 
@@ -37,6 +38,8 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         """roots, episodes, duplicates (refused commits), ok, invalid, lost (episodes by status),
         tokens (sampled), taken (roots handed to learners), cut (bytes of a torn write dropped on opening)."""
+        self.restored: dict[str, tuple[int, int]] = {}
+        """Root plays that an earlier process committed and `requeue` has not taken: (byte offset, length)."""
         self._committed: set[str] = set()
         self._waiting: deque[list[Episode]] = deque()
         self._arrival = asyncio.Event()
@@ -83,6 +86,18 @@ class Ledger:
             self._arrival.set()
         return True
 
+    def requeue(self, root_id: str) -> list[Episode]:
+        """A root play that an earlier process committed, read back as [root, sub-plays...] and, when it is `ok`,
+        queued for `batch`. For a run that continues from a checkpoint older than its record: a play is not
+        played twice, and reaches the learner that has not seen it. Each at most once; KeyError otherwise."""
+        offset, length = self.restored.pop(root_id)
+        lines = os.pread(self._file, length, offset).splitlines()
+        *children, root = map(records.decode_line, lines)
+        if root.status == "ok":
+            self._waiting.append([root, *children])
+            self._arrival.set()
+        return [root, *children]
+
     async def batch(self, n: int) -> list[list[Episode]]:
         """The next `n` root plays that are `ok`, in commit order, each handed out once: [root, sub-plays...].
 
@@ -120,19 +135,20 @@ class Ledger:
             raise
 
     def _restore(self) -> None:
-        torn = records.cut_tail(self.path)
+        torn = cut_tail(self.path)
         end = complete = 0
         pending: list[tuple[str, int]] = []
         for head, offset, length in records.heads(self.path):
             end = offset + length
             pending.append((head.status, head.tokens))
             if head.parent is None:
-                complete = end
                 self._count(pending)
                 pending = []
                 if head.status != "lost":
                     self._committed.add(head.id)
+                    self.restored[head.id] = (complete, end - complete)
                     self.counts["roots"] += 1
+                complete = end
         os.ftruncate(self._file, complete)
         self.counts["cut"] = torn + end - complete
 

@@ -1,19 +1,19 @@
 """Episode <-> one line of JSON: the format of `episodes.jsonl`.
 
-One line holds one episode. To keep a line short, a turn stores only what is new since the same seat's
-previous turn: `messages` after the first `keep` ones, `prompt` token ids after the first `keep` ids of the
-previous prompt + output; `role`, `policy`, `phase`, `choices`, `read`, `fresh` only when they changed. Choices taken from `Task.evidence` or `Task.proposals` are stored as
-`["evidence", i, ...]`, the indices that are *missing*. Fields at their default are left out. `Task.domain` is code, not
-record, and is left out; `meta` must be JSON (tuples come back as lists). Everything else comes back exactly,
-non-finite floats included (as the strings "nan", "inf", "-inf").
+One line holds one episode. To keep a line short, a turn stores only what is new since the same seat's previous
+turn: `messages` after the first `keep` ones, `prompt` token ids after the first `keep` ids of the previous prompt +
+output; `role`, `policy`, `phase`, `choices`, `read`, `fresh` only when they changed. Choices taken from
+`Task.evidence` or `Task.proposals` are stored as `["evidence", i, ...]` with `listed`: the indices that are
+*missing*. Fields at their default are left out. `Task.domain` is code, not record, and is left out; `meta` must be
+JSON (tuples come back as lists). Everything else comes back exactly, non-finite floats included (as the strings
+"nan", "inf", "-inf").
 
-The head of a line (`Head`) can be read without decoding the turns: a 150 MB file is scanned in well under a second.
+The head of a line (`Head`) can be read without decoding the turns: a file of 160 MB is scanned in half a second.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -199,23 +199,6 @@ def read_at(path: Path | str, places: Iterable[tuple[int, int]]) -> Iterator[Epi
         for offset, length in places:
             file.seek(offset)
             yield decode_line(file.read(length))
-
-
-def cut_tail(path: Path | str) -> int:
-    """Drops what follows the last newline of a file (a line that a crash cut off). Returns the bytes dropped."""
-    with open(path, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        file.truncate(end)
-    return size - end
 
 
 def _pack(episode: Episode) -> EpisodeRecord:

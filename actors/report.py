@@ -14,7 +14,8 @@ import msgspec
 
 from actors import charts, html, records, report_curves, report_plays, stats
 from actors.console import arm_label, duration
-from actors.tracker import read_metrics, write_atomically
+from actors.files import write_atomically
+from actors.tracker import read_metrics
 from protocols.types import Episode
 
 JUDGED = 1000
@@ -36,7 +37,7 @@ class Run:
     children: dict[str, list[str]] = field(default_factory=dict)
 
     def load(self, ids: Sequence[str]) -> list[Episode]:
-        return list(records.read_at(self.episodes, [self.places[id] for id in ids]))
+        return list(records.read_at(self.episodes, [self.places[id] for id in ids])) if ids else []
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -66,7 +67,7 @@ def _read(folder: Path) -> Run:
     summary = msgspec.json.decode(summary_path.read_bytes()) if summary_path.exists() else {}
     metrics: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for line in read_metrics(metrics_path) if metrics_path.exists() else ():
-        for name, value in line["values"].items():
+        for name, value in report_curves.with_rates(line["values"]).items():
             if value is None or isinstance(value, int | float):
                 metrics[line["kind"], name].append((line["step"], float("nan") if value is None else value))
     config = folder / "config.yaml"
@@ -76,44 +77,41 @@ def _read(folder: Path) -> Run:
     if run.episodes.exists():
         for head, offset, length in records.heads(run.episodes):
             run.heads[head.id], run.places[head.id] = head, (offset, length)
-            if "arm" in head.meta and head.status == "ok":
-                run.arms.setdefault(str(head.meta["arm"]), []).append(head.id)
+            arm = str(head.meta.get("arm", ""))
+            if arm and "@" not in arm and head.status == "ok":  # name@step: a point of a curve
+                run.arms.setdefault(arm, []).append(head.id)
             if head.parent is not None:
                 run.children.setdefault(head.parent, []).append(head.id)
     return run
 
 
 def _headline(run: Run) -> str:
-    for key, title in (
-        ("judge_accuracy", "How often the judge is right"),
-        ("accuracy", "Accuracy on held-out tasks"),
-    ):
-        arms = {name: entry for name, entry in (run.summary.get(key) or {}).items() if _interval(entry)}
-        if arms:
-            break
-    else:
+    """The first table of arms that the summary has, as bars; the ceiling as a line."""
+    titles = {"judge_accuracy": "How often the judge is right", "accuracy": "Accuracy on held-out tasks"}
+    key = next((key for key in titles if any(map(_interval, (run.summary.get(key) or {}).values()))), None)
+    if key is None:
         return ""
+    arms = {name: entry for name, entry in run.summary[key].items() if _interval(entry)}
+    counts = sorted({int(entry["n"]) for entry in arms.values() if "n" in entry})
     ceiling = arms.pop("minimax_ceiling", None)
     picture = charts.bars(arms, ceiling, {name: arm_label(name) for name in arms})
-    tiles = []
+    n = " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
+    says = "Held-out tasks, 95% intervals" + (f", n = {n} each." if n else ".")
+    tiles = "".join(_tiles(arms, ceiling))
+    return html.section(
+        titles[key], f'<div class="hero"><div>{picture}</div><div class="tiles">{tiles}</div></div>', says
+    )
+
+
+def _tiles(arms: Mapping[str, Any], ceiling: Mapping[str, float] | None) -> Iterator[str]:
     if "trained" in arms and "untrained" in arms:
         before, after = arms["untrained"]["mean"], arms["trained"]["mean"]
-        tiles.append(html.tile(f"{before:.1%} → {after:.1%}", "before → after training"))
-        tiles.append(html.tile(f"{after - before:+.1%}", "gain"))
+        yield html.tile(f"{before:.1%} → {after:.1%}", "before → after training")
+        yield html.tile(f"{after - before:+.1%}", "gain")
         if ceiling is not None and ceiling["mean"] > before:
-            tiles.append(
-                html.tile(
-                    f"{(after - before) / (ceiling['mean'] - before):.0%}", "of the gap to the exact ceiling"
-                )
+            yield html.tile(
+                f"{(after - before) / (ceiling['mean'] - before):.0%}", "of the gap to the exact ceiling"
             )
-    counts = sorted(
-        {int(entry["n"]) for entry in [*arms.values(), *([ceiling] if ceiling else [])] if "n" in entry}
-    )
-    n = "–".join(f"{count:,}" for count in (counts if len(counts) < 2 else (counts[0], counts[-1])))
-    says = f"Held-out tasks, 95% intervals, n = {n} each." if n else "Held-out tasks, 95% intervals."
-    return html.section(
-        title, f'<div class="hero"><div>{picture}</div><div class="tiles">{"".join(tiles)}</div></div>', says
-    )
 
 
 def _interval(entry: Any) -> bool:
@@ -158,7 +156,8 @@ def _judge(run: Run) -> str:
     for name, found in health.items():
         flips = found["swap_flip_rate"]
         rows.append([
-            arm_label(name), _range(found["accuracy"]), f"{found['mcc']:.2f}", f"{found['brier']:.3f}", f"{found['ece']:.3f}",
+            arm_label(name), _range(found["accuracy"]),
+            f"{found['mcc']:.2f}", f"{found['brier']:.3f}", f"{found['ece']:.3f}",
             "" if flips is None else f"{flips:.1%}", _range(found["honest_first"]), _range(found["honest_second"]),
             f"{found['unreadable']:.1%}", f"{found['n']:,}",
         ])  # fmt: skip
@@ -184,7 +183,7 @@ def _judge(run: Run) -> str:
 
 
 def _range(interval: stats.Interval) -> str:
-    return f"{interval.mean:.1%} ({interval.low:.1%}–{interval.high:.1%})" if interval.n else ""
+    return f"{interval.mean:.1%} ({interval.low:.1%} to {interval.high:.1%})" if interval.n else ""
 
 
 def _lengths(run: Run) -> str:
@@ -197,7 +196,11 @@ def _lengths(run: Run) -> str:
         if all(isinstance(row, Mapping) and not _interval(row) for row in given.values())
         else {"": given}
     )
-    table = {name: {str(key): _share(value) for key, value in row.items()} for name, row in rows.items()}
+    table = {
+        name: {str(key): _share(value) for key, value in row.items()} for name, row in rows.items() if row
+    }
+    if not table:
+        return ""
     lengths = sorted({key for row in table.values() for key in row}, key=lambda key: (len(key), key))
     body = html.table(
         ("", *lengths, "mean"),

@@ -22,34 +22,37 @@ class Chart:
     says: str
     name: str
     kind: str = "rollout|learner"
-    percent: bool = False
     held_out: bool = False
     """Evaluations between steps are drawn too, as dots."""
 
 
 CHARTS: Mapping[str, Sequence[Chart]] = {
     "Play": (
-        Chart("Truth wins", "score of training plays; dots: held-out", r"judge_accuracy|honest_win_rate|score", percent=True, held_out=True),
-        Chart("Reward per role", "mean per play", r"rewards?(_mean)?"),
-        Chart("Proposer", "learnability and solve rate", r"(learnability|solve_rate|duplicate_share)"),
-        Chart("Invalid and lost plays", "share or count per step", r"(invalid|lost|truncated|illegal|unreadable)(_share|_rate)?"),
+        Chart("Score", "truth won or right; dots: held-out", "judge_accuracy|honest_win_rate|score", held_out=True),
+        Chart("Rewards", "mean, per role", "rewards?", "rollout"),
+        Chart("Proposer", "solve rate of its tasks, valid and repeated proposals",
+              "solve_rate|proposal_valid|duplicate_share|proposal_duplicates", "rollout"),
+        Chart("Rejected and truncated", "share of turns or plays",
+              "(rejected|illegal|truncated|unreadable)(_share|_rate|_turns)?", "rollout"),
+        Chart("Plays without a result", "so far in the stage", "(plays_)?(invalid|lost)", "rollout"),
     ),
     "Learning": (
-        Chart("Entropy", "nats per token", r"entropy", kind="learner"),
-        Chart("KL", "new policy against the one that sampled", r"(approx_)?kl", kind="learner"),
-        Chart("Clip fraction", "share of tokens", r"clip(ped)?(_fraction|_frac)?", kind="learner", percent=True),
-        Chart("Gradient norm", "before clipping", r"grad(ient)?_norm", kind="learner"),
-        Chart("Loss", "policy-gradient loss", r"loss", kind="learner"),
-        Chart("Sampler against learner", "gap of log-probabilities, nats", r"(logprob_gap|logprob_error|sampler_gap)(_max|_mean)?", kind="learner"),
-        Chart("Zero-variance groups", "share that teaches nothing", r"zero_variance(_groups|_share)?", kind="learner", percent=True),
-        Chart("Importance ratio", "largest in a batch", r"(importance_)?ratio(_max|_mean)?", kind="learner"),
-        Chart("Policy lag", "steps behind the newest weights", r"(policy_)?(lag|staleness)(_max|_mean)?", kind="rollout|learner"),
-        Chart("Warm start", "supervised loss", r"(loss|sft_loss)", kind="warm"),
+        Chart("Entropy", "nats per token", "entropy", "learner"),
+        Chart("KL", "new policy against the one that sampled, nats", "(approx_)?kl", "learner"),
+        Chart("Clip fraction", "share of tokens", "clip_fraction", "learner"),
+        Chart("Gradient norm", "before clipping", "grad_norm", "learner"),
+        Chart("Loss", "policy gradient", "loss", "learner"),
+        Chart("Sampler against learner", "gap of log-probabilities, nats", "sampler_gap|sampler_gap_max", "learner"),
+        Chart("Zero-variance groups", "share that teaches nothing", "zero_variance_share", "learner"),
+        Chart("Importance ratio", "largest in a batch", "ratio_max", "learner"),
+        Chart("Policy lag", "steps behind the newest weights", "(policy_)?(lag|staleness)(_max|_mean)?"),
+        Chart("Warm start", "supervised loss", "loss", "warm"),
     ),
     "System": (
-        Chart("Tokens per second", "all policies", r"tokens_per_s|tokens_per_second"),
-        Chart("Episodes per second", "", r"(episodes|plays)_per_s(econd)?"),
-        Chart("Weight sync", "seconds per push", r"(seconds|sync_s|total_s|s)", kind="sync"),
+        Chart("Tokens per second", "sampled, all policies", "tokens_per_s", "rollout"),
+        Chart("Episodes per second", "sub-plays included", "episodes_per_s", "rollout"),
+        Chart("Weight sync", "seconds per push", "sync_s|seconds", "sync|learner"),
+        Chart("Where a step goes", "seconds: the whole step, waiting for plays", "step_s|wait_s", "rollout"),
     ),
 }  # fmt: skip
 
@@ -65,11 +68,23 @@ def sections(metrics: Metrics, more: Mapping[str, Sequence[str]]) -> list[str]:
             points = {f"held-out {label}".strip(): curve for label, curve in held_out.items()}
             if curves or points:
                 cards.append(
-                    html.card(
-                        chart.title, chart.says, charts.lines(curves, chart.percent, points, chart.title)
-                    )
+                    html.card(chart.title, chart.says, charts.lines(curves, points=points, salt=chart.title))
                 )
         found.append(html.section(group, html.grid([*cards, *more.get(group, ())])))
+    return found
+
+
+def with_rates(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Adds rates to what was counted: tokens and episodes per second, zero-variance groups per group."""
+    found = dict(values)
+    for name, above, below in (
+        ("tokens_per_s", "tokens", "step_s"),
+        ("episodes_per_s", "episodes_in_step", "step_s"),
+        ("zero_variance_share", "zero_variance_groups", "groups"),
+    ):
+        total, count = values.get(above), values.get(below)
+        if name not in found and total is not None and count:
+            found[name] = total / count
     return found
 
 
@@ -88,10 +103,10 @@ def select(metrics: Metrics, kind: str, name: str) -> dict[tuple[str, str], Curv
 def _label(found: Mapping[tuple[str, str], Curve]) -> dict[str, Curve]:
     """Names for a legend: the parts of kind and name that tell the curves apart."""
     names = [[*kind.split("/"), *name.split("/")] for kind, name in found]
-    common = set.intersection(*map(set, names)) if len(names) > 1 else set()
+    common = set.intersection(*map(set, names)) if names else set()
     labels = {}
     for (kind, _), name, curve in zip(found, names, found.values(), strict=True):
-        own = [part for part in name if part not in common] if len(names) > 1 else kind.split("/")[1:]
+        own = [part for part in name if part not in common] or kind.split("/")[1:]
         labels[" ".join(own).replace("_", " ")] = curve
     return labels
 

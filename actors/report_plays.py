@@ -23,7 +23,9 @@ def choose(
         lost = [id for id in arms[arm] if (heads[id].score or 0.0) < 0.5]  # type: ignore[operator]
         won = [id for id in arms[arm] if id not in set(lost)]
         wanted += [*won[:1], *lost[:1]] if arm == "trained" else (lost or won)[:1]
-    newest = [head.id for head in reversed(heads.values()) if head.status == "ok" and "arm" not in head.meta]
+    newest = [
+        head.id for head in reversed(list(heads.values())) if head.status == "ok" and "arm" not in head.meta
+    ]
     proposal = next((id for id in newest if parents.get(id)), None)
     if proposal is not None:
         wanted = [*wanted[: SHOWN - 2], proposal, parents[proposal][0]]
@@ -39,7 +41,10 @@ def card(episode: Episode) -> str:
     colours = charts.seat_colours(episode)
     arm = episode.meta.get("arm")
     origin = f"{arm_label(str(arm))} · {episode.id}" if arm else episode.id
-    head = f'<div><h3 class="claims">{_claims(episode)}</h3><div class="id">{escape(origin)} · {escape(episode.protocol)}</div></div>'
+    head = (
+        f'<div><h3 class="claims">{_claims(episode)}</h3>'
+        f'<div class="id">{escape(origin)} · {escape(episode.protocol)}</div></div>'
+    )
     body = charts.pixels(episode, colours) + _said(episode, colours)
     views = "".join(_view(episode, seat, colours) for seat in _order(episode))
     return (
@@ -53,7 +58,9 @@ def _claims(episode: Episode) -> str:
     if not task.choices:
         return escape(task.question[:120])
     claims = [
-        f'<b class="{"true" if choice == task.answer else "false"}">{escape(choice)}{" ✓" if choice == task.answer else ""}</b>'
+        f'<b class="true">{escape(choice)} ✓</b>'
+        if choice == task.answer
+        else f'<b class="false">{escape(choice)}</b>'
         for choice in task.choices
     ]
     return f"{escape(task.question[:80])} " + "<i>against</i>".join(claims)
@@ -119,9 +126,8 @@ def _view(episode: Episode, seat: str, colours: Mapping[str, str]) -> str:
     turns = [turn for turn in episode.turns if turn.seat == seat]
     policies = ", ".join(dict.fromkeys(turn.policy for turn in turns))
     colour = colours.get(seat, charts.FAINT)
-    parts = [
-        f'<div class="view" style="border-color:{colour}"><h4>{escape(seat)} · {escape(turns[0].role)} · {escape(policies)}</h4>'
-    ]
+    who = " · ".join(map(escape, (seat, turns[0].role, policies)))
+    parts = [f'<div class="view" style="border-color:{colour}"><h4>{who}</h4>']
     for index, chat in enumerate(transcript.chats(episode, seat)):
         parts.append('<div class="fresh">a fresh chat</div>' if index else "")
         parts += [

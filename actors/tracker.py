@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from actors import records, transcript
+from actors import transcript
 from actors.console import Screen
+from actors.files import cut_tail, write_atomically
 from configs.schema import RunConfig
 from protocols.types import Episode
 
@@ -85,7 +86,7 @@ class Tracker:
             write_atomically(self.dir / "config.yaml", yaml_text.encode())
         metrics = self.dir / "metrics.jsonl"
         if metrics.exists():
-            records.cut_tail(metrics)
+            cut_tail(metrics)
         self._metrics = metrics.open("ab", buffering=0)
         self._encoder = msgspec.json.Encoder(enc_hook=lambda value: value.item())
         self.mode, self.wandb_line = wandb_mode(config.track.wandb, os.environ)
@@ -231,16 +232,6 @@ def redact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redact(entry) for entry in value]
     return value
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, never a part; on disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_metrics(path: Path | str) -> Iterable[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,20 +31,21 @@ class MicroBatch:
 
 def check(sample: Sample) -> None:
     """Raises BadSample when lengths disagree, a position predicts nothing or a target is illegal."""
-    lengths = {len(sample.positions_L), len(sample.advantages_L), len(sample.logprobs_L), len(sample.versions_L)}
-    if sample.allowed_L is not None:
-        lengths.add(len(sample.allowed_L))
+    lists: list[Sized] = [sample.positions_L, sample.advantages_L, sample.logprobs_L, sample.versions_L]
+    lengths = {len(values) for values in [*lists, *([] if sample.allowed_L is None else [sample.allowed_L])]}
     if len(lengths) != 1:
-        raise BadSample(f"sample {sample.group!r}: lists per loss token have different lengths {sorted(lengths)}")
+        raise BadSample(f"sample {sample.group!r}: lists per loss token have lengths {sorted(lengths)}")
     if not sample.temperature > 0:
         raise BadSample(f"sample {sample.group!r}: temperature {sample.temperature} is not positive")
     for i, position in enumerate(sample.positions_L):
         if not 1 <= position < len(sample.token_ids_S):
-            raise BadSample(f"sample {sample.group!r}: loss at position {position} of {len(sample.token_ids_S)}")
+            size = len(sample.token_ids_S)
+            raise BadSample(f"sample {sample.group!r}: loss at position {position} of {size} tokens")
         allowed = sample.allowed_L[i] if sample.allowed_L is not None else ()
         if allowed and sample.token_ids_S[position] not in allowed:
+            token = sample.token_ids_S[position]
             raise BadSample(
-                f"sample {sample.group!r}: token {sample.token_ids_S[position]} at {position} is not among its legal ones"
+                f"sample {sample.group!r}: token {token} at {position} is not among its legal ones"
             )
 
 

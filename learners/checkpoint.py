@@ -71,8 +71,9 @@ def verify(folder: Path | str) -> None:
     for name, entry in listed.items():
         if name not in present:
             raise CheckpointCorrupt(f"{folder / name}: missing")
-        if (folder / name).stat().st_size != entry["bytes"]:
-            raise CheckpointCorrupt(f"{folder / name}: {(folder / name).stat().st_size} bytes, not {entry['bytes']}")
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointCorrupt(f"{folder / name}: {size} bytes, not {entry['bytes']}")
         if _digest(folder / name) != entry["sha256"]:
             raise CheckpointCorrupt(f"{folder / name}: contents changed since it was written")
     for name in sorted(present - set(listed)):
@@ -145,4 +146,5 @@ def _sync(path: Path) -> None:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

@@ -22,9 +22,7 @@ class Figures:
         self.roles = sorted(set(names))
         self.role_ids_N = torch.tensor([self.roles.index(name) for name in names], dtype=torch.long)
 
-    def add(
-        self, batch: MicroBatch, entropy_L: Tensor, loss_L: Tensor, metrics: dict[str, Tensor]
-    ) -> None:
+    def add(self, batch: MicroBatch, entropy_L: Tensor, loss_L: Tensor, metrics: dict[str, Tensor]) -> None:
         """Figures of one micro-batch. All arguments are detached, [L]."""
         if not self._real(batch):
             return

@@ -81,7 +81,9 @@ class LearnerGroup:
         resources = {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": CPU_SHARE}
         actor = ray.remote(**{"num_cpus": 0, **resources, "max_restarts": 0, **(options or {})})(RankActor)
         self.ranks: list[Any] = [
-            actor.remote(rank, config.ranks, model_dir, config, seed, self.device, trust_remote_code, timeout_s)
+            actor.remote(
+                rank, config.ranks, str(model_dir), config, seed, self.device, trust_remote_code, timeout_s
+            )
             for rank in range(config.ranks)
         ]
         self.dead: str = ""
@@ -131,7 +133,8 @@ class LearnerGroup:
         return buckets
 
     async def export_ref(self) -> Any:
-        """The same as a Ray reference, to hand to other actors: the weights never pass through this process."""
+        """The same as a Ray reference, to hand to other actors: the weights do not pass through this process.
+        They are lost with rank 0."""
         return (await self._all("publish"))[0][0]
 
     async def reset_optimizer(self) -> None:

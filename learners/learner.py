@@ -67,7 +67,9 @@ class LearnerRank:
         """Rank 0: opens the meeting point on a free port of `host` and returns (host, port)."""
         from torch import distributed as dist
 
-        self.store = dist.TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False, timeout=self.timeout)
+        self.store = dist.TCPStore(
+            host, 0, self.world, is_master=True, wait_for_workers=False, timeout=self.timeout
+        )
         return host, self.store.port
 
     def connect(self, host: str, port: int) -> None:
@@ -82,7 +84,9 @@ class LearnerRank:
         dist.distributed_c10d.default_pg_timeout = self.timeout
         store = self.store if self.rank == 0 else dist.TCPStore(host, port, self.world, timeout=self.timeout)
         backend = "nccl" if self.device_kind == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=self.timeout)
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.world, timeout=self.timeout
+        )
 
         import deepspeed
 
@@ -113,7 +117,9 @@ class LearnerRank:
         self.engine.eval()
         change = float((probe(self.engine) - before).abs().max())
         if not change <= 1e-4:
-            raise LearnerConfigError(f"deepspeed: initialising changed the model's log-probabilities by {change:.3g}")
+            raise LearnerConfigError(
+                f"deepspeed: its start changed the model's log-probabilities by {change:.3g}"
+            )
         self.model_dir, self.updates = model_dir, 0
 
     # ------------------------------------------------------------------------------------ training
@@ -179,7 +185,7 @@ class LearnerRank:
             loss_L, metrics = token_loss(
                 kind, self.config.loss, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L
             )
-            # Padding tokens (index -1) weigh nothing. DeepSpeed averages over ranks, the loss over all tokens.
+            # Padding (index -1) weighs nothing. DeepSpeed averages over ranks; the loss is a mean over tokens.
             loss = (loss_L * (batch.index_L >= 0)).sum() * (self.world / tokens)
             if not bool(torch.isfinite(loss)):
                 loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
@@ -281,12 +287,13 @@ class LearnerRank:
         return facts["extra"]
 
     def save_hf(self, folder: str) -> None:
-        """The model in Hugging Face format (safetensors), with the tokenizer files of the one it came from."""
+        """The model in Hugging Face format (safetensors), with the tokenizer files it came with."""
         parameters = dict(self._lm().named_parameters())
         with self._gathered(list(parameters.values())):
             if self.rank == 0:
                 state = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-                state |= {name: b.detach().cpu() for name, b in self._lm().named_buffers() if name in self._lm().state_dict()}
+                saved = self._lm().state_dict()
+                state |= {name: b.cpu() for name, b in self._lm().named_buffers() if name in saved}
                 self._lm().save_pretrained(folder, state_dict=state)
                 self._copy_tokenizer(Path(folder))
 

@@ -39,7 +39,7 @@ def make_adamw(
     eps: float,
     max_norm: float | None,
 ) -> torch.optim.AdamW:
-    """SafeAdamW when `max_norm` is given, else torch's own (ZeRO clips). Fused: one kernel, not 20 per tensor."""
+    """SafeAdamW when `max_norm` is given, else torch's own (ZeRO clips). Fused: one kernel per tensor."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "fused": True}
     if max_norm is None:

@@ -1,4 +1,4 @@
-"""What a LearnerConfig means before any weight is loaded: no torch here, so `plan` can check it in no time."""
+"""What a LearnerConfig means before any weight is loaded. No torch: `plan` checks it in no time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def resolve_dtype(config: LearnerConfig, device: str) -> str:
         raise LearnerConfigError(f"dtype: {config.dtype!r} is none of auto, float32, bfloat16")
     if config.dtype == "bfloat16" and config.zero_stage == 0:
         raise LearnerConfigError(
-            "dtype: bfloat16 at zero_stage 0 makes a wrong first Adam update in DeepSpeed; set zero_stage to 1 or more"
+            "dtype: bfloat16 at zero_stage 0 makes a wrong first Adam update in DeepSpeed; "
+            "set zero_stage to 1 or more"
         )
     return config.dtype
 
@@ -47,11 +48,11 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
         raise LearnerConfigError(f"zero_stage: {config.zero_stage} is none of 0, 1, 2, 3")
     bfloat16 = resolve_dtype(config, device) == "bfloat16"
     ours: dict[str, Any] = {
-        # One sequence per micro-batch is nominal: with unmanaged accumulation every backward counts as it comes.
+        # Nominal: with unmanaged accumulation every backward counts as it comes.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        # At stage 0 the optimizer clips (learners/learner.py), so that a broken step can be skipped there too.
+        # At stage 0 the optimizer clips (learners/optimizer.py), so that it can skip a broken step.
         "gradient_clipping": config.grad_clip if config.zero_stage > 0 else 0.0,
         "bf16": {"enabled": bfloat16, "check_grad_overflow": True} if bfloat16 else {"enabled": False},
         "zero_optimization": {"stage": config.zero_stage},
@@ -65,7 +66,7 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
     taken += [f"zero_optimization.{key}" for key in zero if key == "stage"]
     if taken:
         raise LearnerConfigError(
-            "deepspeed: " + ", ".join(taken) + ": set by the learner (dtype, zero_stage, lr, grad_clip, micro_tokens)"
+            f"deepspeed: {', '.join(taken)}: set by the learner from dtype, zero_stage, lr, grad_clip, micro_tokens"
         )
     # Offload with torch's own AdamW is what we mean: DeepSpeed's CPU Adam compiles at start.
     return {

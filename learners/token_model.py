@@ -109,6 +109,6 @@ def check_head(model: TokenModel) -> None:
     gap = float((expected_T - probe(model)).abs().max())
     if not gap <= (1e-3 if first.dtype == torch.float32 else 0.2):
         raise LearnerConfigError(
-            f"model {type(model.lm).__name__}: log-probabilities at single positions differ from the model's own "
-            f"by {gap:.3g}; only causal models with a plain linear head can be trained"
+            f"model {type(model.lm).__name__}: log-probabilities at single positions differ from the model's "
+            f"own by {gap:.3g}; only causal models with a plain linear head can be trained"
         )

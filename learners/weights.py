@@ -3,7 +3,7 @@
 A bucket is a plain dict, because learners and actors share no code beyond `protocols`:
 `entries`: list of (name, shape, dtype, byte offset, byte length), names as in the model's Hugging Face
 checkpoint, dtype as "float32" or "bfloat16"; `data`: numpy uint8 array of all of them back to back;
-`sha256`: of `data`, in hex; "" when not asked for. These are the fields of `actors.messages.WeightBucket`: WeightBucket(**bucket).
+`sha256`: of `data`, in hex; "" when not asked for. `actors.messages.WeightBucket(**bucket)` is the same thing.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def pack(parameters: Sequence[Named], checksum: bool = True) -> Bucket:
     offset = 0
     for name, tensor in parameters:
         flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        entries.append((name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), offset, flat.nbytes))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        entries.append((name, tuple(tensor.shape), dtype, offset, flat.nbytes))
         chunks.append(flat)
         offset += flat.nbytes
     data = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.uint8)
-    digest = hashlib.sha256(data).hexdigest() if checksum else ""
+    digest = hashlib.sha256(memoryview(data)).hexdigest() if checksum else ""
     return {"entries": entries, "data": data, "sha256": digest}
 
 
@@ -58,7 +59,7 @@ def unpack(bucket: Bucket) -> list[Named]:
     import torch
 
     data = np.asarray(bucket["data"])
-    if bucket["sha256"] and hashlib.sha256(data).hexdigest() != bucket["sha256"]:
+    if bucket["sha256"] and hashlib.sha256(memoryview(data)).hexdigest() != bucket["sha256"]:
         raise ValueError(f"weight bucket starting at {bucket['entries'][0][0]!r}: checksum does not match")
     return [
         (name, torch.from_numpy(data[start : start + size].copy()).view(getattr(torch, dtype)).reshape(shape))

@@ -44,6 +44,10 @@ class Protocol(ABC):
     def roles(self) -> Mapping[str, str]:
         """seat -> role, sub-plays included (their seats appear under the names they have there)."""
 
+    @abstractmethod
+    def literal_texts(self) -> list[str]:
+        """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
+
     def problems(self) -> list[tuple[str, str]]:
         """What is wrong with this definition: (path of the YAML key, message). Empty when sound."""
         return []

@@ -48,7 +48,10 @@ class JudgeRules:
     orders: Literal["both", "given"] = "both"
     """both: asked once with the claims in order and once reversed, beliefs averaged (position bias)."""
     labels: list[str] = field(default_factory=lambda: ["A", "B"])
-    """What it may answer, in order of the claims shown."""
+    """Names of the claims, in the order shown."""
+    answers: Literal["labels", "claims"] = "labels"
+    """What it may answer: a label, or the text of a claim itself. For a tiny model the latter is far easier to
+    learn: it has to recognise what the evidence shows, not also which place that claim stands in."""
 
 
 def read_probs(probs: Sequence[float], labels: int) -> Belief:
@@ -105,9 +108,14 @@ class Bench:
         self._asked = 0
         self._shown = [self._claims(order) for order in self.orders]
         self._labels = tuple(rules.labels)
-        right = [order.index(task.choices.index(task.answer)) if task.answer in task.choices else None
-                 for order in self.orders]  # fmt: skip
-        self._targets = [None if i is None else rules.labels[i] for i in right]
+        self._answers = [
+            self._labels if rules.answers == "labels" else tuple(task.choices[claim] for claim in order)
+            for order in self.orders
+        ]
+        self._targets = [
+            answers[order.index(task.choices.index(task.answer))] if task.answer in task.choices else None
+            for order, answers in zip(self.orders, self._answers)
+        ]
         self._chat: Chat | None = None
         if rules.view == "chat":
             self._chat = Chat(rules.system, render(rules.prompt, self._shown[0]), joiner)
@@ -135,7 +143,7 @@ class Bench:
         first, self._asked, self.changed = self._asked, self._asked + len(chats), False
         return [TurnRequest(
             seat=self.rules.seat, role=self.role, messages=messages, turn=first + i, phase="judge",
-            choices=self._labels, read=True, target=self._targets[i], fresh=self._chat is None,
+            choices=self._answers[i], read=True, target=self._targets[i], fresh=self._chat is None,
             situation="given" if i == 0 else "reversed",
         ) for i, messages in enumerate(chats)]  # fmt: skip
 
@@ -154,7 +162,7 @@ class Bench:
             self.swap_gap = max(self.swap_gap, *(
                 abs(p - q) for p, q in zip(replies[0].probs, reversed(replies[1].probs))))  # fmt: skip
         if self._chat is not None:
-            self._chat.said(_favourite(replies[0], self._labels))
+            self._chat.said(_favourite(replies[0], self._answers[0]))
 
     def _messages(self, i: int) -> tuple[Message, ...]:
         if self._chat is not None:

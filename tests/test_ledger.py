@@ -278,6 +278,26 @@ def test_reopening_restores_what_was_committed(tmp_path):
     assert not again.commit("a", [episode("a")])
 
 
+def test_a_continued_run_takes_recorded_plays_once(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.commit("a", [episode("a"), episode("a/0", parent="a")])
+    ledger.commit("gone", [episode("gone", status="lost")])
+    ledger.commit("b", [episode("b", status="invalid")])
+    ledger.commit("c", [episode("c")])
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.waiting == 0
+    assert set(again.restored) == {"a", "b", "c"}
+    assert again.requeue("c") == [episode("c")]
+    assert again.requeue("a") == [episode("a"), episode("a/0", parent="a")]
+    assert again.requeue("b")[0].status == "invalid"
+    with pytest.raises(KeyError):
+        again.requeue("a")
+    assert [play[0].id for play in asyncio.run(again.batch(2))] == ["c", "a"]
+    assert again.waiting == 0
+    assert again.counts["roots"] == 3
+
+
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
 def test_a_torn_commit_vanishes_whole(tmp_path, kept):
     ledger = Ledger(tmp_path)

@@ -58,7 +58,9 @@ def test_clip_against_numpy() -> None:
 
 @pytest.mark.parametrize("kind", sorted(LOSSES))
 def test_gradient_is_that_of_the_value(kind: str) -> None:
-    new, old, advantages = tensors([-1.0, -2.0, -0.3, -4.0], [-1.05, -1.0, -1.5, -4.1], [1.0, -0.5, -2.0, 0.7])
+    new, old, advantages = tensors(
+        [-1.0, -2.0, -0.3, -4.0], [-1.05, -1.0, -1.5, -4.1], [1.0, -0.5, -2.0, 0.7]
+    )
     new.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: LOSSES[kind](x, old, advantages, CONFIG)[0], (new,))
 

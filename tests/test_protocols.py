@@ -110,13 +110,14 @@ def test_pixel_prompts_word_for_word() -> None:
     assert last["bob"] == [f"{image} claim 7 against 3 they r3c3=3", "r0c3=2", "they r1c5=4"]
     judged = [r for r in trace.requests() if r.seat == "judge"]
     assert [r.messages[0].text for r in judged[:4]] == [
-        "A 3 B 7",
-        "A 7 B 3",
-        "A 3 B 7 r3c3=3",
-        "A 7 B 3 r3c3=3",
+        "3 or 7",
+        "7 or 3",
+        "3 or 7 r3c3=3",
+        "7 or 3 r3c3=3",
     ]
-    assert [r.target for r in judged[:2]] == ["B", "A"]
-    assert judged[-2].messages[0].text == "A 3 B 7 r0c3=2 r1c5=4 r3c3=3 r4c4=2"
+    assert [r.choices for r in judged[:2]] == [("3", "7"), ("7", "3")]
+    assert [r.target for r in judged[:2]] == ["7", "7"]
+    assert judged[-2].messages[0].text == "3 or 7 r0c3=2 r1c5=4 r3c3=3 r4c4=2"
     assert len(trace.requests()) == 4 + 2 * 5
     assert trace.outcome.score == 0.5, "0.4 and 0.6 in the other order average to even odds"
 

@@ -126,7 +126,7 @@ def test_whole_page(tmp_path):
         "80.0% → 92.0%",
         "+12.0%",
         "75%",
-        "n = 500–600 each",
+        "n = 500 to 600 each",
         "1 min 05 s",
         "20,480 episodes",
         "seed 3",
@@ -252,6 +252,15 @@ def test_running_mean_leaves_out_what_is_missing():
 
     smooth = charts.running_mean(np.array([1.0, np.nan, 3.0, 5.0]), 1)
     assert smooth == pytest.approx([1.0, 2.0, 4.0, 4.0])
+
+
+def test_rates_follow_from_counts():
+    found = report_curves.with_rates(
+        {"tokens": 300.0, "step_s": 2.0, "groups": 8.0, "zero_variance_groups": 2.0}
+    )
+    assert (found["tokens_per_s"], found["zero_variance_share"]) == (150.0, 0.25)
+    assert "episodes_per_s" not in found
+    assert "tokens_per_s" not in report_curves.with_rates({"tokens": 1.0, "step_s": 0.0})
 
 
 def test_curves_are_chosen_by_kind_and_part_of_the_name():

@@ -111,8 +111,11 @@ def test_secrets_are_masked():
         "token": 3,
     }
     assert redact(given) == {
-        "a": [{"api_key": "<redacted>", "api_key_env": "MY_KEY"}], "hf_token": "<redacted>", "max_tokens": 64, "token": 3,
-    }  # fmt: skip
+        "a": [{"api_key": "<redacted>", "api_key_env": "MY_KEY"}],
+        "hf_token": "<redacted>",
+        "max_tokens": 64,
+        "token": 3,
+    }
 
 
 def test_wandb_offline_gets_axes_of_its_own_and_a_table(tmp_path):

@@ -178,6 +178,8 @@ class PhasedOracle:
         for i, (request, reply) in enumerate(got):
             order = [0, 1] if i == 0 else [1, 0]
             where = f"judge, poll {len(self.beliefs)}, order {i}"
+            if self.judge.get("answers", "labels") == "claims":
+                labels = [claims[claim] for claim in order]
             self._same(where, request, self._judge_chat(order))
             self._markers(where, request)
             right = labels[order.index(claims.index(self.task.answer or ""))]
