@@ -18,46 +18,94 @@ from learners import checkpoint
 from loop import CHECKPOINTS, Run, Stopped
 
 
+class NoCheckpoint(ValueError):
+    """A run directory without a checkpoint that verifies."""
+
+
 def train(config: RunConfig, folder: Path, resume: bool = False) -> int:
     """Trains as `config` says, into `folder`. Returns the exit code: 0 done, 130 stopped and saved."""
-    return asyncio.run(_train(config, folder, resume))
+    return asyncio.run(_train(config, folder, _newest(folder) if resume else None))
 
 
-async def _train(config: RunConfig, folder: Path, resume: bool) -> int:
-    import ray
+def evaluate(config: RunConfig, folder: Path) -> int:
+    """Measures the arms at the end, and the ceiling, again with the weights that the run in `folder` ended with.
+    Writes into `folder`/eval."""
+    return asyncio.run(_evaluate(config, folder, _newest(folder)))
+
+
+def _newest(folder: Path) -> Path:
+    found = checkpoint.newest_valid(folder / CHECKPOINTS)
+    if found is None:
+        raise NoCheckpoint(f"{folder / CHECKPOINTS} holds no checkpoint that verifies: train without --resume")
+    return found
+
+
+async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
+    from actors.report import write_report
 
     begun = time.monotonic()
-    tracker = Tracker(folder, config, (folder / "config.yaml").read_text())
-    ledger = Ledger(folder)
-    start_ray(config.cluster, actors=2 * len(config.policies) + 2)
-    run = Run(config, tracker, ledger)
-    _stop_on_signals(run.stop)
-    tracker.screen.start(config.name, str(folder), _seatings(config), tracker.wandb_line)
+    run = _open(config, folder)
+    screen = run.tracker.screen
+    screen.start(config.name, str(folder), _seatings(config), run.tracker.wandb_line)
     finished = False
     try:
-        await run.go(checkpoint.newest_valid(folder / CHECKPOINTS) if resume else None)
+        await run.go(resume)
         finished = True
     except Stopped:
-        tracker.screen.note("stopping: saving a checkpoint", "yellow")
+        screen.note("stopping: saving a checkpoint", "yellow")
         if run.learners:
             await run.save()
     finally:
-        for name in list(run.learners):
-            run.dismiss(name)
-        run.system.stop()
-        ray.shutdown()
+        _close(run)
         summary = summarise(run, time.monotonic() - begun, finished)
-        tracker.summary(summary)
-        ledger.close()
-        tracker.close(0 if finished else 1)
-    from actors.report import write_report
-
+        run.tracker.summary(summary)
+        run.tracker.close(0 if finished else 1)
     write_report(folder)
     commands = {"replay": f"python launch.py replay {folder}"}
     if not finished:
         commands["resume"] = f"python launch.py train {folder}/config.yaml --resume"
-    tracker.screen.final(config.name, summary, str(folder), commands)
+    screen.final(config.name, summary, str(folder), commands)
     return 0 if finished else 130
+
+
+async def _evaluate(config: RunConfig, folder: Path, found: Path) -> int:
+    begun = time.monotonic()
+    run = _open(config, folder / "eval")
+    finished = False
+    try:
+        await run.measure(found)
+        finished = True
+    except Stopped:
+        run.tracker.screen.note("stopped", "yellow")
+    finally:
+        _close(run)
+        summary = summarise(run, time.monotonic() - begun, finished)
+        run.tracker.summary(summary)
+        run.tracker.close(0 if finished else 1)
+    run.tracker.screen.final(f"{config.name} eval", summary, str(folder / "eval"), {})
+    return 0 if finished else 130
+
+
+def _open(config: RunConfig, folder: Path) -> Run:
+    """Everything a run needs, started in the order that Ray's signal handling asks for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = folder / "config.yaml"
+    tracker = Tracker(folder, config, saved.read_text() if saved.exists() else "")
+    ledger = Ledger(folder)
+    start_ray(config.cluster, actors=2 * len(config.policies) + 2)
+    run = Run(config, tracker, ledger)
+    _stop_on_signals(run.stop)
+    return run
+
+
+def _close(run: Run) -> None:
+    import ray
+
+    for name in list(run.learners):
+        run.dismiss(name)
+    run.system.stop()
+    ray.shutdown()
+    run.ledger.close()
 
 
 def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from actors.runner import Seated, gather_or_cancel
 from actors.system import System
 from actors.tracker import Tracker
 from configs.load import build_protocols, load_task_source
-from configs.schema import RunConfig, StageConfig
+from configs.schema import RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
 from learners.samples import build_samples, imitation_samples
 from learners.scorer import ChoiceScorer
+from learners.types import Sample
 from protocols.types import Episode
 from tasks.archive import Archive
 from tasks.base import TaskSource
@@ -72,7 +73,7 @@ class Run:
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
-        self.progress: dict[str, dict[str, int]] = {}
+        self.progress: dict[str, dict[str, Any]] = {}
         """stage -> steps and plays done."""
         self.updates = 0
         self.stop = asyncio.Event()
@@ -101,25 +102,22 @@ class Run:
                 self.models[name] = self.models[policy.init_from]
 
     async def warm_start(self, name: str) -> None:
-        """SFT on plays by teachers: the right reply where the protocol knows it, else a random legal one."""
+        """SFT on plays by teachers: the right reply where the protocol knows it, else a random legal one.
+
+        The learning rate rises over the first twentieth of the steps, holds, and falls to zero over the last half.
+        """
         warm = self.config.policies[name].warm_start
         assert warm is not None
         learner = await self.learner(name)
-        protocol = self.protocols[warm.protocol]
-        teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
-        players = {role: Seated("teacher", teacher) for role in protocol.roles().values()}
-        rng = random.Random(f"{self.config.seed}/warm/{name}")
-        pool: list[Any] = []
+        lessons = self._lessons(name, warm)
         running: asyncio.Future[Any] | None = None
-        for step in range(warm.steps):
-            while len(pool) < warm.batch:  # the next lessons are written while the learner takes the last ones
-                pool += await self._lessons(protocol, players, warm.roles, rng)
+        for step in range(1, warm.steps + 1):
+            batch = [await anext(lessons) for _ in range(warm.batch)]  # while the learner takes the last one
             if running is not None:
-                self.tracker.log(f"warm/{name}", step, await running)
+                self.tracker.log(f"warm/{name}", step - 1, await running)
             self._check_stop()
-            lessons, pool = pool[: warm.batch], pool[warm.batch :]
-            lr = warm.lr * min(1.0, 1.25 * (1.0 - step / warm.steps))
-            running = asyncio.ensure_future(learner.step(lessons, loss="sft", lr=lr))
+            lr = warm.lr * min(1.0, 20 * step / warm.steps, 2 * (warm.steps - step + 1) / warm.steps)
+            running = asyncio.ensure_future(learner.step(batch, loss="sft", lr=lr))
             await asyncio.sleep(0)
         if running is not None:
             self.tracker.log(f"warm/{name}", warm.steps, await running)
@@ -130,12 +128,23 @@ class Run:
         else:
             self.dismiss(name)
 
-    async def _lessons(self, protocol: Any, players: Any, roles: list[str], rng: random.Random) -> list[Any]:
-        tasks = [training_task(self.source, protocol, rng, warm=True) for _ in range(32)]
-        plays = await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31))
-        samples = imitation_samples([episode for play in plays for episode in play], roles)
-        rng.shuffle(samples)
-        return samples
+    async def _lessons(self, name: str, warm: WarmStartConfig) -> AsyncIterator[Sample]:
+        """Sequences to imitate, without end."""
+        protocol = self.protocols[warm.protocol]
+        teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
+        other = UniformPlayer(None, self.config.seed + 1, teacher=True)  # no trace: nobody learns from it
+        roles = set(protocol.roles().values())
+        players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
+        rng = random.Random(f"{self.config.seed}/warm/{name}")
+        while True:
+            tasks = [training_task(self.source, protocol, rng, warm=True) for _ in range(warm.batch)]
+            kept: list[Sample] = []
+            for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
+                samples = imitation_samples(play, warm.roles)
+                kept += rng.sample(samples, min(warm.per_play, len(samples))) if warm.per_play else samples
+            rng.shuffle(kept)
+            for sample in kept:
+                yield sample
 
     # ---- learners and engines --------------------------------------------------------------------
 
@@ -173,13 +182,13 @@ class Run:
     async def train_stage(self, name: str) -> None:
         """rollout_loop and learn_loop of one stage side by side, until its steps are done."""
         stage = self.config.stages[name]
-        done = self.progress.setdefault(name, {"step": 0, "play": 0})
+        done = self.progress.setdefault(name, {"step": 0, "play": 0, "again": []})
         if done["step"] >= stage.steps:
             return
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], self.source, self.system.players(stage.roles),
-            self.ledger, self.config.seed, self.archives[name], done["play"],
+            self.ledger, self.config.seed, self.archives[name], done,
         )  # fmt: skip
         loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
         try:
@@ -204,11 +213,12 @@ class Run:
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
             plays = await self._or_stop(self.ledger.batch(stage.plays_per_step))
+            plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]
             learned = dict(zip(trained, await gather_or_cancel([self.learn(p, episodes, step) for p in trained])))
-            rollouts.release(len(plays))
-            done.update(step=step + 1, play=done["play"] + len(plays))
+            rollouts.release(plays)
+            done.update(rollouts.state(), step=step + 1)
             self._report(name, step + 1, plays, rollouts, learned, {"wait_s": waited, "step_s": time.monotonic() - begun})
             if stage.eval_every and (step + 1) % stage.eval_every == 0:
                 await self._progress_arm(stage)
@@ -318,15 +328,16 @@ class Run:
         if self.stop.is_set():
             raise Stopped
 
-    async def restore(self, folder: Path) -> None:
-        """Takes up where the checkpoint in `folder` was written."""
+    async def restore(self, folder: Path, learners: bool = True) -> None:
+        """Takes up where the checkpoint in `folder` was written; without learners: to measure it."""
         state = json.loads((folder / "run.json").read_text())
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             self.models[name] = str(folder / name / "hf")
-            await (await self.learner(name)).load(str(folder / name / "state"))
+            if learners:
+                await (await self.learner(name)).load(str(folder / name / "state"))
 
     # ---- the whole -------------------------------------------------------------------------------
 
@@ -340,6 +351,15 @@ class Run:
             await self.arms("start")
         for name in self.config.stages:
             await self.train_stage(name)
+        await self.arms("end")
+        await self._ceiling()
+        await self.save()
+
+    async def measure(self, folder: Path) -> None:
+        """Plays the arms at the end again with the weights of a checkpoint."""
+        await self.prepare()
+        await self.restore(folder, learners=False)
+        self.accuracy, self.buckets = {}, {}
         await self.arms("end")
         await self._ceiling()
 

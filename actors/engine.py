@@ -64,7 +64,9 @@ class Engine:
         self._counts = {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "cached_tokens": 0}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         built: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(built, model_dir, config, seed), daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(built, model_dir, config, seed), daemon=True
+        )
         self._thread.start()
         built.result()
         self.load_seconds = time.monotonic() - start
@@ -80,7 +82,7 @@ class Engine:
             "load_seconds": self.load_seconds,
         }
 
-    # -- generation ---------------------------------------------------------------------------------------------
+    # -- generation ----------------------------------------------------------------------------------------
 
     async def submit(self, batch: list[GenRequest]) -> None:
         """Starts generations and returns at once; their results come out of `collect`."""
@@ -97,7 +99,9 @@ class Engine:
     async def generate(self, batch: list[GenRequest]) -> list[GenResult]:
         """Results in the order of `batch`. Independent of `submit` and `collect`."""
         futures: list[asyncio.Future[GenResult]] = [asyncio.get_running_loop().create_future() for _ in batch]
-        self._start(batch, [lambda result, to=future: to.done() or to.set_result(result) for future in futures])
+        self._start(
+            batch, [lambda result, to=future: to.done() or to.set_result(result) for future in futures]
+        )
         return [await future for future in futures]
 
     def _deliver(self, result: GenResult) -> None:
@@ -114,7 +118,7 @@ class Engine:
         self._open += len(batch)
         self._jobs.put(lambda: self._launch(batch, deliveries))
 
-    # -- weights ------------------------------------------------------------------------------------------------
+    # -- weights -------------------------------------------------------------------------------------------
 
     async def update_weights(self, version: int, buckets: Sequence[Any]) -> dict[str, float]:
         """Replaces all weights in place; generations in flight go on with the new ones.
@@ -134,7 +138,7 @@ class Engine:
         nbytes = sum(bucket.data.nbytes for bucket in held)
         return {"seconds": time.monotonic() - start, "bytes": float(nbytes)}
 
-    # -- housekeeping -------------------------------------------------------------------------------------------
+    # -- housekeeping --------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
         """Counters since the start. `running` and `waiting`: callers' requests; vLLM runs at most max_num_seqs
@@ -148,7 +152,7 @@ class Engine:
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    # -- the engine thread --------------------------------------------------------------------------------------
+    # -- the engine thread ---------------------------------------------------------------------------------
 
     def _run(self, job: Callable[[], T]) -> Future[T]:
         """Has the engine thread run `job` between two steps. A job that raises ends the actor."""
@@ -193,7 +197,12 @@ class Engine:
         for request, deliver in zip(batch, deliveries):
             self._counts["requests"] += 1
             kind = FreeFlight if not request.choices else ReadFlight if request.read else ChoiceFlight
-            flight = kind(request, self._ask, lambda result, to=deliver: self._finished.append((to, result)), self.version)
+            flight = kind(
+                request,
+                self._ask,
+                lambda result, to=deliver: self._finished.append((to, result)),
+                self.version,
+            )
             flight.attempt(flight.start)
 
     def _ask(self, flight: Flight, prompt_ids: list[int], params: Any, tag: Any) -> None:
@@ -261,7 +270,9 @@ def check_sums(buckets: Sequence[WeightBucket]) -> None:
     """Raises ValueError for a bucket whose bytes are not those its sender hashed."""
     for bucket in buckets:
         if hashlib.sha256(bucket.data).hexdigest() != bucket.sha256:
-            raise ValueError(f"weight bucket of {bucket.entries[0][0]!r}: checksum does not match, update refused")
+            raise ValueError(
+                f"weight bucket of {bucket.entries[0][0]!r}: checksum does not match, update refused"
+            )
 
 
 def check_parameters(shapes: dict[str, tuple[int, ...]] | None, buckets: Sequence[WeightBucket]) -> None:
@@ -278,4 +289,6 @@ def check_parameters(shapes: dict[str, tuple[int, ...]] | None, buckets: Sequenc
     }
     for what, names in faults.items():
         if names:
-            raise ValueError(f"update refused, {len(names)} parameters {what}: {', '.join(sorted(names)[:3])}")
+            raise ValueError(
+                f"update refused, {len(names)} parameters {what}: {', '.join(sorted(names)[:3])}"
+            )

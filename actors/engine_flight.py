@@ -55,6 +55,20 @@ def sampling_params(
     )
 
 
+@lru_cache(maxsize=1024)
+def read_plan(
+    choices: tuple[tuple[int, ...], ...],
+) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """What to ask to read `choices`: (tokens before the branching, its children, those of them to read)."""
+    plan = []
+    for prefix, node in branchings(build_trie(choices)):
+        children = tuple(node)
+        plan += [
+            (prefix, children, children[i : i + READ_WIDTH]) for i in range(0, len(children), READ_WIDTH)
+        ]
+    return plan
+
+
 class Flight:
     """One GenRequest on its way. `version` is the policy step at its start."""
 
@@ -83,7 +97,12 @@ class FreeFlight(Flight):
 
     def start(self) -> None:
         r = self.request
-        self.ask(self, r.prompt_ids, sampling_params(r.max_tokens, r.temperature, r.top_p, r.stop_ids, seed=r.seed), None)
+        self.ask(
+            self,
+            r.prompt_ids,
+            sampling_params(r.max_tokens, r.temperature, r.top_p, r.stop_ids, seed=r.seed),
+            None,
+        )
 
     def take(self, completion: Any, versions: list[int], tag: Any) -> None:
         finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
@@ -136,11 +155,7 @@ class ReadFlight(Flight):
 
     def start(self) -> None:
         r = self.request
-        questions: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = []
-        for prefix, node in branchings(build_trie(r.choices)):
-            children = tuple(node)
-            slices = [children[i : i + READ_WIDTH] for i in range(0, len(children), READ_WIDTH)]
-            questions += [(prefix, children, part) for part in slices]
+        questions = read_plan(r.choices)
         self.pending = len(questions)
         self.read: dict[tuple[int, ...], dict[int, float]] = {}
         if not questions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Union
 
 Node = dict[int, Union["Node", int]]
@@ -11,8 +12,9 @@ Node = dict[int, Union["Node", int]]
 Place = Union[Node, int]
 
 
-def build_trie(choices: Sequence[Sequence[int]]) -> Node:
-    """Raises ValueError for choices that are empty, repeated, or a prefix of another."""
+@lru_cache(maxsize=1024)
+def build_trie(choices: tuple[tuple[int, ...], ...]) -> Node:
+    """Shared between equal requests: not to be changed. Raises ValueError for choices that are empty, repeated, or a prefix of another."""
     root: Node = {}
     for index, choice in enumerate(choices):
         node = root
@@ -57,7 +59,11 @@ def choice_logprobs(
     Renormalised over the choices, against rounding.
     """
     raw = [
-        sum(logprobs[tuple(choice[:i])][token] for i, token in enumerate(choice) if tuple(choice[:i]) in logprobs)
+        sum(
+            logprobs[tuple(choice[:i])][token]
+            for i, token in enumerate(choice)
+            if tuple(choice[:i]) in logprobs
+        )
         for choice in choices
     ]
     top = max(raw)

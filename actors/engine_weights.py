@@ -72,7 +72,13 @@ def read_tensors(
 ) -> list[tuple[str, torch.Tensor]]:
     """The tensors of a bucket, copied: its bytes may lie in Ray's store, and the reload holds on to tensors."""
     return [
-        (name, torch.from_numpy(data[start : start + size].copy()).view(getattr(torch, dtype)).reshape(shape).to(device))
+        (
+            name,
+            torch.from_numpy(data[start : start + size].copy())
+            .view(getattr(torch, dtype))
+            .reshape(shape)
+            .to(device),
+        )
         for name, shape, dtype, start, size in entries
     ]
 

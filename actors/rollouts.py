@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from actors.ledger import Ledger
 from actors.router import EngineLost
@@ -45,21 +46,30 @@ class Rollouts:
         ledger: Ledger,
         seed: int,
         archive: Archive,
-        first_play: int = 0,
+        state: Mapping[str, Any] | None = None,
     ):
+        """`state`: what `self.state()` said when the run was saved."""
         self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
         self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
-        self.next_play = first_play
+        self.next_play: int = state["play"] if state else 0
+        self._again: list[int] = list(state["again"]) if state else []
+        self._open: set[int] = set()
+        """Plays that have started and that no learner has had."""
         self.statuses: Counter[str] = Counter()
         self._slots = asyncio.Semaphore(stage.plays_per_step * (1 + stage.max_staleness))
         self._running: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
 
-    def release(self, plays: int) -> None:
-        """Called when `plays` plays have been learned from and the engines have the result."""
-        for _ in range(plays):
+    def release(self, plays: Sequence[Sequence[Episode]]) -> None:
+        """Called when these plays have been learned from and the engines have the result."""
+        for play in plays:
+            self._open.discard(play[0].meta["index"])
             self._slots.release()
+
+    def state(self) -> dict[str, Any]:
+        """Which plays are still to come, for a checkpoint."""
+        return {"play": self.next_play, "again": sorted(self._open)}
 
     async def run(self) -> None:
         """rollout_loop. Runs until cancelled; raises what a play raised."""
@@ -71,8 +81,7 @@ class Rollouts:
                 failed.cancel()
                 if self._failure is not None:
                     raise self._failure
-                task = asyncio.ensure_future(self._one(self.next_play))
-                self.next_play += 1
+                task = asyncio.ensure_future(self._one(self._next_index()))
                 self._running.add(task)
                 task.add_done_callback(self._finished)
         finally:
@@ -86,6 +95,14 @@ class Rollouts:
             self._failure = task.exception()
             self._failed.set()
 
+    def _next_index(self) -> int:
+        if self._again:
+            index = self._again.pop(0)
+        else:
+            index, self.next_play = self.next_play, self.next_play + 1
+        self._open.add(index)
+        return index
+
     async def _one(self, index: int) -> None:
         """One root play, tried again when its engines were lost. Lost attempts are recorded, never rewarded."""
         task = self.draw(index)
@@ -93,25 +110,30 @@ class Rollouts:
         for attempt in range(MAX_ATTEMPTS):
             id = f"{self.name}-{index}" + (f".{attempt}" if attempt else "")
             seed = rng.randrange(2**63)
+            if id in self.ledger.restored:  # played before the run was interrupted
+                self._keep(index, self.ledger.requeue(id))
+                return
+            meta = {"stage": self.name, "index": index}
             try:
-                episodes = await run_play(self.protocol, task, seed, self.players, id, meta={"stage": self.name})
+                episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta)
             except EngineLost as error:
                 self._count("lost")
                 lost = Outcome(status="lost", reason=str(error))
                 episode = Episode(id, self.protocol.name, replace(task, domain=None), seed, (), lost)
                 self.ledger.commit(id, [episode])
                 continue
-            self._keep(id, episodes)
+            self.ledger.commit(id, episodes)
+            self._keep(index, episodes)
             return
         raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times")
 
-    def _keep(self, id: str, episodes: list[Episode]) -> None:
+    def _keep(self, index: int, episodes: list[Episode]) -> None:
         root = episodes[0]
         self._count(root.status)
-        self.ledger.commit(id, episodes)
         if root.status == "ok":
             self._remember(root)
         else:
+            self._open.discard(index)
             self._slots.release()  # it reaches no learner: a replacement may start at once
 
     def _remember(self, root: Episode) -> None:

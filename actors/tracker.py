@@ -44,7 +44,7 @@ class TrackingError(ValueError):
 
 
 def wandb_mode(setting: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """(mode, the line that says so) for the config's `track.wandb` (auto, online, offline, off).
+    """(mode, the line that says so) for the config's `track.wandb` (auto, online, offline, disabled).
 
     auto: `WANDB_MODE` if set; else online with an API key (variable or netrc), offline without. Never asks,
     never waits. Raises `TrackingError` for `online` without a key.
@@ -52,8 +52,8 @@ def wandb_mode(setting: str, environ: Mapping[str, str]) -> tuple[str, str]:
     key = bool(environ.get("WANDB_API_KEY")) or _netrc_key(environ)
     if setting == "auto":
         named = environ.get("WANDB_MODE", "").lower()
-        setting = {"disabled": "off", "dryrun": "offline", "run": "online"}.get(named, named)
-        if setting not in ("online", "offline", "off"):
+        setting = {"dryrun": "offline", "run": "online"}.get(named, named)
+        if setting not in ("online", "offline", "disabled"):
             setting = "online" if key else "offline"
             if not key:
                 return "offline", "offline (no API key; wandb sync uploads it later)"
@@ -92,7 +92,7 @@ class Tracker:
         self.mode, self.wandb_line = wandb_mode(config.track.wandb, os.environ)
         self.run_id = self._run_id()
         self._run: Any = None
-        if self.mode != "off":
+        if self.mode != "disabled":
             self._start_wandb(yaml_text)
 
     # ---- figures ---------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("lr", "gpus"), (_TINY, _INF)),
         "zero_stage": (0, 3),
     },
-    WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (_TINY, _INF)},
+    WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (_TINY, _INF), "per_play": _FROM_0},
     PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
     StageConfig: {
         **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
@@ -108,8 +108,8 @@ class Checker:
             self.named(self.config.eval.ceiling, self.protocols, "protocol", ("eval", "ceiling"))
         else:
             self.unused(("eval",), ["ceiling_episodes"], "without eval.ceiling", ("eval", "ceiling"))
-        if self.config.track.wandb == "off":
-            self.unused(("track",), ["project"], "with wandb: off", ("track", "wandb"))
+        if self.config.track.wandb == "disabled":
+            self.unused(("track",), ["project"], "with wandb: disabled", ("track", "wandb"))
         if self.machine is not None and not self.config.cluster.address:
             self.hardware(self.machine)
 

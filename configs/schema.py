@@ -123,6 +123,9 @@ class WarmStartConfig:
     """Which entry of `protocols` to play."""
     roles: list[str] = field(default_factory=list)
     """Roles whose turns are imitated: the right reply where it is known, else a random legal one."""
+    per_play: int = 0
+    """Sequences kept of each play, drawn at random; 0: all. Those of one play are alike (a judge is asked about
+    the same image again and again), so few of many plays teach more per step."""
 
 
 @dataclass
@@ -193,7 +196,7 @@ class EvalConfig:
 class TrackConfig:
     """Where figures go."""
 
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with an API key, offline without."""
     project: str = "dissoi"
     transcripts_every: int = 20

@@ -50,7 +50,7 @@ def pack(parameters: Sequence[Named], checksum: bool = True) -> Bucket:
         chunks.append(flat)
         offset += flat.nbytes
     data = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.uint8)
-    digest = hashlib.sha256(memoryview(data)).hexdigest() if checksum else ""
+    digest = hashlib.sha256(data.data).hexdigest() if checksum else ""
     return {"entries": entries, "data": data, "sha256": digest}
 
 
@@ -59,7 +59,7 @@ def unpack(bucket: Bucket) -> list[Named]:
     import torch
 
     data = np.asarray(bucket["data"])
-    if bucket["sha256"] and hashlib.sha256(memoryview(data)).hexdigest() != bucket["sha256"]:
+    if bucket["sha256"] and hashlib.sha256(data.data).hexdigest() != bucket["sha256"]:
         raise ValueError(f"weight bucket starting at {bucket['entries'][0][0]!r}: checksum does not match")
     return [
         (name, torch.from_numpy(data[start : start + size].copy()).view(getattr(torch, dtype)).reshape(shape))

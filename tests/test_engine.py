@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 """Nats between vLLM and Hugging Face, both in float32 on CPU."""
 
 
-# -- tries -------------------------------------------------------------------------------------------------------
+# -- tries -------------------------------------------------------------------------------------------------
 
 
 def test_trie_forces_tokens_without_alternative_and_branches_where_choices_differ():
@@ -54,7 +54,7 @@ def test_choice_logprobs_multiply_along_paths():
     assert np.exp(choice_logprobs(choices, read)) == pytest.approx([0.025, 0.225, 0.75])
 
 
-# -- the engine --------------------------------------------------------------------------------------------------
+# -- the engine --------------------------------------------------------------------------------------------
 
 
 class Serving:
@@ -78,7 +78,9 @@ class Serving:
         noise = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.2 * parameter.std().nan_to_num(1.0).clamp(min=0.1) * _normal(parameter, noise))
+                parameter.add_(
+                    0.2 * parameter.std().nan_to_num(1.0).clamp(min=0.1) * _normal(parameter, noise)
+                )
         return model
 
     def update(self, version: int, model) -> dict:
@@ -102,7 +104,8 @@ def buckets(model, stale: str = "", stale_from=None, per_bucket: int = 5) -> lis
         arrays = [(name, p.detach().numpy()) for name, p in named[start : start + per_bucket]]
         ends = list(itertools.accumulate(array.nbytes for _, array in arrays))
         entries = [
-            (name, array.shape, "float32", end - array.nbytes, array.nbytes) for (name, array), end in zip(arrays, ends)
+            (name, array.shape, "float32", end - array.nbytes, array.nbytes)
+            for (name, array), end in zip(arrays, ends)
         ]
         data = np.frombuffer(b"".join(array.tobytes() for _, array in arrays), dtype=np.uint8).copy()
         result.append(WeightBucket(entries, data, hashlib.sha256(data.tobytes()).hexdigest()))
@@ -143,7 +146,9 @@ def serving(tmp_path_factory) -> Iterator[Serving]:
     loop.close()
 
 
-def hf_logprobs(model, prompt_ids: list[int], output_ids: list[int], temperature: float, allowed=None) -> list[float]:
+def hf_logprobs(
+    model, prompt_ids: list[int], output_ids: list[int], temperature: float, allowed=None
+) -> list[float]:
     """Log probability of each output token, one forward pass per token, over the tokens allowed at its step."""
     import torch
 
@@ -165,7 +170,11 @@ def worst_gap(serving: Serving, requests: list[GenRequest], results: list[GenRes
         assert len(result.versions) == len(result.logprobs) == len(result.output_ids) > 0
         for version in set(result.versions):
             expected = hf_logprobs(
-                serving.models[version], request.prompt_ids, result.output_ids, request.temperature, result.allowed
+                serving.models[version],
+                request.prompt_ids,
+                result.output_ids,
+                request.temperature,
+                result.allowed,
             )
             for got, want, sampled_by in zip(result.logprobs, expected, result.versions):
                 if sampled_by == version:
@@ -350,7 +359,7 @@ def test_submit_returns_at_once_and_collect_brings_each_result_once(serving):
     assert serving.run(serving.engine.status())["running"] == 0
 
 
-# -- weights -----------------------------------------------------------------------------------------------------
+# -- weights -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.engine
@@ -359,7 +368,9 @@ def test_updates_are_exact_also_for_cached_prompts(serving):
     assert fresh_batch_gap(serving, 7) < TOLERANCE
     for version in (1, 2, 5):
         report = serving.update(version, serving.perturbed(version))
-        assert report["bytes"] == sum(p.numel() * 4 for p in serving.base.parameters()) and report["seconds"] > 0
+        assert (
+            report["bytes"] == sum(p.numel() * 4 for p in serving.base.parameters()) and report["seconds"] > 0
+        )
         for _ in range(2):  # the second time from the prefix cache
             batch = mixed_batch(7)
             results = serving.generate(batch)
@@ -379,7 +390,9 @@ def test_versions_tell_the_models_apart(serving):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("part", ["model.layers.1.mlp", "model.layers.0.self_attn.q_norm", "model.embed_tokens"])
+@pytest.mark.parametrize(
+    "part", ["model.layers.1.mlp", "model.layers.0.self_attn.q_norm", "model.embed_tokens"]
+)
 def test_stale_part_of_the_weights_is_noticed(serving, part):
     version = serving.engine.version + 1
     model = serving.perturbed(100 + version)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from configs.schema import LearnerConfig, LossConfig
 from learners import batching
 from learners.batching import BadSample, balance, split_by_length
 from learners.group import LearnerDied, LearnerGroup
+from learners.learner import LearnerRank
 from learners.settings import LearnerConfigError, deepspeed_json, resolve_dtype
 from learners.tally import Tally, merge
 from learners.types import Sample
@@ -113,13 +116,13 @@ def reference_step(model: Any, optimizer: torch.optim.Optimizer, samples: list[S
             ratio = torch.exp(logprob - old)
             gain = torch.min(ratio * advantage, ratio.clamp(0.9, 1.2) * advantage)
             terms.append(-gain - 0.02 * entropy)
-            entropies.append(float(entropy))
+            entropies.append(entropy.item())
     loss = torch.stack(terms).mean()
     optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
     optimizer.step()
-    return {"loss": float(loss), "grad_norm": float(norm), "entropy": float(np.mean(entropies))}
+    return {"loss": loss.item(), "grad_norm": norm.item(), "entropy": float(np.mean(entropies))}
 
 
 # ---- parts that need neither Ray nor DeepSpeed -------------------------------------------------------------
@@ -134,7 +137,7 @@ def test_deepspeed_keys_that_fields_set_are_refused_by_name() -> None:
             "wall_clock_breakdown": True,
         }
     )
-    with pytest.raises(LearnerConfigError, match="gradient_clipping, optimizer, zero_optimization.stage:"):
+    with pytest.raises(LearnerConfigError, match=r"gradient_clipping, optimizer, zero_optimization\.stage:"):
         deepspeed_json(config, "cpu")
 
 
@@ -246,9 +249,11 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 class Rig:
     """A group, and plain calls of its methods."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int):
-        self.loop, self.model_dir, self.stage = loop, str(model_dir), stage
-        config = replace(CONFIG, zero_stage=stage, ranks=ranks)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int, **settings: Any
+    ):
+        self.loop, self.model_dir = loop, str(model_dir)
+        config = replace(CONFIG, zero_stage=stage, ranks=ranks, **settings)
         self.group = LearnerGroup(f"stage {stage} ranks {ranks}", str(model_dir), config, timeout_s=60)
         self(self.group.ready())
 
@@ -318,6 +323,11 @@ def test_export_is_the_saved_model(rig: Rig, tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(model.lm_head.weight, exported["model.embed_tokens.weight"])
+    rig(group.load_weights_from(str(tmp_path)))
+    rig(group.step(make_samples(4)))
+    rig(group.save_hf(str(tmp_path)))  # over the very files it was loaded from
+    exported = rig.weights()
+    assert same(exported, load_file(tmp_path / "model.safetensors"))
     import ray
 
     assert [b["sha256"] for b in ray.get(rig(group.export_ref()))] == [
@@ -418,11 +428,8 @@ def test_fewer_samples_than_ranks(rig: Rig) -> None:
 
 @pytest.mark.engine
 def test_schedule_and_roles(loop: asyncio.AbstractEventLoop, model_dir: Path) -> None:
-    rig = Rig(loop, model_dir, 0, 1)
-    rig.group.stop()
-    config = replace(CONFIG, epochs=2, minibatches=3, warmup_steps=10)
-    rig.group = group = LearnerGroup("debater", rig.model_dir, config)
-    rig(group.ready())
+    rig = Rig(loop, model_dir, 0, 1, epochs=2, minibatches=3, warmup_steps=10)
+    group = rig.group
     samples = make_samples(9)
     figures = rig(group.step(samples))
     assert figures["updates"] == 6 and figures["tokens"] == 2 * sum(len(s.positions_L) for s in samples)
@@ -441,7 +448,7 @@ def test_schedule_and_roles(loop: asyncio.AbstractEventLoop, model_dir: Path) ->
     rig(group.reset_optimizer())
     assert rig(group.step(samples[:1]))["lr"] == pytest.approx(1e-3 * (1 + 2) / 10 / 2)
     group.stop()
-    with pytest.raises(LearnerDied, match="debater.*stopped"):
+    with pytest.raises(LearnerDied, match=r"ranks 1.*stopped"):
         rig(group.step(samples))
 
 
@@ -457,7 +464,7 @@ def test_a_dead_rank_is_named_and_a_new_group_goes_on(
     rig(rig.group.step(make_samples(6, 2)))
     expected = rig.weights()
     ray.kill(rig.group.ranks[1])
-    with pytest.raises(LearnerDied, match="stage 2 ranks 2.*rank 1 died"):
+    with pytest.raises(LearnerDied, match=r"stage 2 ranks 2.*rank 1 died"):
         rig(rig.group.step(make_samples(6, 3)))
     with pytest.raises(LearnerDied, match="rank 1 died"):
         rig(rig.group.logprobs(make_samples(6)))
@@ -466,23 +473,29 @@ def test_a_dead_rank_is_named_and_a_new_group_goes_on(
     rig(again.group.step(make_samples(6, 2)))
     assert same(expected, again.weights())
     again.group.stop()
-    other = Rig(loop, model_dir, 0, 1)
+
+
+def test_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "learner.json").write_text('{"ranks": 2, "zero_stage": 0, "dtype": "float32"}')
+    with mock.patch.dict(os.environ):
+        rank = LearnerRank(0, 1, "unused", CONFIG)
     with pytest.raises(LearnerConfigError, match="ranks 2, this learner has 1"):
-        rig(other.group.load(str(tmp_path)))
+        rank.load(str(tmp_path))
 
 
 @pytest.mark.engine
-def test_models_that_cannot_be_scored_are_refused(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+def test_models_that_cannot_be_scored_are_refused() -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    torch.manual_seed(0)
+    from learners.token_model import TokenModel, check_head
+
+    check_head(TokenModel(tiny_model()))
     config = Gemma2Config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5,
     )  # fmt: skip
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(LearnerConfigError, match="plain linear head"):
-        Rig(loop, tmp_path, 0, 1)
+        check_head(TokenModel(Gemma2ForCausalLM(config).eval()))
 
 
 @pytest.mark.engine

@@ -26,13 +26,13 @@ def no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 
-def config(mode="off"):
+def config(mode="disabled"):
     made = RunConfig(name="test")
     made.track.wandb = mode
     return made
 
 
-def tracker(folder, mode="off", yaml_text="name: test\n"):
+def tracker(folder, mode="disabled", yaml_text="name: test\n"):
     return Tracker(folder, config(mode), yaml_text, Screen(file=io.StringIO(), width=100))
 
 
@@ -42,10 +42,10 @@ def tracker(folder, mode="off", yaml_text="name: test\n"):
         ("auto", {}, "offline"),
         ("auto", KEY, "online"),
         ("auto", {**KEY, "WANDB_MODE": "offline"}, "offline"),
-        ("auto", {**KEY, "WANDB_MODE": "disabled"}, "off"),
+        ("auto", {**KEY, "WANDB_MODE": "disabled"}, "disabled"),
         ("auto", {"WANDB_MODE": "dryrun"}, "offline"),
         ("offline", KEY, "offline"),
-        ("off", KEY, "off"),
+        ("disabled", KEY, "disabled"),
         ("online", KEY, "online"),
     ],
 )
