@@ -89,7 +89,16 @@ class Flight:
         try:
             step(*args)
         except (ValueError, VLLMClientError) as error:
-            self.finish(GenResult(self.request.id, [], [], [], finish="error", error=str(error)))
+            self.fail(str(error))
+
+    def fail(self, reason: str) -> None:
+        """Ends the flight; whatever else it has asked for is ignored."""
+        finish, self.finish = self.finish, ignore
+        finish(GenResult(self.request.id, [], [], [], finish="error", error=reason))
+
+
+def ignore(result: GenResult) -> None:
+    pass
 
 
 class FreeFlight(Flight):
@@ -150,7 +159,8 @@ class ChoiceFlight(Flight):
 class ReadFlight(Flight):
     """The probability of every legal reply: one vLLM request per branching of their trie, all at once.
 
-    Temperature 0 reads at temperature 1; top_p is ignored.
+    Temperature 0 reads at temperature 1; top_p is ignored. A weight update between the answers would mix two
+    policies, so everything is then asked again.
     """
 
     def start(self) -> None:
@@ -158,6 +168,7 @@ class ReadFlight(Flight):
         questions = read_plan(r.choices)
         self.pending = len(questions)
         self.read: dict[tuple[int, ...], dict[int, float]] = {}
+        self.readers: set[int] = set()
         if not questions:
             self.end(self.version)
         for prefix, children, part in questions:
@@ -168,9 +179,13 @@ class ReadFlight(Flight):
         prefix, part = tag
         position = completion.logprobs[0]
         self.read.setdefault(prefix, {}).update({token: position[token].logprob for token in part})
+        self.readers.update(versions)
         self.pending -= 1
         if self.pending == 0:
-            self.end(versions[0])
+            if len(self.readers) == 1:
+                self.end(versions[0])
+            else:
+                self.start()
 
     def end(self, version: int) -> None:
         logprobs = choice_logprobs(self.request.choices, self.read)

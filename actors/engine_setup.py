@@ -8,25 +8,23 @@ from typing import Any
 
 from configs.schema import EngineConfig
 
-CPU_ENVIRONMENT = {
+NEEDED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # vLLM in this process
+NEEDED_ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # The first call with logprobs would otherwise compile for 18 s, even under enforce_eager.
     # (TORCH_COMPILE_DISABLE is read too early: it does nothing where torch was imported before.)
     "TORCHDYNAMO_DISABLE": "1",
 }
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM in this process
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
+DEFAULTS = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+"""What a user's environment may override."""
 
 
 def build_llm(model_dir: str, config: EngineConfig, seed: int) -> tuple[Any, str]:
     """The engine and its device, "cpu" or "cuda". Raises ValueError for settings that do not fit the machine."""
     cuda = resolve_cuda(config.device)
-    os.environ.update(ENVIRONMENT if cuda else {**ENVIRONMENT, **CPU_ENVIRONMENT})
+    os.environ.update({**DEFAULTS, **os.environ, **NEEDED})
     if not cuda:
+        os.environ.update(NEEDED_ON_CPU)
         limit_threads(config.threads)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
@@ -83,7 +81,7 @@ def engine_args(model_dir: str, config: EngineConfig, seed: int, cuda: bool) -> 
         "weight_transfer_config": WeightTransferConfig(backend="buckets"),
     }
     if cuda:
-        own = {
+        own: dict[str, Any] = {
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "tensor_parallel_size": config.tensor_parallel,
         }

@@ -14,7 +14,10 @@ Place = Union[Node, int]
 
 @lru_cache(maxsize=1024)
 def build_trie(choices: tuple[tuple[int, ...], ...]) -> Node:
-    """Shared between equal requests: not to be changed. Raises ValueError for choices that are empty, repeated, or a prefix of another."""
+    """The trie of `choices`, shared between equal requests: not to be changed.
+
+    Raises ValueError for choices that are empty, repeated, or a prefix of another.
+    """
     root: Node = {}
     for index, choice in enumerate(choices):
         node = root

@@ -7,17 +7,15 @@ and the last one kills the engine.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import itertools
 import math
 import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from engine_oracle import Serving, buckets, hf_logprobs, worst_gap
 
-from actors.engine_trie import branchings, build_trie, choice_logprobs, forced_path
-from actors.messages import GenRequest, GenResult, WeightBucket
+from actors.messages import GenRequest, GenResult
 from configs.schema import EngineConfig
 
 VOCAB, STOP = 300, 1
@@ -25,95 +23,23 @@ TOLERANCE = 1e-4
 """Nats between vLLM and Hugging Face, both in float32 on CPU."""
 
 
-# -- tries -------------------------------------------------------------------------------------------------
-
-
-def test_trie_forces_tokens_without_alternative_and_branches_where_choices_differ():
-    root = build_trie([(7, 8, 1), (7, 8, 2), (7, 9, 3, 4)])
-    path, node = forced_path(root)
-    assert path == [7] and isinstance(node, dict) and set(node) == {8, 9}
-    assert forced_path({9: node[9]}) == ([9, 3, 4], 2)
-    assert {prefix: set(children) for prefix, children in branchings(root)} == {(7,): {8, 9}, (7, 8): {1, 2}}
-
-
-def test_trie_of_one_choice_has_nothing_to_ask():
-    root = build_trie([(5, 6)])
-    assert forced_path(root) == ([5, 6], 0) and list(branchings(root)) == []
-    assert choice_logprobs([(5, 6)], {}) == [0.0]
-
-
-@pytest.mark.parametrize("choices", [[()], [(1,), (1,)], [(1,), (1, 2)], [(1, 2), (1,)], [(1, 2, 3), (1, 2)]])
-def test_trie_refuses_empty_repeated_and_prefix_choices(choices):
-    with pytest.raises(ValueError, match="choice"):
-        build_trie(choices)
-
-
-def test_choice_logprobs_multiply_along_paths():
-    choices = [(7, 8, 1), (7, 8, 2), (7, 9)]
-    read = {(7,): {8: math.log(0.25), 9: math.log(0.75)}, (7, 8): {1: math.log(0.1), 2: math.log(0.9)}}
-    assert np.exp(choice_logprobs(choices, read)) == pytest.approx([0.025, 0.225, 0.75])
-
-
-# -- the engine --------------------------------------------------------------------------------------------
-
-
-class Serving:
-    """The engine, the loop it lives on, and the Hugging Face models it may be compared with, by version."""
-
-    def __init__(self, engine, loop, base):
-        self.engine, self.loop, self.models, self.base = engine, loop, {0: base}, base
-
-    def run(self, coroutine):
-        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 60))
-
-    def generate(self, requests: list[GenRequest]) -> list[GenResult]:
-        return self.run(self.engine.generate(requests))
-
-    def perturbed(self, seed: int):
-        import copy
-
-        import torch
-
-        model = copy.deepcopy(self.base)
-        noise = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(
-                    0.2 * parameter.std().nan_to_num(1.0).clamp(min=0.1) * _normal(parameter, noise)
-                )
-        return model
-
-    def update(self, version: int, model) -> dict:
-        report = self.run(self.engine.update_weights(version, buckets(model)))
-        self.models[version] = model
-        return report
-
-
-def _normal(parameter, generator):
+@pytest.fixture(scope="module")
+def unchanged_process() -> Iterator[None]:
+    """vLLM moves into this process: what it leaves behind must not reach other tests."""
     import torch
 
-    return torch.randn(parameter.shape, generator=generator)
-
-
-def buckets(model, stale: str = "", stale_from=None, per_bucket: int = 5) -> list[WeightBucket]:
-    """All parameters, several to a bucket; those whose name starts with `stale` from another model."""
-    old = dict(stale_from.named_parameters()) if stale_from is not None else {}
-    named = [(n, old[n] if stale and n.startswith(stale) else p) for n, p in model.named_parameters()]
-    result = []
-    for start in range(0, len(named), per_bucket):
-        arrays = [(name, p.detach().numpy()) for name, p in named[start : start + per_bucket]]
-        ends = list(itertools.accumulate(array.nbytes for _, array in arrays))
-        entries = [
-            (name, array.shape, "float32", end - array.nbytes, array.nbytes)
-            for (name, array), end in zip(arrays, ends)
-        ]
-        data = np.frombuffer(b"".join(array.tobytes() for _, array in arrays), dtype=np.uint8).copy()
-        result.append(WeightBucket(entries, data, hashlib.sha256(data.tobytes()).hexdigest()))
-    return result
+    environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads = set_num_threads
+    torch.set_num_threads(threads)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory) -> Iterator[Serving]:
+def serving(tmp_path_factory, unchanged_process) -> Iterator[Serving]:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -144,42 +70,6 @@ def serving(tmp_path_factory) -> Iterator[Serving]:
     yield serving
     loop.run_until_complete(engine.shutdown())
     loop.close()
-
-
-def hf_logprobs(
-    model, prompt_ids: list[int], output_ids: list[int], temperature: float, allowed=None
-) -> list[float]:
-    """Log probability of each output token, one forward pass per token, over the tokens allowed at its step."""
-    import torch
-
-    scores = []
-    for step, token in enumerate(output_ids):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt_ids + output_ids[:step]])).logits[0, -1].double()
-        legal = list(range(VOCAB)) if allowed is None else sorted(allowed[step])
-        row = torch.log_softmax(logits[legal] / (temperature or 1.0), dim=0)
-        scores.append(float(row[legal.index(token)]))
-    return scores
-
-
-def worst_gap(serving: Serving, requests: list[GenRequest], results: list[GenResult]) -> float:
-    """Largest difference, over all tokens, to the model of the version that the result claims for the token."""
-    worst = 0.0
-    for request, result in zip(requests, results):
-        assert result.finish != "error", result.error
-        assert len(result.versions) == len(result.logprobs) == len(result.output_ids) > 0
-        for version in set(result.versions):
-            expected = hf_logprobs(
-                serving.models[version],
-                request.prompt_ids,
-                result.output_ids,
-                request.temperature,
-                result.allowed,
-            )
-            for got, want, sampled_by in zip(result.logprobs, expected, result.versions):
-                if sampled_by == version:
-                    worst = max(worst, abs(got - want))
-    return worst
 
 
 def mixed_batch(seed: int) -> list[GenRequest]:
