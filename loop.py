@@ -44,6 +44,8 @@ from tasks.base import TaskSource
 EVAL_SEED = 20_240_601
 """Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""
 CHECKPOINTS = "checkpoints"
+WORD_PLAYS = 64
+"""Plays of each protocol from which a tiny model's words are gathered."""
 
 
 class NothingLearned(RuntimeError):
@@ -87,10 +89,25 @@ class Run:
             if policy.kind != "lm":
                 continue
             if not policy.model.path and not words:
-                texts = [text for protocol in self.protocols.values() for text in protocol.literal_texts()]
-                words = [*self.source.words(), *texts]
+                words = await self._words()
             self.models[name] = str(materialise(policy.model, words, self.dir / "models" / name / "init"))
             self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
+
+    async def _words(self) -> list[str]:
+        """What gets a token of its own in a tiny model: the words of tasks and prompts, and those that only arise
+        when a prompt is filled in (found by playing; a word that is missed is spelled in bytes)."""
+        words = dict.fromkeys(self.source.words())
+        for protocol in self.protocols.values():
+            words |= dict.fromkeys(word for text in protocol.literal_texts() for word in text.split())
+            rng = random.Random(0)
+            tasks = [training_task(self.source, protocol, rng, warm=True) for _ in range(WORD_PLAYS)]
+            player = Seated("teacher", UniformPlayer(None, seed=0, teacher=True))
+            players = dict.fromkeys(protocol.roles().values(), player)
+            for play in await play_all(protocol, tasks, players, "words", seed=0):
+                for turn in (turn for episode in play for turn in episode.turns):
+                    texts = [turn.text, *(message.text for message in turn.messages)]
+                    words |= dict.fromkeys(word for text in texts for word in text.split())
+        return list(words)
 
     async def warm_starts(self) -> None:
         """SFT of every policy that asks for it, side by side; then those that start from another's result."""

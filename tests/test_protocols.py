@@ -106,8 +106,8 @@ def test_pixel_prompts_word_for_word() -> None:
     trace = drive(protocol, task, 0, player)
     last = {request.seat: [m.text for m in request.messages] for request in trace.requests()}
     image = "image r0c3=2 r1c5=4 r2c2=1 r3c3=3 r4c4=2"
-    assert last["alice"] == [f"{image} claim 3 against 7", "r3c3=3", "they r0c3=2"]
-    assert last["bob"] == [f"{image} claim 7 against 3 they r3c3=3", "r0c3=2", "they r1c5=4"]
+    assert last["alice"] == [f"{image} for=3 not=7", "r3c3=3", "they r0c3=2"]
+    assert last["bob"] == [f"{image} for=7 not=3 they r3c3=3", "r0c3=2", "they r1c5=4"]
     judged = [r for r in trace.requests() if r.seat == "judge"]
     assert [r.messages[0].text for r in judged[:4]] == [
         "3 or 7",
