@@ -13,7 +13,7 @@ from actors.console import Seating
 from actors.ledger import Ledger
 from actors.system import start_ray
 from actors.tracker import Tracker
-from configs.machine import Machine, resolve_device, used_policies
+from configs.machine import Machine, resolve_device
 from configs.schema import RunConfig
 from learners import checkpoint
 from loop import CHECKPOINTS, Run, Stopped

@@ -184,10 +184,11 @@ class Run:
 
     async def serve(self, names: Iterable[str]) -> None:
         """Starts the engines of these policies, where they have not started yet."""
-        missing = [name for name in dict.fromkeys(names) if name in self.models and name not in self.system.served]
-        await gather_or_cancel(
-            [self.system.serve(name, self.models[name], self.codecs[name], self.versions.get(name, 0)) for name in missing]
-        )
+        await gather_or_cancel([
+            self.system.serve(name, self.models[name], self.codecs[name], self.versions.get(name, 0))
+            for name in dict.fromkeys(names)
+            if name in self.models and name not in self.system.served
+        ])
 
     # ---- training --------------------------------------------------------------------------------
 
@@ -203,8 +204,9 @@ class Run:
         if done["step"] >= stage.steps:
             return
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
+        source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
-            name, stage, self.protocols[stage.protocol], self.source, self.system.players(stage.roles),
+            name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
             self.ledger, self.config.seed, self.archives[name], done,
         )  # fmt: skip
         loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
@@ -236,7 +238,8 @@ class Run:
             learned = dict(zip(trained, await gather_or_cancel([self.learn(p, episodes, step) for p in trained])))
             rollouts.release(plays)
             done.update(rollouts.state(), step=step + 1)
-            self._report(name, step + 1, plays, rollouts, learned, {"wait_s": waited, "step_s": time.monotonic() - begun})
+            seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
+            self._report(name, step + 1, plays, rollouts, learned, seconds)
             if stage.eval_every and (step + 1) % stage.eval_every == 0:
                 await self._progress_arm(stage)
             if self.config.track.save_every and (step + 1) % self.config.track.save_every == 0:

@@ -59,6 +59,9 @@ def load(
         builder.error(("tasks",), "missing", "a mapping with kind:")
     else:
         _checked(builder, _sources(), config.tasks, ("tasks",))
+        for name, stage in config.stages.items():
+            if stage.tasks:
+                _stage_tasks(builder, config.tasks, stage.tasks, ("stages", name, "tasks"))
     protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
     Checker(config, source, protocols, machine, known, errors).run()
     if errors:
@@ -120,6 +123,14 @@ def _sources() -> Kinds:
 def _protocol(builder: Builder, raw: Any, path: KeyPath) -> Protocol | None:
     built: Protocol | None = _checked(builder, builder.kinds[Protocol], raw, path)
     return built
+
+
+def _stage_tasks(builder: Builder, base: Mapping[str, Any], own: Mapping[str, Any], path: KeyPath) -> None:
+    """A stage's own settings of the task source, taken together with those of the run."""
+    if "kind" in own:
+        builder.error((*path, "kind"), "a stage keeps the run's kind of tasks", "settings of that kind")
+    else:
+        _checked(builder, _sources(), {**base, **own}, path)
 
 
 def _checked(builder: Builder, kinds: Kinds, raw: Any, path: KeyPath) -> Any:

@@ -154,6 +154,8 @@ class StageConfig:
     protocol: str = ""
     roles: dict[str, str] = field(default_factory=dict)
     """role -> policy"""
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task source that differ in this stage."""
     train: list[str] = field(default_factory=list)
     """Policies updated in this stage. Empty: every trained policy that has a role here."""
     steps: int = 100
