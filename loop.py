@@ -235,7 +235,9 @@ class Run:
             plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]
-            learned = dict(zip(trained, await gather_or_cancel([self.learn(p, episodes, step) for p in trained])))
+            left = 1.0 - step / stage.steps
+            reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in trained])
+            learned = dict(zip(trained, reports))
             rollouts.release(plays)
             done.update(rollouts.state(), step=step + 1)
             seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
@@ -247,14 +249,16 @@ class Run:
         if self.updates == updates_before:
             raise NothingLearned(f"stage {name!r} made no update: in every group all rewards were equal")
 
-    async def learn(self, policy: str, episodes: list[Episode], step: int) -> dict[str, float]:
-        """One learner step of one policy, and its weights to the engines."""
-        samples, figures = build_samples(episodes, policy, self.config.policies[policy].learner.advantage)
+    async def learn(self, policy: str, episodes: list[Episode], step: int, left: float) -> dict[str, float]:
+        """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
+        config = self.config.policies[policy].learner
+        samples, figures = build_samples(episodes, policy, config.advantage)
         if not samples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
         begun = time.monotonic()
-        metrics = await learner.step(samples, seed=step, version=served.version)
+        lr = config.lr * left if config.schedule == "linear" else None
+        metrics = await learner.step(samples, lr=lr, seed=step, version=served.version)
         seconds = time.monotonic() - begun
         self.updates += int(metrics.get("updates", 0))
         await self.system.push(policy, served.version + 1, await learner.export_ref())

@@ -73,21 +73,22 @@ class Rollouts:
 
     async def run(self) -> None:
         """rollout_loop. Runs until cancelled; raises what a play raised."""
+        failed: asyncio.Future[Any] = asyncio.ensure_future(self._failed.wait())
+        waiting = failed
         try:
             while True:
                 waiting = asyncio.ensure_future(self._slots.acquire())
-                failed = asyncio.ensure_future(self._failed.wait())
                 await asyncio.wait([waiting, failed], return_when=asyncio.FIRST_COMPLETED)
-                failed.cancel()
                 if self._failure is not None:
                     raise self._failure
                 task = asyncio.ensure_future(self._one(self._next_index()))
                 self._running.add(task)
                 task.add_done_callback(self._finished)
         finally:
-            for task in list(self._running):
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            ending = [waiting, failed, *self._running]
+            for one in ending:
+                one.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

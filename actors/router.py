@@ -120,6 +120,8 @@ class Router:
         self.counters = Counters()
         self._ids = itertools.count()
         self._waiting: list[_Pending] = []
+        self._gone = ""
+        """Why no replica is left."""
         self._revivals: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: GenRequest) -> GenResult:
@@ -136,7 +138,9 @@ class Router:
 
     def _send(self, pending: _Pending) -> None:
         live = [replica for replica in self.replicas if replica.up]
-        if not live:
+        if not self.replicas:
+            self._lose(pending, self._gone)
+        elif not live:
             self._waiting.append(pending)
         elif len(live) == 1:
             live[0].send(pending)
@@ -156,24 +160,26 @@ class Router:
             if pending.future.done():
                 continue
             if pending.tries >= MAX_TRIES:
-                pending.future.set_exception(EngineLost(f"policy {self.policy!r}: engine died {MAX_TRIES} times"))
+                self._lose(pending, f"engine died {MAX_TRIES} times")
             else:
                 self._send(pending)
 
     async def _bring_back(self, replica: Replica) -> None:
-        """Waits for the restarted actor and its weights; then releases what waited for it."""
+        """Waits for the restarted actor and its weights; then releases what waited for it. A replica that does
+        not come back is given up."""
         try:
             await self._revive(replica.handle)
+            replica.up = True
         except Exception as error:  # whatever kept the engine down is what its requests are told
-            waiting, self._waiting = self._waiting, []
-            for pending in waiting:
-                if not pending.future.done():
-                    pending.future.set_exception(EngineLost(f"policy {self.policy!r}: {error}"))
-            return
-        replica.up = True
+            self.replicas.remove(replica)
+            self._gone = str(error)
         waiting, self._waiting = self._waiting, []
         for pending in waiting:
             self._send(pending)
+
+    def _lose(self, pending: _Pending, reason: str) -> None:
+        if not pending.future.done():
+            pending.future.set_exception(EngineLost(f"policy {self.policy!r}: {reason}"))
 
     def stop(self) -> None:
         for replica in self.replicas:

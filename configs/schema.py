@@ -94,6 +94,8 @@ class LearnerConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     zero_stage: int = 0
     lr: float = 1e-3
+    schedule: Literal["constant", "linear"] = "constant"
+    """Learning rate over the steps of a stage; linear falls to zero at its end."""
     warmup_steps: int = 0
     weight_decay: float = 0.0
     grad_clip: float = 1.0

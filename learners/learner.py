@@ -135,8 +135,8 @@ class LearnerRank:
         """Learns from this rank's share of a batch; figures of this rank, for `tally.merge`.
 
         loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
-        loss by name (the warm start's "sft"): one pass, one optimizer step. lr None: `config.lr` after its
-        warm-up; a value is used as it is. version: the step of the weights that this learner holds; tokens
+        loss by name (the warm start's "sft"): one pass, one optimizer step. lr None: `config.lr`; the
+        warm-up of `config.warmup_steps` applies to either. version: the step of the weights that this learner holds; tokens
         sampled by others are left out of `sampler_gap`. A step whose loss or gradient is not finite
         changes nothing and is counted in `skipped`. Samples are sound (batching.check).
         """
@@ -215,8 +215,8 @@ class LearnerRank:
 
     def _set_lr(self, lr: float | None) -> float:
         """Linear warm-up over `config.warmup_steps` optimizer steps, the first of which already moves."""
-        if lr is None:
-            lr = self.config.lr * min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
+        lr = self.config.lr if lr is None else lr
+        lr *= min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         return lr

@@ -1,0 +1,331 @@
+"""Rollouts: slots bound staleness, nothing is played twice, and what goes wrong is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import records
+from actors.ledger import Ledger
+from actors.players import Player, UniformPlayer
+from actors.rollouts import MAX_ATTEMPTS, Rollouts, TooManyInvalid, play_all
+from actors.router import EngineLost
+from actors.runner import Seated
+from configs.load import load_protocol
+from configs.schema import StageConfig
+from protocols.base import Play, Protocol
+from protocols.types import Message, Outcome, Reply, Task, Turn, TurnRequest
+from tasks.archive import Archive
+from tasks.base import carried_proposal
+from tasks.pixels import Pixels
+
+PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
+SOURCE = Pixels()
+DEBATE = load_protocol(PROTOCOLS / "pixel_debate.yaml")
+PROPOSED = load_protocol(PROTOCOLS / "pixel_proposed.yaml")
+
+
+class OneTurn(Protocol):
+    """One seat says something. "bad" makes the play invalid."""
+
+    kind, name = "test", "one_turn"
+
+    def play(self, task: Task, rng: random.Random) -> Play:
+        (reply,) = yield [TurnRequest("a", "r", (Message("user", task.id),), 0)]
+        assert isinstance(reply, Reply)
+        if reply.text == "bad":
+            return Outcome("invalid", reason="unreadable")
+        return Outcome(score=rng.random())
+
+    def roles(self) -> Mapping[str, str]:
+        return {"a": "r"}
+
+    def literal_texts(self) -> list[str]:
+        return []
+
+
+class Uniform:
+    """Plays uniformly and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.player = UniformPlayer(seed=0)
+
+    async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return await self.player(request, history)
+
+
+class Scripted:
+    """Replies with what `function(task id)` says; counts the requests per task."""
+
+    def __init__(self, function: Callable[[str], Reply | str] = lambda id: "ok"):
+        self.function, self.asked = function, Counter[str]()
+
+    async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
+        id = request.messages[0].text
+        self.asked[id] += 1
+        await asyncio.sleep(0)
+        reply = self.function(id)
+        return Reply(reply) if isinstance(reply, str) else reply
+
+
+def rollouts(
+    ledger: Ledger, player: Player, protocol: Protocol | None = None, state: Any = None, **settings: Any
+) -> Rollouts:
+    protocol = protocol or OneTurn()
+    players = {role: Seated("p", player) for role in protocol.roles().values()}
+    stage = StageConfig(**{"plays_per_step": 4, **settings})
+    return Rollouts("s", stage, protocol, SOURCE, players, ledger, 7, Archive(), state)
+
+
+class Running:
+    """`Rollouts.run` in the background, until the block ends."""
+
+    def __init__(self, rollouts: Rollouts, ledger: Ledger):
+        self.rollouts, self.ledger = rollouts, ledger
+
+    async def __aenter__(self) -> Running:
+        self.task = asyncio.ensure_future(self.rollouts.run())
+        await self.settle()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Until nothing moves any more."""
+        quiet, before = 0, None
+        while quiet < 200:
+            await asyncio.sleep(0)
+            now = (self.rollouts.next_play, self.ledger.waiting, self.ledger.counts.total())
+            quiet, before = (quiet + 1 if now == before else 0), now
+
+    @property
+    def started(self) -> int:
+        return self.rollouts.next_play
+
+
+def run(folder: Path, scenario: Callable[[Ledger], Any]) -> Any:
+    async def bounded() -> Any:
+        ledger = Ledger(folder)
+        try:
+            return await asyncio.wait_for(scenario(ledger), 30)
+        finally:
+            ledger.close()
+            assert asyncio.all_tasks() == {asyncio.current_task()}, "plays went on after the end"
+
+    return asyncio.run(bounded())
+
+
+# ---- slots -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_no_more_plays_run_than_staleness_allows(tmp_path: Path, staleness: int) -> None:
+    slots = 4 * (1 + staleness)
+
+    async def scenario(ledger: Ledger) -> None:
+        async with Running(rollouts(ledger, Scripted(), max_staleness=staleness), ledger) as running:
+            assert (running.started, ledger.waiting) == (slots, slots)
+            for step in range(1, 4):
+                plays = await ledger.batch(4)
+                await running.settle()
+                assert running.started == slots + 4 * (step - 1), "a play began before the weights had arrived"
+                running.rollouts.release(plays[:1])
+                await running.settle()
+                assert running.started == slots + 4 * (step - 1) + 1
+                running.rollouts.release(plays[1:])
+                await running.settle()
+                assert running.started == slots + 4 * step
+            assert not running.task.done()
+
+    run(tmp_path, scenario)
+
+
+def test_an_invalid_play_is_replaced_at_once(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        subject = rollouts(ledger, Scripted(lambda id: "bad" if id in bad else "ok"))
+        bad = {subject.draw(1).id, subject.draw(4).id}
+        async with Running(subject, ledger) as running:
+            plays = await ledger.batch(4)
+            assert sorted(play[0].meta["index"] for play in plays) == [0, 2, 3, 5]
+            assert running.started == 6 and ledger.waiting == 0
+            assert subject.statuses == {"ok": 4, "invalid": 2}
+            assert subject.state() == {"play": 6, "again": [0, 2, 3, 5]}
+            running.rollouts.release(plays)
+            assert subject.state() == {"play": 6, "again": []}
+        assert {e.id for e in records.read(ledger.path) if e.status == "invalid"} == {"s-1", "s-4"}
+
+    run(tmp_path, scenario)
+
+
+def test_a_stage_of_nothing_but_invalid_plays_ends(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        with pytest.raises(TooManyInvalid, match=r"stage 's': 17 of 17 plays"):
+            await rollouts(ledger, Scripted(lambda id: "bad")).run()
+
+    run(tmp_path, scenario)
+
+
+def test_a_defect_in_a_player_ends_the_stage_and_its_plays(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        def player(id: str) -> str:
+            if id == third:
+                raise ZeroDivisionError
+            return "ok"
+
+        subject = rollouts(ledger, Scripted(player))
+        third = subject.draw(2).id
+        with pytest.raises(ZeroDivisionError):
+            await subject.run()
+
+    run(tmp_path, scenario)
+
+
+# ---- lost plays --------------------------------------------------------------------------------------
+
+
+def test_a_lost_play_is_recorded_and_played_again(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        def function(id: str) -> str:
+            if id == unlucky and player.asked[id] < MAX_ATTEMPTS:
+                raise EngineLost("the machine is gone")
+            return "ok"
+
+        player = Scripted(function)
+        subject = rollouts(ledger, player)
+        unlucky = subject.draw(2).id
+        async with Running(subject, ledger) as running:
+            plays = await ledger.batch(4)
+            assert running.started == 4
+        assert {play[0].meta["index"]: play[0].id for play in plays} == {0: "s-0", 1: "s-1", 2: "s-2.2", 3: "s-3"}
+        assert subject.statuses == {"ok": 4, "lost": 2} and ledger.counts["lost"] == 2
+        lost = [episode for episode in records.read(ledger.path) if episode.status == "lost"]
+        assert [(e.id, e.outcome.reason, e.outcome.rewards) for e in lost] == [
+            ("s-2", "the machine is gone", ()), ("s-2.1", "the machine is gone", ())
+        ]  # fmt: skip
+        assert {episode.task.id for episode in lost} == {unlucky}
+
+    run(tmp_path, scenario)
+
+
+def test_a_play_that_is_always_lost_ends_the_stage(tmp_path: Path) -> None:
+    def function(id: str) -> str:
+        raise EngineLost("gone")
+
+    async def scenario(ledger: Ledger) -> None:
+        with pytest.raises(EngineLost, match=rf"lost {MAX_ATTEMPTS} times"):
+            await rollouts(ledger, Scripted(function), plays_per_step=1).run()
+
+    run(tmp_path, scenario)
+
+
+# ---- resuming ----------------------------------------------------------------------------------------
+
+
+def test_a_resumed_stage_plays_nothing_twice(tmp_path: Path) -> None:
+    """Checkpoint after the first step of two plays; two more plays end, one is torn away; then a crash."""
+
+    async def first(ledger: Ledger) -> str:
+        player = Uniform()
+        subject = rollouts(ledger, player, DEBATE, plays_per_step=2, max_staleness=1)
+        async with Running(subject, ledger) as running:
+            subject.release(await ledger.batch(2))
+            saved = json.dumps(subject.state())
+            await running.settle()
+            assert running.started == 6 and ledger.waiting == 4
+        return saved
+
+    saved = json.loads(run(tmp_path, first))
+    assert saved["play"] == 4 and len(saved["again"]) == 2
+    file = tmp_path / "episodes.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:5]) + lines[5][:40])  # the last play was being written
+    before = {episode.meta["index"]: episode for episode in records.read(file)}
+    assert len(before) == 5
+
+    async def second(ledger: Ledger) -> None:
+        player = Uniform()
+        subject = rollouts(ledger, player, DEBATE, saved, plays_per_step=2, max_staleness=1)
+        async with Running(subject, ledger):
+            plays = await ledger.batch(4)
+        found = {play[0].meta["index"]: play[0] for play in plays}
+        kept = [index for index in found if index in before]
+        assert sorted(found) == sorted([*saved["again"], 4, 5]) and len(kept) == 3
+        assert all(found[index] == before[index] for index in kept)
+        assert player.asked == 4 + 10, "only the torn play may be played again"  # reveals, and reads of the judge
+        (again,) = found.keys() - kept
+        assert found[again].task.id == subject.draw(again).id
+        assert (found[again].id, ledger.counts["duplicates"]) == (f"s-{again}", 0)
+
+    run(tmp_path, second)
+
+
+# ---- tasks -------------------------------------------------------------------------------------------
+
+
+def test_siblings_have_the_same_task_whatever_ran_before(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        one, two = (rollouts(ledger, Scripted(), repeats=3) for _ in range(2))
+        forth = {index: one.draw(index) for index in range(60)}
+        back = {index: two.draw(index) for index in reversed(range(60))}
+        assert forth == back
+        groups = [{forth[3 * group + i].id for i in range(3)} for group in range(20)]
+        assert all(len(group) == 1 for group in groups)
+        assert len(set.union(*groups)) > 15
+        assert all(len(task.choices) == 2 and task.answer in task.choices for task in forth.values())
+
+    run(tmp_path, scenario)
+
+
+def test_training_never_draws_a_held_out_image(tmp_path: Path) -> None:
+    held = {task.parent for task in SOURCE.derived_heldout(2000, seed=20_240_601)}
+
+    async def scenario(ledger: Ledger) -> None:
+        for protocol in (OneTurn(), PROPOSED):
+            subject = rollouts(ledger, Scripted(), protocol)
+            drawn = {(task.parent or task.id) for task in map(subject.draw, range(5000))}
+            assert len(drawn) > 1000 and not drawn & held
+
+    run(tmp_path, scenario)
+
+
+def test_proposals_are_archived_and_replayed(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        player = Uniform()
+        subject = rollouts(ledger, player, PROPOSED, plays_per_step=2, archive=1.0)
+        assert carried_proposal(subject.draw(0)) is None, "an empty archive has nothing to replay"
+        async with Running(subject, ledger):
+            plays = await ledger.batch(2)
+        assert len(subject.archive) == 2
+        said = {(play[0].task.id, play[0].turns[0].text) for play in plays}
+        replayed = {(task.id, carried_proposal(task)) for task in map(subject.draw, range(50))}
+        assert replayed == said
+        rates = {play[0].outcome.metrics["solve_rate"] for play in plays}
+        assert rates == {sum(e.outcome.score or 0 for e in play[1:]) / 8 for play in plays}
+
+    run(tmp_path, scenario)
+
+
+def test_plays_of_an_arm_depend_on_their_place_and_not_on_how_many_run(tmp_path: Path) -> None:
+    tasks = SOURCE.derived_heldout(6, seed=1)
+
+    async def arm(width: int) -> list[tuple[str, int]]:
+        players = {"r": Seated("p", Scripted())}
+        plays = await play_all(OneTurn(), tasks, players, "arm", seed=3, width=width)
+        assert [play[0].task.id for play in plays] == [task.id for task in tasks]
+        return [(play[0].id, play[0].seed) for play in plays]
+
+    narrow, wide = asyncio.run(arm(1)), asyncio.run(arm(6))
+    assert narrow == wide and len({seed for _, seed in wide}) == 6
+    assert [id for id, _ in wide] == [f"arm-{index}" for index in range(6)]
