@@ -340,9 +340,9 @@ class Run:
         task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
         try:
             await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise Stopped
+            if self.stop.is_set():
+                raise Stopped  # even when the result is there: a busy loop would never stop otherwise
+            return task.result()
         finally:
             for one in (task, stopping):
                 one.cancel()
