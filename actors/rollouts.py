@@ -48,7 +48,7 @@ class Rollouts:
         archive: Archive,
         state: Mapping[str, Any] | None = None,
     ):
-        """`state`: what `self.state()` said when the run was saved."""
+        """`state`: what `self.state()` said when the run was saved, and the `step` reached."""
         self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
         self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
         self.next_play: int = state["play"] if state else 0
@@ -56,7 +56,12 @@ class Rollouts:
         self._open: set[int] = set()
         """Plays that have started and that no learner has had."""
         self.statuses: Counter[str] = Counter()
-        self._slots = asyncio.Semaphore(stage.plays_per_step * (1 + stage.max_staleness))
+        step = int(state.get("step", 0)) if state else 0
+        needed = stage.plays_per_step * (stage.steps - step)
+        slots = min(needed, stage.plays_per_step * (1 + stage.max_staleness))
+        self._slots = asyncio.Semaphore(slots)
+        self._to_come = needed - slots
+        """Plays that this stage still needs beyond its slots: none is started that no step will learn from."""
         self._running: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
@@ -65,7 +70,9 @@ class Rollouts:
         """Called when these plays have been learned from and the engines have the result."""
         for play in plays:
             self._open.discard(play[0].meta["index"])
-            self._slots.release()
+            if self._to_come > 0:
+                self._to_come -= 1
+                self._slots.release()
 
     def state(self) -> dict[str, Any]:
         """Which plays are still to come, for a checkpoint."""

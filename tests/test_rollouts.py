@@ -140,7 +140,9 @@ def test_no_more_plays_run_than_staleness_allows(tmp_path: Path, staleness: int)
             for step in range(1, 4):
                 plays = await ledger.batch(4)
                 await running.settle()
-                assert running.started == slots + 4 * (step - 1), "a play began before the weights had arrived"
+                assert running.started == slots + 4 * (step - 1), (
+                    "a play began before the weights had arrived"
+                )
                 running.rollouts.release(plays[:1])
                 await running.settle()
                 assert running.started == slots + 4 * (step - 1) + 1
@@ -208,7 +210,12 @@ def test_a_lost_play_is_recorded_and_played_again(tmp_path: Path) -> None:
         async with Running(subject, ledger) as running:
             plays = await ledger.batch(4)
             assert running.started == 4
-        assert {play[0].meta["index"]: play[0].id for play in plays} == {0: "s-0", 1: "s-1", 2: "s-2.2", 3: "s-3"}
+        assert {play[0].meta["index"]: play[0].id for play in plays} == {
+            0: "s-0",
+            1: "s-1",
+            2: "s-2.2",
+            3: "s-3",
+        }
         assert subject.statuses == {"ok": 4, "lost": 2} and ledger.counts["lost"] == 2
         lost = [episode for episode in records.read(ledger.path) if episode.status == "lost"]
         assert [(e.id, e.outcome.reason, e.outcome.rewards) for e in lost] == [
@@ -263,7 +270,9 @@ def test_a_resumed_stage_plays_nothing_twice(tmp_path: Path) -> None:
         kept = [index for index in found if index in before]
         assert sorted(found) == sorted([*saved["again"], 4, 5]) and len(kept) == 3
         assert all(found[index] == before[index] for index in kept)
-        assert player.asked == 4 + 10, "only the torn play may be played again"  # reveals, and reads of the judge
+        assert player.asked == 4 + 10, (
+            "only the torn play may be played again"
+        )  # reveals, and reads of the judge
         (again,) = found.keys() - kept
         assert found[again].task.id == subject.draw(again).id
         assert (found[again].id, ledger.counts["duplicates"]) == (f"s-{again}", 0)

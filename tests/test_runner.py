@@ -226,7 +226,10 @@ def test_episodes_root_first_then_sub_plays_with_their_parents() -> None:
         return Outcome(score=rng.random())
 
     def middle(task: Task, rng: random.Random) -> Play:
-        answers = yield [SubPlay(Rules(leaf, "leaf"), TASK, 7, "x"), SubPlay(Rules(leaf, "leaf"), TASK, 8, "y")]
+        answers = yield [
+            SubPlay(Rules(leaf, "leaf"), TASK, 7, "x"),
+            SubPlay(Rules(leaf, "leaf"), TASK, 8, "y"),
+        ]
         return Outcome(score=sum(a.score or 0.0 for a in answers if isinstance(a, Outcome)))
 
     def root(task: Task, rng: random.Random) -> Play:
@@ -263,7 +266,20 @@ def test_a_recorded_turn_has_all_of_the_request_and_the_reply() -> None:
     (episode,) = run(Rules(rules), ScriptedPlayer(lambda _: reply))
     (turn,) = episode.turns
     assert turn == Turn(
-        "a", "r", "policy", 3, "f", request.messages, "x", ("x", "y"), (0.25, 0.75), True, True, "y", "side 0", True
+        "a",
+        "r",
+        "policy",
+        3,
+        "f",
+        request.messages,
+        "x",
+        ("x", "y"),
+        (0.25, 0.75),
+        True,
+        True,
+        "y",
+        "side 0",
+        True,
     )
     assert episode.task.domain is None and episode.task.hidden == TASK.hidden
     assert (episode.status, episode.outcome.reason) == ("invalid", "why")

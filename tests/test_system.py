@@ -194,14 +194,20 @@ class Rig:
     def __init__(self, folder: Path):
         self.loop = asyncio.new_event_loop()
         self.source = Pixels()
-        self.choosing, free = (load_protocol(PROTOCOLS / f"{n}.yaml") for n in ("pixel_debate", "pixel_debate_free"))
+        self.choosing, free = (
+            load_protocol(PROTOCOLS / f"{n}.yaml") for n in ("pixel_debate", "pixel_debate_free")
+        )
         assert isinstance(free, Phased)
         phases = [replace(phase, temperature=1.4) for phase in free.phases]
         self.writing = replace(free, phases=phases)
         model = ModelConfig(hidden_size=64, layers=2, heads=2, kv_heads=1, max_len=256, tie_embeddings=True)
         engine = EngineConfig(kv_cache_mb=32)
         self.policy = PolicyConfig(
-            model=model, engine=engine, trained=True, learner=LearnerConfig(lr=1e-2, epochs=2), temperature=0.7
+            model=model,
+            engine=engine,
+            trained=True,
+            learner=LearnerConfig(lr=1e-2, epochs=2),
+            temperature=0.7,
         )
         sides = [f"{side}={label}" for side in ("for", "not") for label in range(10)]
         words = [*self.source.words(), "image", "they", "none", *sides]
