@@ -29,6 +29,7 @@ from actors.rollouts import Rollouts, play_all, training_task
 from actors.runner import Seated, gather_or_cancel
 from actors.system import System
 from actors.tracker import Tracker
+from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
 from configs.schema import RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
@@ -44,8 +45,6 @@ from tasks.base import TaskSource
 EVAL_SEED = 20_240_601
 """Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""
 CHECKPOINTS = "checkpoints"
-WORD_PLAYS = 64
-"""Plays of each protocol from which a tiny model's words are gathered."""
 
 
 class NothingLearned(RuntimeError):
@@ -89,25 +88,9 @@ class Run:
             if policy.kind != "lm":
                 continue
             if not policy.model.path and not words:
-                words = await self._words()
+                words = await words_in_play(self.source, self.protocols.values())
             self.models[name] = str(materialise(policy.model, words, self.dir / "models" / name / "init"))
             self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
-
-    async def _words(self) -> list[str]:
-        """What gets a token of its own in a tiny model: the words of tasks and prompts, and those that only arise
-        when a prompt is filled in (found by playing; a word that is missed is spelled in bytes)."""
-        words = dict.fromkeys(self.source.words())
-        for protocol in self.protocols.values():
-            words |= dict.fromkeys(word for text in protocol.literal_texts() for word in text.split())
-            rng = random.Random(0)
-            tasks = [training_task(self.source, protocol, rng, warm=True) for _ in range(WORD_PLAYS)]
-            player = Seated("teacher", UniformPlayer(None, seed=0, teacher=True))
-            players = dict.fromkeys(protocol.roles().values(), player)
-            for play in await play_all(protocol, tasks, players, "words", seed=0):
-                for turn in (turn for episode in play for turn in episode.turns):
-                    texts = [turn.text, *(message.text for message in turn.messages)]
-                    words |= dict.fromkeys(word for text in texts for word in text.split())
-        return list(words)
 
     async def warm_starts(self) -> None:
         """SFT of every policy that asks for it, side by side; then those that start from another's result."""
@@ -131,19 +114,25 @@ class Run:
         for step in range(1, warm.steps + 1):
             batch = [await anext(lessons) for _ in range(warm.batch)]  # while the learner takes the last one
             if running is not None:
-                self.tracker.log(f"warm/{name}", step - 1, await running)
+                self._warmed(name, step - 1, await running)
             self._check_stop()
             lr = warm.lr * min(1.0, 20 * step / warm.steps, 2 * (warm.steps - step + 1) / warm.steps)
             running = asyncio.ensure_future(learner.step(batch, loss="sft", lr=lr))
             await asyncio.sleep(0)
         if running is not None:
-            self.tracker.log(f"warm/{name}", warm.steps, await running)
+            self._warmed(name, warm.steps, await running)
         self.models[name] = str(self.dir / "models" / name / "warm")
         await learner.save_hf(self.models[name])
         if self.config.policies[name].trained:
             await learner.reset_optimizer()
         else:
             self.dismiss(name)
+
+    def _warmed(self, name: str, step: int, metrics: dict[str, float]) -> None:
+        self.tracker.log(f"warm/{name}", step, metrics)
+        steps = self.config.policies[name].warm_start.steps  # type: ignore[union-attr]
+        if step % 50 == 0 or step == steps:
+            self.tracker.screen.progress(Progress(f"warm {name}", step, steps, figures={"loss": metrics["loss"]}))
 
     async def _lessons(self, name: str, warm: WarmStartConfig) -> AsyncIterator[Sample]:
         """Sequences to imitate, without end."""

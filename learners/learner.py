@@ -136,8 +136,8 @@ class LearnerRank:
 
         loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
         loss by name (the warm start's "sft"): one pass, one optimizer step. lr None: `config.lr`; the
-        warm-up of `config.warmup_steps` applies to either. version: the step of the weights that this learner holds; tokens
-        sampled by others are left out of `sampler_gap`. A step whose loss or gradient is not finite
+        warm-up of `config.warmup_steps` applies to either. version: the step of the weights that this learner
+        holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss or gradient is not finite
         changes nothing and is counted in `skipped`. Samples are sound (batching.check).
         """
         kind, passes, parts = loss or self.config.loss.kind, self.config.epochs, self.config.minibatches

@@ -77,7 +77,9 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, out_dir
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a tiny model is written in a moment
     out_dir = Path(out_dir)
     hf_config = _hf_config(config, tokenizer)
     with torch.random.fork_rng(devices=[]):

@@ -164,6 +164,9 @@ def test_every_episode_is_recorded_once(resumed: Interrupted) -> None:
 def test_learners_and_engines_agreed_in_every_step(resumed: Interrupted) -> None:
     lines = learner_lines(resumed.run_dir)
     assert {line["kind"] for line in lines} == {"learner/debater", "learner/proposer", "learner/consultant"}
+    # The proposer's rewards may all be equal; then it has nothing to learn from in this step.
+    lines = [line for line in lines if "empty" not in line["values"]]
+    assert {line["kind"] for line in lines} >= {"learner/debater", "learner/consultant"}
     for line in lines:
         assert line["values"]["sampler_gap_max"] < TOLERANCE, line
     versions = [line["values"]["version"] for line in lines if line["kind"] == "learner/debater"]

@@ -28,11 +28,22 @@ PLAYS: dict[str, dict[str, Any]] = {
 
 
 def read_raw(path: Path) -> Raw:
-    """A protocol's YAML as plain data, the file of its child read in its place."""
+    """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place."""
     raw: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for base in raw.pop("extends", [])[::-1]:
+        raw = _over(read_raw(path.parent / base), raw)
     if isinstance(raw.get("child"), str):
         raw["child"] = read_raw(path.parent / raw["child"])
     return raw
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; everything else is replaced."""
+    merged = dict(base)
+    for key, value in own.items():
+        old = merged.get(key)
+        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
