@@ -53,8 +53,8 @@ async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
         await run.go(resume)
         finished = True
     except Stopped:
-        screen.note("stopping: saving a checkpoint", "yellow")
-        if run.learners:
+        screen.note("stopping", "yellow")
+        if run.warmed:
             await run.save()
     finally:
         _close(run)
@@ -63,7 +63,7 @@ async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
         run.tracker.close(0 if finished else 1)
     write_report(folder)
     commands = {"replay": f"python launch.py replay {folder}"}
-    if not finished:
+    if not finished and run.warmed:
         commands["resume"] = f"python launch.py train {folder}/config.yaml --resume"
     screen.final(config.name, summary, str(folder), commands)
     return 0 if finished else 130

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -66,8 +67,7 @@ class Run:
         self.system = System(self.config.policies, self.config.seed)
         self.learners: dict[str, LearnerGroup] = {}
         self.codecs: dict[str, ChatCodec] = {}
-        self.models: dict[str, str] = {}
-        """policy -> folder or name that its engines and learner load."""
+        self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
         self.versions: dict[str, int] = {}
         self.archives = {name: Archive() for name in self.config.stages}
         self.accuracy: dict[str, dict[str, float]] = {}
@@ -75,8 +75,8 @@ class Run:
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
         self.progress: dict[str, dict[str, Any]] = {}
-        """stage -> steps and plays done."""
         self.updates = 0
+        self.warmed = False  # before, there is nothing to save: the run would start afresh
         self.stop = asyncio.Event()
 
     # ---- before training -------------------------------------------------------------------------
@@ -178,6 +178,7 @@ class Run:
             for name in dict.fromkeys(names)
             if name in self.models and name not in self.system.served
         ])
+        await self.system.refresh()
 
     # ---- training --------------------------------------------------------------------------------
 
@@ -348,7 +349,10 @@ class Run:
             setattr(self, key, state[key])
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
-            self.models[name] = str(folder / name / "hf")
+            # Out of the checkpoint, which is removed when newer ones have been written.
+            copy = self.dir / "models" / name / f"resumed-{self.updates}"
+            shutil.copytree(folder / name / "hf", copy, dirs_exist_ok=True)
+            self.models[name] = str(copy)
             if learners:
                 await (await self.learner(name)).load(str(folder / name / "state"))
 
@@ -361,6 +365,8 @@ class Run:
             await self.restore(resume)
         else:
             await self.warm_starts()
+        self.warmed = True
+        if not any(done["step"] for done in self.progress.values()):
             await self.arms("start")
         for name in self.config.stages:
             await self.train_stage(name)

@@ -117,6 +117,17 @@ class System:
                 served.sync_bytes = int(report["bytes"])
         served.sync_seconds = time.monotonic() - start
 
+    async def refresh(self) -> None:
+        """Brings engines to the current version that died unnoticed, while nothing was asked of them: Ray has
+        restarted them with the weights of the disk."""
+        for name, served in self.served.items():
+            if served.weights is not None:
+                asked = [replica.handle.status.remote() for replica in served.router.replicas if replica.up]
+                reports = await asyncio.gather(*asked, return_exceptions=True)
+                stale = [r for r in reports if isinstance(r, BaseException) or r["version"] != served.version]
+                if stale:
+                    await self.push(name, served.version, served.weights)
+
     def _push_failed(self, served: ServedPolicy, replica: Any, error: BaseException) -> None:
         from ray.exceptions import RayActorError
 

@@ -225,7 +225,7 @@ def test_plan_of_the_smoke_config() -> None:
     assert not policies["judge"].trained
     assert {need.part for need in policies["judge"].needs} == {"engine", "warm start"}
     assert {need.part for need in policies["debater"].needs} == {"engine", "learner"}
-    assert policies["random"].needs == ()
+    assert policies["uniform"].needs == ()
     assert plan.gpus == 0
     assert 0 < plan.memory < LAPTOP.memory
     stage = plan.stages[0]
