@@ -79,8 +79,6 @@ class Run:
         self.warmed = False  # before, there is nothing to save: the run would start afresh
         self.stop = asyncio.Event()
 
-    # ---- before training -------------------------------------------------------------------------
-
     async def prepare(self) -> None:
         """Model folders and codecs of every language model; tiny models get a tokenizer of all words in play."""
         words: list[str] = []
@@ -92,6 +90,12 @@ class Run:
             self.models[name] = str(materialise(policy.model, words, self.dir / "models" / name / "init"))
             self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
 
+    def _unwarmed(self) -> list[str]:
+        """Policies of the first stage whose engines can start at once, on untrained weights."""
+        stage = next(iter(self.config.stages.values()))
+        policies = {name: self.config.policies[name] for name in stage.roles.values()}
+        return [name for name, policy in policies.items() if policy.warm_start is None and not policy.init_from]
+
     async def warm_starts(self) -> None:
         """SFT of every policy that asks for it, side by side; then those that start from another's result."""
         policies = {name: policy for name, policy in self.config.policies.items() if policy.kind == "lm"}
@@ -102,10 +106,8 @@ class Run:
                 self.models[name] = self.models[policy.init_from]
 
     async def warm_start(self, name: str) -> None:
-        """SFT on plays by teachers: the right reply where the protocol knows it, else a random legal one.
-
-        The learning rate rises over the first twentieth of the steps, holds, and falls to zero over the last half.
-        """
+        """SFT on plays by teachers: the right reply where the protocol knows it, else a random legal one. The
+        learning rate rises over the first twentieth of the steps, holds, and falls to zero over the last half."""
         warm = self.config.policies[name].warm_start
         assert warm is not None
         learner = await self.learner(name)
@@ -152,8 +154,6 @@ class Run:
             for sample in kept:
                 yield sample
 
-    # ---- learners and engines --------------------------------------------------------------------
-
     async def learner(self, name: str) -> LearnerGroup:
         """The learner of a policy, started when first needed."""
         if name not in self.learners:
@@ -179,8 +179,6 @@ class Run:
             if name in self.models and name not in self.system.served
         ])
         await self.system.refresh()
-
-    # ---- training --------------------------------------------------------------------------------
 
     def trained_in(self, stage: StageConfig) -> list[str]:
         """The policies that a stage updates."""
@@ -279,8 +277,6 @@ class Run:
         if self.tracker.transcripts_due(step):
             self.tracker.transcripts(episodes, step)
 
-    # ---- measuring -------------------------------------------------------------------------------
-
     async def arms(self, when: str) -> None:
         """Plays the evaluation arms of this moment on held-out tasks."""
         for name, arm in self.config.eval.arms.items():
@@ -306,8 +302,6 @@ class Run:
         name = f"{stage.eval_arm}@{self.updates}"
         plays = await self.play_arm(name, arm.protocol, arm.roles, stage.eval_episodes)
         self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays).mean})
-
-    # ---- saving ----------------------------------------------------------------------------------
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
@@ -356,15 +350,14 @@ class Run:
             if learners:
                 await (await self.learner(name)).load(str(folder / name / "state"))
 
-    # ---- the whole -------------------------------------------------------------------------------
-
     async def go(self, resume: Path | None) -> None:
         """All phases in order."""
         await self.prepare()
         if resume is not None:
             await self.restore(resume)
         else:
-            await self.warm_starts()
+            # Most of a start is imports: engines that wait for nobody's lessons start meanwhile.
+            await gather_or_cancel([self.warm_starts(), self.serve(self._unwarmed())])
         self.warmed = True
         if not any(done["step"] for done in self.progress.values()):
             await self.arms("start")

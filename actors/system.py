@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,11 @@ class System:
         cuda = config.engine.device == "cuda" or (config.engine.device == "auto" and cuda_offered())
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
         remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
+        engine = config.engine
+        if config.model.trust_remote_code:
+            engine = replace(engine, extra={"trust_remote_code": True, **engine.extra})
         handles = [
-            remote.remote(name, model_dir, config.engine, version, self.seed + index)
+            remote.remote(name, model_dir, engine, version, self.seed + index)
             for index in range(config.engine.replicas)
         ]
         details = await gather_or_cancel([handle.ready.remote() for handle in handles])
