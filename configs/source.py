@@ -200,7 +200,10 @@ def _include(
     for path, value in list(_protocol_values(source.tree, protocol)):
         mark = source.mark(path)
         if isinstance(value, str):
-            source.place(path, _read(folder / value, chain, mark, True, errors))
+            found = _read(folder / value, chain, mark, True, errors)
+            if found.tree and len(path) > (0 if protocol else 2):  # a child is called as its file is
+                found.tree.setdefault("name", Path(value).stem)
+            source.place(path, found)
         else:
             _extend(source, path, folder, chain, True, errors)
     _extend(source, (), folder, chain, protocol, errors)
