@@ -282,7 +282,7 @@ class Run:
         for name, arm in self.config.eval.arms.items():
             if arm.when == when and name not in self.accuracy:
                 plays = await self._or_stop(self.play_arm(name, arm.protocol, arm.roles, arm.episodes))
-                self.accuracy[name] = score(plays).as_dict()
+                self.accuracy[name] = score(plays, self.source.cluster).as_dict()
                 self.buckets[name] = score_by(plays, self.source.bucket)
                 self.tracker.log(f"eval/{name}", self.updates, self.accuracy[name])
                 self.tracker.screen.note(f"{name}: {self.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
@@ -301,7 +301,7 @@ class Run:
         arm = self.config.eval.arms[stage.eval_arm]
         name = f"{stage.eval_arm}@{self.updates}"
         plays = await self.play_arm(name, arm.protocol, arm.roles, stage.eval_episodes)
-        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays).mean})
+        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""

@@ -18,14 +18,14 @@ async def play_arm(
     return await play_all(protocol, tasks, players, name, seed)
 
 
-def score(plays: Sequence[Sequence[Episode]]) -> Interval:
-    """Share of plays with score 1 and its 95% interval, clustered by the root task (image, question).
+def score(plays: Sequence[Sequence[Episode]], cluster: Callable[[Task], str]) -> Interval:
+    """Share of plays with score 1 and its 95% interval over clusters (`TaskSource.cluster`: one image, say).
 
     Plays without a score (invalid, lost) are missing data: left out, and visible in `n`.
     """
     roots = [play[0] for play in plays if play[0].outcome.score is not None]
     values = [float(root.outcome.score or 0.0) for root in roots]
-    return proportion(values, [root.task.parent or root.task.id for root in roots])
+    return proportion(values, [cluster(root.task) for root in roots])
 
 
 def score_by(plays: Sequence[Sequence[Episode]], bucket: Callable[[Task], str | None]) -> dict[str, float]:

@@ -43,6 +43,11 @@ class TaskSource(ABC):
         """Which class of difficulty a derived task is in (the length of a list), for accuracy by class."""
         return None
 
+    def cluster(self, task: Task) -> str:
+        """What a derived task shares with others (its image): plays of one cluster are not independent of each
+        other, and intervals are made over clusters."""
+        return task.parent or task.id
+
     @abstractmethod
     def root(self, task_id: str) -> Task:
         """The root task of that id, without a proposal. Raises KeyError."""

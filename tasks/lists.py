@@ -144,6 +144,9 @@ class Lists(TaskSource):
         domain = self._domain()
         return [domain.derive(task, carried_proposal(task) or "") for task in self.heldout(n, seed)]
 
+    def cluster(self, task: Task) -> str:
+        return task.id
+
     def bucket(self, task: Task) -> str | None:
         return task.id.split("/")[1]
 

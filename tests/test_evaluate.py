@@ -1,0 +1,47 @@
+"""What a run reports of its arms: intervals over the right clusters, missing data left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.evaluate import score, score_by
+from protocols.types import Episode, Outcome, Task
+from tasks.lists import Lists
+from tasks.pixels import Pixels
+
+
+def play(task: Task, value: float | None) -> list[Episode]:
+    outcome = Outcome("ok" if value is not None else "invalid", score=value)
+    return [Episode(f"arm-{task.id}-{value}", "p", task, 0, (), outcome)]
+
+
+def test_lists_are_independent_of_each_other_though_all_have_the_same_root() -> None:
+    source = Lists()
+    tasks = source.derived_heldout(100, 0)
+    found = score([play(task, float(i % 4 == 0)) for i, task in enumerate(tasks)], source.cluster)
+    assert found.mean == 0.25 and found.n == 100
+    assert found.low < 0.20 and found.high > 0.30, "one cluster for all would give no width at all"
+
+
+def test_lies_about_one_image_are_one_cluster() -> None:
+    source = Pixels(holdout=2)
+    tasks = source.derived_heldout(18, 0)
+    values = {task.parent: float(i) for i, task in enumerate(tasks[:2])}
+    found = score([play(task, values[task.parent]) for task in tasks], source.cluster)
+    assert (found.low, found.high) == (0.0, 1.0), "two images: the mean could be 0, 0.5 or 1"
+
+
+def test_plays_without_a_score_are_missing_and_not_zero() -> None:
+    source = Lists()
+    tasks = source.derived_heldout(4, 0)
+    found = score([play(task, value) for task, value in zip(tasks, (1.0, None, 1.0, None))], source.cluster)
+    assert found.mean == 1.0 and found.n == 2
+
+
+def test_accuracy_by_length_is_in_numerical_order() -> None:
+    source = Lists(min_len=2, max_len=12)
+    tasks = source.derived_heldout(22, 0)
+    found = score_by([play(task, float(len(task.question) > 8)) for task in tasks], source.bucket)
+    assert list(found) == [str(length) for length in range(2, 13)]
+    assert found["2"] == pytest.approx(1.0), "`reverse 3 1` is longer than 8 characters"
+    assert score_by([play(task, 1.0) for task in Pixels().derived_heldout(3, 0)], Pixels().bucket) == {}
