@@ -5,6 +5,7 @@ A flight asks (`Ask`) and is called back (`take`), all in the engine thread.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -69,18 +70,19 @@ def read_plan(
     return plan
 
 
-class Flight:
+class Flight(ABC):
     """One GenRequest on its way. `version` is the policy step at its start."""
 
     def __init__(self, request: GenRequest, ask: Ask, finish: Callable[[GenResult], None], version: int):
         self.request, self.ask, self.finish, self.version = request, ask, finish, version
 
+    @abstractmethod
     def start(self) -> None:
-        raise NotImplementedError
+        """Asks vLLM for the first step."""
 
+    @abstractmethod
     def take(self, completion: Any, versions: list[int], tag: Any) -> None:
         """`completion`: vLLM's CompletionOutput. `versions`: policy step of each of its tokens."""
-        raise NotImplementedError
 
     def attempt(self, step: Callable[..., None], *args: Any) -> None:
         """Runs a step; a request that cannot be served ends as a result that says why, and others go on."""
