@@ -144,8 +144,9 @@ class Run:
         roles = set(protocol.roles().values())
         players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
         rng = random.Random(f"{self.config.seed}/warm/{name}")
+        source = load_task_source({**self.config.tasks, **warm.tasks})
         while True:
-            tasks = [training_task(self.source, protocol, rng, warm=True) for _ in range(warm.batch)]
+            tasks = [training_task(source, protocol, rng, warm=True) for _ in range(warm.batch)]
             kept: list[Sample] = []
             for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
                 samples = imitation_samples(play, warm.roles)
@@ -188,7 +189,7 @@ class Run:
     async def train_stage(self, name: str) -> None:
         """rollout_loop and learn_loop of one stage side by side, until its steps are done."""
         stage = self.config.stages[name]
-        done = self.progress.setdefault(name, {"step": 0, "play": 0, "again": []})
+        done = self.progress.setdefault(name, {"step": 0, "group": 0, "again": []})
         if done["step"] >= stage.steps:
             return
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
@@ -213,13 +214,13 @@ class Run:
         await self.save()
 
     async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts) -> None:
-        """Consumes finished plays from the ledger. Waits for `plays_per_step` of them. Unblocks the rollouts once
+        """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
         every engine has acknowledged the new weights. Produces policy versions."""
         trained = self.trained_in(stage)
         done, updates_before = self.progress[name], self.updates
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
-            plays = await self._or_stop(self.ledger.batch(stage.plays_per_step))
+            plays = await self._or_stop(self.ledger.batch(rollouts.groups_per_step))
             plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]

@@ -39,9 +39,10 @@ class Ledger:
         """roots, episodes, duplicates (refused commits), ok, invalid, lost (episodes by status),
         tokens (sampled), taken (roots handed to learners), cut (bytes of a torn write dropped on opening)."""
         self.restored: dict[str, tuple[int, int]] = {}
-        """Root plays that an earlier process committed and `requeue` has not taken: (byte offset, length)."""
+        """Root plays that an earlier process committed and `recall` has not taken: (byte offset, length)."""
         self._committed: set[str] = set()
-        self._waiting: deque[list[Episode]] = deque()
+        self._waiting: deque[list[list[Episode]]] = deque()
+        """Groups of plays."""
         self._arrival = asyncio.Event()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -58,13 +59,13 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Root plays committed for learners and not taken yet."""
-        return len(self._waiting)
+        return sum(map(len, self._waiting))
 
     def commit(self, root_id: str, episodes: list[Episode], train: bool = True) -> bool:
         """Records one root play: the episode whose id is `root_id` and its sub-plays, in any order.
 
         Returns False, and records nothing, when `root_id` is committed already. With `train`, a root that
-        is `ok` is queued for `batch`. Raises ValueError unless exactly one episode has no parent and its id
+        is `ok` is queued for `batch` as a group of its own. Raises ValueError unless exactly one episode has no parent and its id
         is `root_id`; OSError (nothing recorded) when the disk refuses.
         """
         if root_id in self._committed:
@@ -82,33 +83,35 @@ class Ledger:
             self._committed.add(root_id)
             self.counts["roots"] += 1
         if train and root.status == "ok":
-            self._waiting.append([root, *children])
-            self._arrival.set()
+            self.queue([[root, *children]])
         return True
 
-    def requeue(self, root_id: str) -> list[Episode]:
-        """A root play that an earlier process committed, read back as [root, sub-plays...] and, when it is `ok`,
-        queued for `batch`. For a run that continues from a checkpoint older than its record: a play is not
-        played twice, and reaches the learner that has not seen it. Each at most once; KeyError otherwise."""
+    def queue(self, group: list[list[Episode]]) -> None:
+        """Queues recorded plays for `batch`, which never separates them: siblings are compared with each other."""
+        self._waiting.append(group)
+        self._arrival.set()
+
+    def recall(self, root_id: str) -> list[Episode]:
+        """A root play that an earlier process committed, read back as [root, sub-plays...]. For a run that
+        continues from a checkpoint older than its record: a play is not played twice, and reaches the learner
+        that has not seen it. Each at most once; KeyError otherwise."""
         offset, length = self.restored.pop(root_id)
         lines = os.pread(self._file, length, offset).splitlines()
         *children, root = map(records.decode_line, lines)
-        if root.status == "ok":
-            self._waiting.append([root, *children])
-            self._arrival.set()
         return [root, *children]
 
-    async def batch(self, n: int) -> list[list[Episode]]:
-        """The next `n` root plays that are `ok`, in commit order, each handed out once: [root, sub-plays...].
+    async def batch(self, groups: int) -> list[list[Episode]]:
+        """The root plays of the next `groups` groups, in the order queued, each handed out once:
+        [root, sub-plays...].
 
-        Waits until there are `n`; a cancelled wait takes nothing. What was committed before is on disk when
+        Waits until there are as many; a cancelled wait takes nothing. What was committed before is on disk when
         this returns (fsync).
         """
-        while len(self._waiting) < n:
+        while len(self._waiting) < groups:
             self._arrival.clear()
             await self._arrival.wait()
-        plays = [self._waiting.popleft() for _ in range(n)]
-        self.counts["taken"] += n
+        plays = [play for _ in range(groups) for play in self._waiting.popleft()]
+        self.counts["taken"] += len(plays)
         self.sync()
         return plays
 

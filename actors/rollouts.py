@@ -51,32 +51,33 @@ class Rollouts:
         """`state`: what `self.state()` said when the run was saved, and the `step` reached."""
         self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
         self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
-        self.next_play: int = state["play"] if state else 0
+        self.groups_per_step = stage.plays_per_step // stage.repeats
+        self.next_group: int = state["group"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
         self._open: set[int] = set()
-        """Plays that have started and that no learner has had."""
+        """Groups that have started and that no learner has had."""
         self.statuses: Counter[str] = Counter()
         step = int(state.get("step", 0)) if state else 0
-        needed = stage.plays_per_step * (stage.steps - step)
-        slots = min(needed, stage.plays_per_step * (1 + stage.max_staleness))
+        needed = self.groups_per_step * (stage.steps - step)
+        slots = min(needed, self.groups_per_step * (1 + stage.max_staleness))
         self._slots = asyncio.Semaphore(slots)
         self._to_come = needed - slots
-        """Plays that this stage still needs beyond its slots: none is started that no step will learn from."""
+        """Groups that this stage still needs beyond its slots: none is started that no step will learn from."""
         self._running: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
 
     def release(self, plays: Sequence[Sequence[Episode]]) -> None:
         """Called when these plays have been learned from and the engines have the result."""
-        for play in plays:
-            self._open.discard(play[0].meta["index"])
+        for group in {play[0].meta["index"] // self.stage.repeats for play in plays}:
+            self._open.discard(group)
             if self._to_come > 0:
                 self._to_come -= 1
                 self._slots.release()
 
     def state(self) -> dict[str, Any]:
-        """Which plays are still to come, for a checkpoint."""
-        return {"play": self.next_play, "again": sorted(self._open)}
+        """Which groups are still to come, for a checkpoint."""
+        return {"group": self.next_group, "again": sorted(self._open)}
 
     async def run(self) -> None:
         """rollout_loop. Runs until cancelled; raises what a play raised."""
@@ -88,7 +89,7 @@ class Rollouts:
                 await asyncio.wait([waiting, failed], return_when=asyncio.FIRST_COMPLETED)
                 if self._failure is not None:
                     raise self._failure
-                task = asyncio.ensure_future(self._one(self._next_index()))
+                task = asyncio.ensure_future(self._group(self._next_group()))
                 self._running.add(task)
                 task.add_done_callback(self._finished)
         finally:
@@ -103,15 +104,28 @@ class Rollouts:
             self._failure = task.exception()
             self._failed.set()
 
-    def _next_index(self) -> int:
+    def _next_group(self) -> int:
         if self._again:
-            index = self._again.pop(0)
+            group = self._again.pop(0)
         else:
-            index, self.next_play = self.next_play, self.next_play + 1
-        self._open.add(index)
-        return index
+            group, self.next_group = self.next_group, self.next_group + 1
+        self._open.add(group)
+        return group
 
-    async def _one(self, index: int) -> None:
+    async def _group(self, group: int) -> None:
+        """All plays of one task. They reach the learner together, or not at all: what came out invalid is left
+        away, and a play whose siblings all did has no one to be compared with."""
+        repeats = self.stage.repeats
+        plays = await gather_or_cancel([self._one(repeats * group + i) for i in range(repeats)])
+        sound = [play for play in plays if play[0].status == "ok"]
+        if len(sound) >= min(2, repeats):
+            self.ledger.queue(sound)
+            return
+        self.statuses["alone"] += len(sound)
+        self._open.discard(group)
+        self._slots.release()  # it reaches no learner: a replacement may start at once
+
+    async def _one(self, index: int) -> list[Episode]:
         """One root play, tried again when its engines were lost. Lost attempts are recorded, never rewarded."""
         task = self.draw(index)
         rng = random.Random(f"{self.seed}/{self.name}/play/{index}")
@@ -119,8 +133,7 @@ class Rollouts:
             id = f"{self.name}-{index}" + (f".{attempt}" if attempt else "")
             seed = rng.randrange(2**63)
             if id in self.ledger.restored:  # played before the run was interrupted
-                self._keep(index, self.ledger.requeue(id))
-                return
+                return self._noted(self.ledger.recall(id))
             meta = {"stage": self.name, "index": index}
             try:
                 episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta)
@@ -128,21 +141,17 @@ class Rollouts:
                 self._count("lost")
                 lost = Outcome(status="lost", reason=str(error))
                 episode = Episode(id, self.protocol.name, replace(task, domain=None), seed, (), lost)
-                self.ledger.commit(id, [episode])
+                self.ledger.commit(id, [episode], train=False)
                 continue
-            self.ledger.commit(id, episodes)
-            self._keep(index, episodes)
-            return
+            self.ledger.commit(id, episodes, train=False)
+            return self._noted(episodes)
         raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times")
 
-    def _keep(self, index: int, episodes: list[Episode]) -> None:
-        root = episodes[0]
-        self._count(root.status)
-        if root.status == "ok":
-            self._remember(root)
-        else:
-            self._open.discard(index)
-            self._slots.release()  # it reaches no learner: a replacement may start at once
+    def _noted(self, episodes: list[Episode]) -> list[Episode]:
+        self._count(episodes[0].status)
+        if episodes[0].status == "ok":
+            self._remember(episodes[0])
+        return episodes
 
     def _remember(self, root: Episode) -> None:
         """Archives what was proposed, with the share of sub-plays that succeeded."""
@@ -169,7 +178,7 @@ class Rollouts:
         """The task of root play `index`: the same for siblings, whatever ran before (but for the archive)."""
         rng = random.Random(f"{self.seed}/{self.name}/task/{index // self.stage.repeats}")
         if rng.random() < self.stage.archive and len(self.archive):
-            entry = self.archive.draw(rng)
+            entry = self.archive.draw(rng, self.stage.archive_frontier)
             return with_proposal(self.source.root(entry.task_id), entry.proposal)
         return training_task(self.source, self.protocol, rng)
 

@@ -56,7 +56,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     StageConfig: {
         **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
-        "archive": (0, 1),
+        **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
     ArmConfig: {"episodes": _COUNT},
     EvalConfig: {"ceiling_episodes": _COUNT},
@@ -310,10 +310,15 @@ class Checker:
             self.error(
                 (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
             )
+        if not stage.archive:
+            self.unused(path, ["archive_frontier"], "without archive", (*path, "archive"))
         self.groups(stage, protocol, path)
 
     def groups(self, stage: StageConfig, protocol: Protocol, path: KeyPath) -> None:
         """A group of one has no one to be compared with: its advantage, and the gradient, would be zero."""
+        if stage.plays_per_step % stage.repeats:
+            message = f"{stage.plays_per_step} plays are no whole number of groups of {stage.repeats}"
+            self.error((*path, "plays_per_step"), message, f"a multiple of {stage.repeats}")
         if stage.repeats > 1:
             return
         repeated = _repeated_roles(protocol)

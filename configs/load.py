@@ -60,8 +60,11 @@ def load(
     else:
         _checked(builder, _sources(), config.tasks, ("tasks",))
         for name, stage in config.stages.items():
-            if stage.tasks:
-                _stage_tasks(builder, config.tasks, stage.tasks, ("stages", name, "tasks"))
+            _own_tasks(builder, config.tasks, stage.tasks, ("stages", name, "tasks"))
+        for name, policy in config.policies.items():
+            if policy.warm_start is not None:
+                path_to = ("policies", name, "warm_start", "tasks")
+                _own_tasks(builder, config.tasks, policy.warm_start.tasks, path_to)
     protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
     Checker(config, source, protocols, machine, known, errors).run()
     if errors:
@@ -125,11 +128,11 @@ def _protocol(builder: Builder, raw: Any, path: KeyPath) -> Protocol | None:
     return built
 
 
-def _stage_tasks(builder: Builder, base: Mapping[str, Any], own: Mapping[str, Any], path: KeyPath) -> None:
-    """A stage's own settings of the task source, taken together with those of the run."""
+def _own_tasks(builder: Builder, base: Mapping[str, Any], own: Mapping[str, Any], path: KeyPath) -> None:
+    """The own settings that a stage or a warm start has of the task source, taken together with those of the run."""
     if "kind" in own:
-        builder.error((*path, "kind"), "a stage keeps the run's kind of tasks", "settings of that kind")
-    else:
+        builder.error((*path, "kind"), "the kind of tasks is the run's", "settings of that kind")
+    elif own:
         _checked(builder, _sources(), {**base, **own}, path)
 
 

@@ -125,6 +125,8 @@ class WarmStartConfig:
     """Which entry of `protocols` to play."""
     roles: list[str] = field(default_factory=list)
     """Roles whose turns are imitated: the right reply where it is known, else a random legal one."""
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task source that differ in this warm start."""
     per_play: int = 0
     """Sequences kept of each play, drawn at random; 0: all. Those of one play are alike (a judge is asked about
     the same image again and again), so few of many plays teach more per step."""
@@ -170,6 +172,9 @@ class StageConfig:
     """Learner steps by which a reply may lag the newest weights; 0 is synchronous."""
     archive: float = 0.0
     """Share of root plays that replay an earlier proposal instead of asking the proposer."""
+    archive_frontier: float = 0.0
+    """How replays are chosen: 0 all alike (guards against forgetting), 1 by learnability 4p(1-p) of their last
+    solve rate p, between: a mixture of both."""
     eval_every: int = 0
     """Learner steps between small evaluations of `eval_arm`; 0: none."""
     eval_arm: str = ""

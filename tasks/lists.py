@@ -106,23 +106,27 @@ class Lists(TaskSource):
     """reverse, sort or add."""
     min_len: int = 2
     max_len: int = 16
-    warm_max_len: int = 5
-    """Longest list in warm starts and for the easy sampler."""
+    warm_decay: float = 0.5
+    """Warm starts see every length, each this many times as often as the one before: mostly short lists, and
+    accuracy that falls off with length. (With none above some length the solver never answers longer ones
+    right, not even by chance, and there is nothing to reinforce.)"""
+    easy_max_len: int = 5
+    """Longest list of the easy sampler."""
     sampler: str = "proposer"
     """Who chooses training tasks. proposer: a policy. uniform: every length equally often. easy: only lengths
-    up to `warm_max_len`. The last two are controls; their root tasks carry a proposal and no proposer is
+    up to `easy_max_len`. The last two are controls; their root tasks carry a proposal and no proposer is
     asked."""
 
     def train(self, rng: random.Random) -> Task:
         if self.sampler == "proposer":
             return self.root(self.op)
-        longest = self.max_len if self.sampler == "uniform" else self.warm_max_len
-        return with_proposal(self.root(self.op), self._draw(rng, longest))
+        longest = self.max_len if self.sampler == "uniform" else self.easy_max_len
+        return with_proposal(self.root(self.op), self._draw(rng, longest, decay=1.0))
 
     def warm(self, rng: random.Random) -> Task:
-        """Whatever the sampler: short lists, as examples to the proposer, so that every control starts
+        """Whatever the sampler: mostly short lists, as examples to the proposer, so that every control starts
         alike."""
-        return with_example(self.root(self.op), self._draw(rng, self.warm_max_len))
+        return with_example(self.root(self.op), self._draw(rng, self.max_len, self.warm_decay))
 
     def heldout(self, n: int, seed: int) -> list[Task]:
         """Root tasks that carry reserved proposals, all lengths equally often (interleaved, shortest
@@ -170,18 +174,23 @@ class Lists(TaskSource):
             found.append(("min_len", f"must be at least {shortest}, not {self.min_len}"))
         if self.max_len < self.min_len:
             found.append(("max_len", f"must be at least min_len ({self.min_len}), not {self.max_len}"))
-        if not self.min_len <= self.warm_max_len <= self.max_len:
+        if not self.min_len <= self.easy_max_len <= self.max_len:
             message = f"must lie between min_len ({self.min_len}) and max_len ({self.max_len})"
-            found.append(("warm_max_len", f"{message}, not {self.warm_max_len}"))
+            found.append(("easy_max_len", f"{message}, not {self.easy_max_len}"))
+        if not 0 < self.warm_decay <= 1:
+            found.append(("warm_decay", f"must lie above 0 and be at most 1, not {self.warm_decay}"))
         return found
 
     def _domain(self) -> ListDomain:
         return ListDomain(self.op, self.min_len, self.max_len)
 
-    def _draw(self, rng: random.Random, longest: int) -> str:
-        """Operands of uniform length up to `longest`, not reserved."""
+    def _draw(self, rng: random.Random, longest: int, decay: float) -> str:
+        """Operands of a length up to `longest`, not reserved. Each length is `decay` times as likely as the one
+        before it."""
+        lengths = range(self.min_len, longest + 1)
+        weights = [decay**i for i in range(len(lengths))]
         while True:
-            operands = self._operands(rng, rng.randint(self.min_len, longest))
+            operands = self._operands(rng, rng.choices(lengths, weights)[0])
             if not _is_reserved(_digest(self.op, operands)):
                 return operands
 

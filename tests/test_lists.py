@@ -76,7 +76,7 @@ def test_check_is_exact_up_to_whitespace() -> None:
 
 @pytest.mark.parametrize("op", ["reverse", "sort", "add"])
 def test_heldout_is_reserved_balanced_and_deterministic(op: str) -> None:
-    source = Lists(op=op, min_len=2, max_len=9, warm_max_len=4)
+    source = Lists(op=op, min_len=2, max_len=9, easy_max_len=4)
     tasks = source.derived_heldout(400, seed=3)
     assert tasks == source.derived_heldout(400, seed=3)
     assert tasks != source.derived_heldout(400, seed=4)
@@ -125,7 +125,7 @@ def test_heldout_tasks_pass_through_the_protocol() -> None:
 
 @pytest.mark.parametrize(("sampler", "longest"), [("uniform", 12), ("easy", 4)])
 def test_controls_carry_valid_training_proposals(sampler: str, longest: int) -> None:
-    source = Lists(max_len=12, warm_max_len=4, sampler=sampler)
+    source = Lists(max_len=12, easy_max_len=4, sampler=sampler)
     rng = random.Random(0)
     lengths = Counter[int]()
     for _ in range(3000):
@@ -141,15 +141,22 @@ def test_controls_carry_valid_training_proposals(sampler: str, longest: int) -> 
 
 @pytest.mark.parametrize("sampler", ["proposer", "uniform", "easy"])
 def test_warm_starts_are_the_same_for_every_sampler(sampler: str) -> None:
-    source = Lists(max_len=12, warm_max_len=4, sampler=sampler)
+    source = Lists(max_len=12, easy_max_len=4, sampler=sampler)
     rng, reference = random.Random(1), random.Random(1)
     for _ in range(200):
         task = source.warm(rng)
         assert carried_proposal(task) is None
         example = task.hidden["example"].text
-        assert example == Lists(max_len=12, warm_max_len=4).warm(reference).hidden["example"].text
-        assert 2 <= len(example.split()) <= 4
+        assert example == Lists(max_len=12, easy_max_len=4).warm(reference).hidden["example"].text
         derive(source, example)
+
+
+def test_each_length_of_a_warm_start_is_half_as_frequent_as_the_one_before() -> None:
+    source, rng = Lists(max_len=12, warm_decay=0.5), random.Random(2)
+    lengths = Counter(len(source.warm(rng).hidden["example"].text.split()) for _ in range(4096))
+    for length, expected in {2: 2048, 3: 1024, 4: 512, 5: 256, 6: 128}.items():
+        assert abs(lengths[length] - expected) < 5 * expected**0.5
+    assert set(lengths) <= set(range(2, 13))
 
 
 def test_proposer_root_carries_nothing() -> None:
@@ -172,6 +179,6 @@ def test_words_cover_every_text(op: str) -> None:
 
 def test_problems_name_the_setting() -> None:
     assert Lists().problems() == []
-    bad = Lists(op="multiply", sampler="hard", min_len=1, max_len=0, warm_max_len=5)
-    assert [key for key, _ in bad.problems()] == ["op", "sampler", "min_len", "max_len", "warm_max_len"]
-    assert Lists(op="add", min_len=1, max_len=4, warm_max_len=2).problems() == []
+    bad = Lists(op="multiply", sampler="hard", min_len=1, max_len=0, warm_decay=0.0, easy_max_len=5)
+    assert [key for key, _ in bad.problems()] == ["op", "sampler", "min_len", "max_len", "easy_max_len", "warm_decay"]
+    assert Lists(op="add", min_len=1, max_len=4, easy_max_len=2).problems() == []

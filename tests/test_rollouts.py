@@ -107,12 +107,12 @@ class Running:
         quiet, before = 0, None
         while quiet < 200:
             await asyncio.sleep(0)
-            now = (self.rollouts.next_play, self.ledger.waiting, self.ledger.counts.total())
+            now = (self.rollouts.next_group, self.ledger.waiting, self.ledger.counts.total())
             quiet, before = (quiet + 1 if now == before else 0), now
 
     @property
     def started(self) -> int:
-        return self.rollouts.next_play
+        return self.rollouts.next_group
 
 
 def run(folder: Path, scenario: Callable[[Ledger], Any]) -> Any:
@@ -163,9 +163,9 @@ def test_an_invalid_play_is_replaced_at_once(tmp_path: Path) -> None:
             assert sorted(play[0].meta["index"] for play in plays) == [0, 2, 3, 5]
             assert running.started == 6 and ledger.waiting == 0
             assert subject.statuses == {"ok": 4, "invalid": 2}
-            assert subject.state() == {"play": 6, "again": [0, 2, 3, 5]}
+            assert subject.state() == {"group": 6, "again": [0, 2, 3, 5]}
             running.rollouts.release(plays)
-            assert subject.state() == {"play": 6, "again": []}
+            assert subject.state() == {"group": 6, "again": []}
         assert {e.id for e in records.read(ledger.path) if e.status == "invalid"} == {"s-1", "s-4"}
 
     run(tmp_path, scenario)
@@ -192,6 +192,78 @@ def test_a_defect_in_a_player_ends_the_stage_and_its_plays(tmp_path: Path) -> No
             await subject.run()
 
     run(tmp_path, scenario)
+
+
+# ---- groups ------------------------------------------------------------------------------------------
+
+
+class Late:
+    """Answers "bad" or "ok" as told per call, after so many turns of the event loop."""
+
+    def __init__(self, calls: Callable[[int], tuple[str, int]]):
+        self.calls, self.asked = calls, 0
+
+    async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
+        self.asked += 1
+        text, turns = self.calls(self.asked - 1)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return Reply(text)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_batch_never_separates_siblings(tmp_path: Path, seed: int) -> None:
+    """Plays end in any order, some are invalid, and yet every batch holds whole groups."""
+    rng = random.Random(seed)
+
+    async def scenario(ledger: Ledger) -> None:
+        player = Late(lambda call: ("bad" if rng.random() < 0.2 else "ok", rng.randrange(60)))
+        subject = rollouts(ledger, player, plays_per_step=12, repeats=3, max_staleness=1, steps=6)
+        seen: dict[int, int] = {}
+        async with Running(subject, ledger) as running:
+            for step in range(6):
+                plays = await ledger.batch(4)
+                groups = Counter(play[0].meta["index"] // 3 for play in plays)
+                assert len(groups) == 4 and all(2 <= size <= 3 for size in groups.values())
+                assert not groups.keys() & seen.keys(), "siblings in two batches"
+                assert len({play[0].task.id for play in plays}) == 4
+                seen |= dict.fromkeys(groups, step)
+                subject.release(plays)
+            await running.settle()
+            assert subject.state()["again"] == [] and ledger.waiting == 0
+            assert len(seen) == 24
+        by_group: dict[int, list[str]] = {}
+        for episode in records.read(ledger.path):
+            by_group.setdefault(episode.meta["index"] // 3, []).append(episode.status)
+        assert all(len(statuses) == 3 for statuses in by_group.values())
+        left = [statuses for group, statuses in by_group.items() if group not in seen]
+        assert all(statuses.count("ok") < 2 for statuses in left)
+        assert subject.statuses["alone"] == sum(statuses.count("ok") for statuses in left)
+
+    run(tmp_path, scenario)
+
+
+def test_a_resumed_group_is_completed_and_not_played_twice(tmp_path: Path) -> None:
+    """A crash leaves two of three siblings in the record: the third is played, and the learner gets all three."""
+
+    async def first(ledger: Ledger) -> None:
+        player = Late(lambda call: ("ok", 10_000 if call == 1 else 0))  # the middle one does not come back
+        subject = rollouts(ledger, player, plays_per_step=3, repeats=3)
+        async with Running(subject, ledger):
+            assert ledger.waiting == 0 and ledger.counts["ok"] == 2
+            assert subject.state() == {"group": 1, "again": [0]}
+
+    run(tmp_path, first)
+
+    async def second(ledger: Ledger) -> None:
+        player = Late(lambda call: ("ok", 0))
+        state = {"group": 1, "again": [0]}
+        async with Running(rollouts(ledger, player, state=state, plays_per_step=3, repeats=3), ledger):
+            plays = await ledger.batch(1)
+            assert [play[0].id for play in plays] == ["s-0", "s-1", "s-2"]
+            assert player.asked == 1 and ledger.counts["duplicates"] == 0
+
+    run(tmp_path, second)
 
 
 # ---- lost plays --------------------------------------------------------------------------------------
@@ -254,7 +326,7 @@ def test_a_resumed_stage_plays_nothing_twice(tmp_path: Path) -> None:
         return saved
 
     saved = json.loads(run(tmp_path, first))
-    assert saved["play"] == 4 and len(saved["again"]) == 2
+    assert saved["group"] == 4 and len(saved["again"]) == 2
     file = tmp_path / "episodes.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:5]) + lines[5][:40])  # the last play was being written
