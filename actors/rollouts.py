@@ -121,7 +121,8 @@ class Rollouts:
         if len(sound) >= min(2, repeats):
             self.ledger.queue(sound)
             return
-        self.statuses["alone"] += len(sound)
+        if sound:
+            self.statuses["alone"] += len(sound)
         self._open.discard(group)
         self._slots.release()  # it reaches no learner: a replacement may start at once
 
