@@ -56,6 +56,8 @@ class Record:
     beliefs: Sequence[Belief] = ()
     score: float | None = None
     """Of an exact verifier: 1 right, 0 wrong."""
+    grade: float = 0.0
+    """Of an exact verifier: how much of the answer is right, in [0, 1]."""
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
@@ -139,6 +141,14 @@ def correct(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(move.seat, move.turn, record.score, "correct")
 
 
+def partly_correct(record: Record, params: Params) -> Iterator[Reward]:
+    """How much of the answer is right, in [0, 1], as the exact verifier grades it: a task too hard to be solved by
+    chance still tells better tries from worse ones."""
+    assert record.score is not None, "the verifier has not spoken"
+    for move in record.moves:
+        yield Reward(move.seat, move.turn, record.grade, "partly_correct")
+
+
 def learnability(record: Record, params: Params) -> Iterator[Reward]:
     """4p(1 - p), p the mean score of the sub-plays: 1 where they are won half of the time, 0 where always or never.
 
@@ -167,6 +177,7 @@ REWARDS: dict[str, Rule] = {
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "correct": Rule(correct, "verifier"),
+    "partly_correct": Rule(partly_correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
 }
