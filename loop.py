@@ -32,7 +32,7 @@ from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
-from configs.schema import RunConfig, StageConfig, WarmStartConfig
+from configs.schema import ArmConfig, RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
@@ -282,17 +282,18 @@ class Run:
         """Plays the evaluation arms of this moment on held-out tasks."""
         for name, arm in self.config.eval.arms.items():
             if arm.when == when and name not in self.accuracy:
-                plays = await self._or_stop(self.play_arm(name, arm.protocol, arm.roles, arm.episodes))
+                plays = await self._or_stop(self.play_arm(name, arm, arm.episodes))
                 self.accuracy[name] = score(plays, self.source.cluster).as_dict()
                 self.buckets[name] = score_by(plays, self.source.bucket)
                 self.tracker.log(f"eval/{name}", self.updates, self.accuracy[name])
                 self.tracker.screen.note(f"{name}: {self.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
 
-    async def play_arm(self, name: str, protocol: str, roles: dict[str, str], episodes: int) -> list[list[Episode]]:
-        """Held-out plays of `protocol` with these players, recorded but never trained on."""
-        await self.serve(roles.values())
+    async def play_arm(self, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
+        """Held-out plays of an arm, recorded but never trained on."""
+        await self.serve(arm.roles.values())
         tasks = self.source.derived_heldout(episodes, EVAL_SEED)
-        plays = await play_arm(self.protocols[protocol], tasks, self.system.players(roles), name, EVAL_SEED)
+        players = self.system.players(arm.roles, arm.temperature)
+        plays = await play_arm(self.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
         for play in plays:
             self.ledger.commit(play[0].id, play, train=False)
         return plays
@@ -301,7 +302,7 @@ class Run:
         """A small evaluation during training: a point of the curve."""
         arm = self.config.eval.arms[stage.eval_arm]
         name = f"{stage.eval_arm}@{self.updates}"
-        plays = await self.play_arm(name, arm.protocol, arm.roles, stage.eval_episodes)
+        plays = await self.play_arm(name, arm, stage.eval_episodes)
         self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
 
     async def save(self) -> None:

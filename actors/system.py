@@ -17,7 +17,7 @@ from typing import Any
 
 from actors.chat import ChatCodec
 from actors.players import UniformPlayer
-from actors.policy import EnginePlayer
+from actors.policy import AtTemperature, EnginePlayer
 from actors.router import EngineLost, Router
 from actors.runner import Seated, gather_or_cancel
 from configs.schema import ClusterConfig, PolicyConfig
@@ -156,9 +156,12 @@ class System:
                     raise EngineLost(f"engine of {served.name!r} did not come back: {error}") from error
                 await asyncio.sleep(0.5)
 
-    def players(self, roles: Mapping[str, str]) -> dict[str, Seated]:
-        """role -> who plays it, for roles bound to served or uniform policies."""
-        return {role: Seated(policy, self._player(policy)) for role, policy in roles.items()}
+    def players(self, roles: Mapping[str, str], temperature: float | None = None) -> dict[str, Seated]:
+        """role -> who plays it, for roles bound to served or uniform policies. `temperature`: for all of them."""
+        players = {role: self._player(policy) for role, policy in roles.items()}
+        if temperature is not None:
+            players = {role: AtTemperature(player, temperature) for role, player in players.items()}
+        return {role: Seated(policy, players[role]) for role, policy in roles.items()}
 
     def _player(self, policy: str) -> Any:
         if self.policies[policy].kind == "uniform":

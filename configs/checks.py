@@ -58,7 +58,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
         **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
-    ArmConfig: {"episodes": _COUNT},
+    ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
     EvalConfig: {"ceiling_episodes": _COUNT},
     TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, _INF)},

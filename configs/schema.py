@@ -191,6 +191,8 @@ class ArmConfig:
     when: Literal["start", "end"] = "end"
     """start: before any training (warm-started weights). end: after all stages."""
     episodes: int = 500
+    temperature: float | None = None
+    """Of every reply in this arm; 0: the likeliest one. Unset: that of each policy, as in training."""
 
 
 @dataclass

@@ -219,6 +219,9 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
     assert text.partition("=")[2] in error.message
 
 
+ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
@@ -237,6 +240,7 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
         (["LEARNER.loss.kind=ppo"], "LEARNER.loss.kind", "there is no loss 'ppo'"),
         (["LEARNER.dtype=bfloat16"], "LEARNER.dtype", "zero_stage"),
         (["LEARNER.zero_stage=4"], "LEARNER.zero_stage", "out of range"),
+        ([ARM], "eval.arms.a.temperature", "0 or more"),
         (["policies.debater.temperature=0"], "policies.debater.temperature", "must explore"),
         (["JUDGE.learner.lr=1"], "JUDGE.learner", "neither trained nor warm-started"),
         (["JUDGE.trained=true", "stages.main.train=[debater]"], "JUDGE.trained", "no stage updates"),

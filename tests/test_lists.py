@@ -180,5 +180,12 @@ def test_words_cover_every_text(op: str) -> None:
 def test_problems_name_the_setting() -> None:
     assert Lists().problems() == []
     bad = Lists(op="multiply", sampler="hard", min_len=1, max_len=0, warm_decay=0.0, easy_max_len=5)
-    assert [key for key, _ in bad.problems()] == ["op", "sampler", "min_len", "max_len", "easy_max_len", "warm_decay"]
+    assert [key for key, _ in bad.problems()] == [
+        "op",
+        "sampler",
+        "min_len",
+        "max_len",
+        "easy_max_len",
+        "warm_decay",
+    ]
     assert Lists(op="add", min_len=1, max_len=4, easy_max_len=2).problems() == []
