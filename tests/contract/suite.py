@@ -83,8 +83,11 @@ def _check_solve(raw: Raw, trace: Trace) -> list[str]:
         found.append(
             f"{outcome.status} with score {outcome.score} for a reply that is {reply.text == task.answer}"
         )
-    elif _pay(raw, outcome, "correct", {}) != outcome.score:
-        found.append(f"score {outcome.score} was paid {outcome.rewards}")
+    else:  # the synthetic verifier grades all or nothing
+        for term in raw.get("rewards", [{"name": "correct"}]):
+            paid = [r.value for r in outcome.rewards if r.name == term["name"]]
+            if term["name"] in ("correct", "partly_correct") and paid != [outcome.score * term.get("weight", 1.0)]:
+                found.append(f"score {outcome.score} was paid {outcome.rewards}")
     return found
 
 
