@@ -154,6 +154,9 @@ class Lists(TaskSource):
         domain = self._domain()
         return [domain.derive(task, carried_proposal(task) or "") for task in self.heldout(n, seed)]
 
+    def needs_proposer(self) -> bool:
+        return self.sampler == "proposer"
+
     def cluster(self, task: Task) -> str:
         return task.id
 

@@ -129,7 +129,7 @@ def test_a_cycle_of_extends_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]) -> None:
-    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists}").config
+    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists, sampler: uniform}").config
     assert config.policies["judge"] == PolicyConfig(kind="uniform")
     assert config.tasks == {"kind": "lists"}
 
@@ -285,6 +285,12 @@ def test_an_override_may_switch_off_what_a_file_set_up(write: Callable[..., Path
     arm = "{protocol: debate, roles: {debater: debater, judge: judge}}"
     extra = f"    eval_every: 2\n    eval_arm: a\neval: {{arms: {{a: {arm}}}}}\n"
     assert read(write(more=extra), "stages.main.eval_every=0").config.stages["main"].eval_every == 0
+
+
+def test_tasks_that_need_a_proposer_get_one() -> None:
+    sampler = "stages.uniform.tasks.sampler=proposer"
+    [(key, error)] = mistakes(CONFIGS / "propose_solve_controls.yaml", sampler).items()
+    assert key == "stages.uniform.protocol" and "nobody proposes" in error.message
 
 
 def test_errors_survive_pickling(write: Callable[..., Path]) -> None:
