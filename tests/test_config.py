@@ -131,7 +131,7 @@ def test_a_cycle_of_extends_is_refused(tmp_path: Path) -> None:
 def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]) -> None:
     config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists, sampler: uniform}").config
     assert config.policies["judge"] == PolicyConfig(kind="uniform")
-    assert config.tasks == {"kind": "lists"}
+    assert config.tasks == {"kind": "lists", "sampler": "uniform"}
 
 
 def test_saved_copy_stands_alone_and_means_the_same(write: Callable[..., Path], tmp_path: Path) -> None:
