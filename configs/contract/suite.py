@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
 from configs.contract.drive import Scripted, Trace, drive
 from configs.contract.oracle import PhasedOracle, Raw
@@ -27,9 +27,10 @@ PLAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_raw(path: Path) -> Raw:
+def read_raw(path: Path) -> dict[str, Any]:
     """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place."""
-    raw: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = OmegaConf.create(path.read_text(encoding="utf-8"))  # reads 1e-3 as a number, as configs.load does
+    raw = cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=True))
     bases = raw.pop("extends", [])
     for base in [bases] if isinstance(bases, str) else bases[::-1]:
         raw = _over(read_raw(path.parent / base), raw)
