@@ -86,11 +86,31 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--seat", help="as this seat saw it")
     replay.set_defaults(run=run_replay)
 
+    _play_command(commands.add_parser("play", help="take a seat yourself"))
     _protocol_commands(commands.add_parser("protocol", help="look at a protocol file, or check it"))
 
     doctor = commands.add_parser("doctor", help="check the installation and the machine")
+    doctor.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="also its remote policies' keys"
+    )
     doctor.set_defaults(run=run_doctor)
     return top
+
+
+def _play_command(play: argparse.ArgumentParser) -> None:
+    play.add_argument("protocol", metavar="PROTOCOL", help="protocol YAML, or its name in CONFIG")
+    take = "seat to take; several times for several seats"
+    play.add_argument("--as", dest="seats", metavar="SEAT", action="append", required=True, help=take)
+    play.add_argument(
+        "--config", metavar="CONFIG", type=Path, help="where tasks and remote opponents come from"
+    )
+    play.add_argument("--question", help="the task, in place of one from CONFIG or a made-up one")
+    play.add_argument("--choice", dest="choices", action="append", help="a competing answer; once for each")
+    play.add_argument("--answer", help="the right one of them")
+    play.add_argument(
+        "--out", metavar="RUN", type=Path, default=Path("runs/human"), help="where it is recorded"
+    )
+    play.set_defaults(run=run_play)
 
 
 def _protocol_commands(protocol: argparse.ArgumentParser) -> None:
@@ -175,13 +195,29 @@ def run_doctor(args: argparse.Namespace) -> int:
     from actors.doctor import examine
     from configs.machine import Machine
 
-    findings = examine(Path("runs").resolve(), Machine.here())
+    policies = None
+    if args.config is not None:
+        args.overrides, args.address = [], ""
+        policies = _load(args.config, args)[0].config.policies
+    findings = examine(Path("runs").resolve(), Machine.here(), policies)
     table = Table("what", "", "found")
     style = {"ok": "green", "note": "yellow", "fault": "bold red"}
     for finding in findings:
         table.add_row(finding.what, f"[{style[finding.level]}]{finding.level}[/]", finding.text)
     Console().print(table)
     return int(any(finding.level == "fault" for finding in findings))
+
+
+def run_play(args: argparse.Namespace) -> int:
+    """A person takes a seat."""
+    from actors.play import Wish, play
+
+    loaded = None
+    if args.config is not None:
+        args.overrides, args.address = [], ""
+        loaded = _load(args.config, args)[0]
+    wish = Wish(args.question, tuple(args.choices or ()), args.answer)
+    return play(args.protocol, loaded, tuple(args.seats), wish, args.out)
 
 
 def run_protocol_show(args: argparse.Namespace) -> int:
