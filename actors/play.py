@@ -60,7 +60,10 @@ def play(name: str, loaded: Loaded | None, seats: tuple[str, ...], wish: Wish, f
         number = ledger.counts["roots"] + 1
         id, task = f"{HUMAN}-{number}", _task(protocol, raw, loaded, wish, number)
         beside = {seat: players[role].policy for seat, role in protocol.roles().items() if seat not in seats}
-        print(f"You are {', '.join(seats)}. " + ", ".join(f"{seat}: {policy}" for seat, policy in beside.items()))
+        print(
+            f"You are {', '.join(seats)}. "
+            + ", ".join(f"{seat}: {policy}" for seat, policy in beside.items())
+        )
         print("Ctrl-D or Ctrl-C leaves; an unfinished play is not recorded.")
         try:
             episodes = asyncio.run(_run(protocol, task, number, players, seats, id))

@@ -107,7 +107,9 @@ class _Play:
     def _one(self, ask: Ask) -> Awaitable[Any]:
         if isinstance(ask, SubPlay):
             id = f"{self.id}/{ask.key}"
-            return run_play(ask.protocol, ask.task, ask.seed, self.players, id, parent=self.id, seats=self.seats)
+            return run_play(
+                ask.protocol, ask.task, ask.seed, self.players, id, parent=self.id, seats=self.seats
+            )
         return self._seated(ask).player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
 
     def _seated(self, ask: TurnRequest) -> Seated:

@@ -28,6 +28,10 @@ Place = tuple[tuple[str, ...], int, int]
 Turns = list[tuple[Place, TurnRequest, Reply]]
 
 
+class Unplayable(ValueError):
+    """A protocol that raises when it is played on a made-up task."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One turn. `seen`: seat -> whether it has seen the reply by its next turns; None where it has none."""
@@ -74,9 +78,13 @@ class Sketch:
 
 
 def sketch(protocol: Protocol, raw: Raw) -> Sketch:
-    """Drives `protocol`, which `raw` (its YAML) describes, on a task made for the purpose."""
+    """Drives `protocol`, which `raw` (its YAML) describes, on a task made for the purpose. Raises `Unplayable`."""
     task = replace(synthetic(raw, SEED), domain=_Derived())
-    trace = drive(protocol, task, SEED, _Marked())
+    try:
+        trace = drive(protocol, task, SEED, _Marked())
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise Unplayable(f"protocol {protocol.name} cannot be played on a made-up task: {said}") from error
     turns = list(_turns(trace))
     seats = dict(protocol.roles())
     forks = dict(_forks(trace))

@@ -124,7 +124,11 @@ class Checker:
         if name == HUMAN:
             self.error(path, f"{HUMAN!r} is the policy of people (launch.py play)", "another name")
         if policy.kind != "lm":
-            used = {"kind", "remote", "temperature", "max_tokens", "trained"} if policy.kind == "remote" else {"kind"}
+            used = (
+                {"kind", "remote", "temperature", "max_tokens", "trained"}
+                if policy.kind == "remote"
+                else {"kind"}
+            )
             others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name not in used)
             self.unused(path, others, f"on a {policy.kind} policy", (*path, "kind"))
             for key, message, valid in remote_problems(policy) if policy.kind == "remote" else ():
@@ -254,7 +258,9 @@ class Checker:
         built = self.protocols[protocol]
         remote = {role: self.config.policies[name].remote for role, name in roles.items()
                   if name in self.config.policies and self.config.policies[name].kind == "remote"}  # fmt: skip
-        for role, message, valid in deaf_to(built, self.config.protocols[protocol], remote) if built and remote else ():
+        for role, message, valid in (
+            deaf_to(built, self.config.protocols[protocol], remote) if built and remote else ()
+        ):
             self.error((*path, "roles", role), message, valid)
 
     def stage(self, stage: StageConfig, path: KeyPath) -> None:
@@ -364,4 +370,3 @@ def _list(names: Iterable[str]) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-

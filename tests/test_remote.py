@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import experiment
 from actors.doctor import examine
 from actors.plan import make_plan
 from actors.players import ScriptedPlayer
@@ -34,10 +35,11 @@ from actors.remote import (
 )
 from actors.router import EngineLost
 from actors.runner import Seated, run_play
+from actors.system import System
 from configs.errors import ConfigErrors
 from configs.load import load, load_protocol
 from configs.machine import Machine
-from configs.schema import PolicyConfig, RemoteConfig
+from configs.schema import PolicyConfig, RemoteConfig, RunConfig
 from protocols.types import Message, Reply, Task, TurnRequest
 
 PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
@@ -329,7 +331,9 @@ def test_retry_after() -> None:
 
 def test_an_unreadable_move_makes_the_play_invalid(tmp_path: Path) -> None:
     task = Task("t", "?", "x", ("x", "y"), ("e1", "e2", "e3", "e4", "e5"), {})
-    raw = "{kind: phased, seats: {ann: s}, prompts: {s: {}}, phases: [{name: p, seats: [ann], moves: choices}]}"
+    raw = (
+        "{kind: phased, seats: {ann: s}, prompts: {s: {}}, phases: [{name: p, seats: [ann], moves: choices}]}"
+    )
 
     async def play(reply: Reply) -> Any:
         (tmp_path / "p.yaml").write_text(raw)
@@ -340,6 +344,44 @@ def test_an_unreadable_move_makes_the_play_invalid(tmp_path: Path) -> None:
     assert episode.status == "invalid" and episode.outcome.reason == "ann in p: no legal reply"
     assert [turn.text for turn in episode.turns] == ["hm"], "what was said is on record"
     assert asyncio.run(play(Reply("x"))).status == "ok"
+
+
+def test_the_budget_is_that_of_the_whole_run() -> None:
+    policy = PolicyConfig("remote", remote=RemoteConfig("http://localhost:1/v1", "m"))
+    system = System({"api": policy, "other": PolicyConfig("uniform")}, seed=0)
+    first, second = system.players({"a": "api", "b": "api", "c": "other"}), system.players({"a": "api"})
+    assert first["a"].player is first["b"].player is second["a"].player
+    assert isinstance(first["a"].player, RemotePlayer) and first["a"].policy == "api"
+
+
+def test_a_spent_budget_ends_a_run_saved_and_with_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    class Fake:
+        """Takes any call; notes what must happen."""
+
+        warmed, config = True, RunConfig()
+
+        def __getattr__(self, name: str) -> Any:
+            return Fake()
+
+        def __call__(self, *args: Any) -> Any:
+            return self
+
+        async def go(self, resume: None) -> None:
+            raise BudgetSpent("all gone")
+
+        async def save(self) -> None:
+            done.append("saved")
+
+    monkeypatch.setattr(experiment, "_open", lambda config, folder: Fake())
+    monkeypatch.setattr(experiment, "_close", lambda run: done.append("closed"))
+    monkeypatch.setattr(experiment, "summarise", lambda *args: {})
+    with pytest.raises(BudgetSpent, match="all gone"):
+        experiment.train(RunConfig(), tmp_path)
+    assert done == ["saved", "closed"]
 
 
 CONFIG = """\

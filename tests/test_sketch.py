@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 import launch
-from actors.sketch import Step, sketch
+from actors.sketch import Step, Unplayable, sketch
 from configs.contract.properties import PROPERTIES, examine
 from configs.contract.suite import read_raw
 from configs.load import load_protocol
@@ -139,6 +139,8 @@ class Odd(Protocol):
     def play(self, task: Task, rng: random.Random) -> Play:
         draw = random.random() if self.fault == "repeatable" else 0.5
         chat = (Message("user", f"{task.question} {draw}"),)
+        if self.fault == "raises":
+            raise RuntimeError("dropped")
         first = (yield [TurnRequest("ann", "speaker", chat, 0)])[0]
         while self.fault == "ends":
             yield [TurnRequest("ann", "speaker", chat, 0, fresh=True)]
@@ -161,6 +163,25 @@ def test_a_kind_without_an_oracle_is_checked_too(fault: str) -> None:
     assert failing(Odd(), raw) == set()
     assert fault in failing(Odd(fault), raw)
     assert {f.property.name for f in examine(Odd(), raw) if f.holds is None} == {"as written"}
+
+
+def test_a_kind_that_raises_is_named_not_traced() -> None:
+    with pytest.raises(Unplayable, match="odd cannot be played on a made-up task: RuntimeError: dropped"):
+        sketch(Odd("raises"), {"kind": "odd"})
+    [ends, *others] = examine(Odd("raises"), {"kind": "odd"}, seeds=[0])
+    assert ends.holds is False and "RuntimeError: dropped" in ends.wrong[0]
+    assert {finding.holds for finding in others} == {None}, "nothing is known of the rest"
+
+
+def test_what_a_file_extends_and_plays_is_read_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "base.yaml").write_text("kind: solve\nseat: ann\nrole: pupil\nmax_tokens: 9\n")
+    (tmp_path / "top.yaml").write_text(
+        "kind: propose_solve\nproposals: free\nchild: {extends: deep/base.yaml, max_tokens: 5}\nrepeats: 2\n"
+    )
+    raw = read_raw(tmp_path / "top.yaml")
+    assert raw["child"] == {"kind": "solve", "seat": "ann", "role": "pupil", "max_tokens": 5}
+    assert failing(load_protocol(tmp_path / "top.yaml"), raw) == set()
 
 
 def test_check_fails_with_1_and_a_bad_file_with_2(

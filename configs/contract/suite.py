@@ -30,12 +30,17 @@ PLAYS: dict[str, dict[str, Any]] = {
 def read_raw(path: Path) -> dict[str, Any]:
     """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place."""
     tree = OmegaConf.create(path.read_text(encoding="utf-8"))  # reads 1e-3 as a number, as configs.load does
-    raw = cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=True))
+    return _expanded(cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=True)), path.parent)
+
+
+def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`raw`, written in a file of `folder`, with what its `extends` and `child` name."""
+    child = raw.get("child")
+    if child is not None:
+        raw["child"] = read_raw(folder / child) if isinstance(child, str) else _expanded(child, folder)
     bases = raw.pop("extends", [])
     for base in [bases] if isinstance(bases, str) else bases[::-1]:
-        raw = _over(read_raw(path.parent / base), raw)
-    if isinstance(raw.get("child"), str):
-        raw["child"] = read_raw(path.parent / raw["child"])
+        raw = _over(read_raw(folder / base), raw)
     return raw
 
 
