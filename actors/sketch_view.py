@@ -127,7 +127,7 @@ def svg(found: Sketch) -> str:
                      'stroke="#cbd2d9"/>')  # fmt: skip
     for row, step in enumerate(rows):
         parts += _arrow(step, TOP + ROW * row + ROW // 2, x, seats)
-    caption = "filled: writes, picks or judges; ring: sees it in a later turn; shaded bands: at once"
+    caption = "filled: writes, picks or judges; ring: sees it in a later turn; one band: at once"
     parts.append(f'<text x="12" y="{height - 16}" fill="#7b8794" font-size="11">{caption}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
@@ -136,8 +136,10 @@ def _arrow(step: Step, y: int, x: dict[str, int], seats: list[str]) -> Iterator[
     colour = _colour(seats.index(step.seat))
     times = f" x{step.fork}" if step.fork > 1 else ""
     yield f'<text x="52" y="{y + 4}">{escape(step.phase + times)}</text>'
-    for seat in (seat for seat, seen in step.seen.items() if seen):
+    seeing = [seat for seat, seen in step.seen.items() if seen]
+    for seat in seeing:
         yield f'<line x1="{x[step.seat]}" y1="{y}" x2="{x[seat]}" y2="{y}" stroke="{colour}" stroke-width="1.4"/>'
+    for seat in seeing:
         yield f'<circle cx="{x[seat]}" cy="{y}" r="5" fill="#ffffff" stroke="{colour}" stroke-width="1.8"/>'
     yield f'<circle cx="{x[step.seat]}" cy="{y}" r="7" fill="{colour}"><title>{escape(step.how)}</title></circle>'
 

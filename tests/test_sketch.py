@@ -85,7 +85,8 @@ def test_every_protocol_can_be_shown_and_keeps_its_promises(
     assert len(rings) == len(steps) + sum(seen is True for step in steps for seen in step.seen.values())
     assert launch.main(["protocol", "check", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(PROPERTIES) and all(line.startswith("holds") for line in lines), lines
+    assert len(lines) == len(PROPERTIES) and all(line.startswith(("holds", "-")) for line in lines), lines
+    assert sum(line.startswith("holds") for line in lines) >= 9
 
 
 def test_names_cannot_break_the_picture_or_the_table(
@@ -162,7 +163,11 @@ def test_a_kind_without_an_oracle_is_checked_too(fault: str) -> None:
     raw = {"kind": "odd"}
     assert failing(Odd(), raw) == set()
     assert fault in failing(Odd(fault), raw)
-    assert {f.property.name for f in examine(Odd(), raw) if f.holds is None} == {"as written"}
+    assert {f.property.name for f in examine(Odd(), raw) if f.holds is None} == {
+        "sides",
+        "zero-sum",
+        "as written",
+    }
 
 
 def test_a_kind_that_raises_is_named_not_traced() -> None:

@@ -31,6 +31,8 @@ class Property:
     name: str
     says: str
     check: Callable[[Subject], Iterator[str]]
+    applies: Callable[[Raw], bool] = lambda raw: True
+    """Whether a protocol with this YAML promises it at all."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,14 @@ def examine(protocol: Protocol, raw: Raw, seeds: Sequence[int] = range(6)) -> li
     subject.play_all()
     findings = []
     for entry in PROPERTIES:
-        if not subject.plays and entry.check is not _ends:
+        if not entry.applies(raw) or (not subject.plays and entry.check is not _ends):
             findings.append(Finding(entry, None))
             continue
         try:
             wrong = tuple(dict.fromkeys(entry.check(subject)))
         except Exception as error:
             wrong = (f"{type(error).__name__}: {error}",)
-        applies = entry.check is not _as_written or raw["kind"] in suite.ORACLES
-        findings.append(Finding(entry, not wrong if applies else None, wrong))
+        findings.append(Finding(entry, not wrong, wrong))
     return findings
 
 
@@ -208,7 +209,7 @@ def _pay(subject: Subject) -> Iterator[str]:
 def _zero_sum(subject: Subject) -> Iterator[str]:
     for where, trace in subject.plays:
         total = math.fsum(reward.value for reward in trace.outcome.rewards)
-        if subject.raw.get("zero_sum") and abs(total) > 1e-9:
+        if abs(total) > 1e-9:
             yield f"{where}: zero_sum is promised, and the rewards sum to {total:g}"
 
 
@@ -247,12 +248,17 @@ PROPERTIES = (
     Property("once", "nobody hears the same message twice", _once),
     Property("hidden", "hidden material reaches only the roles that may see it", _hidden),
     Property("answer", "the right answer does not show in what anyone is asked", _answer),
-    Property("sides", "a judge of evidence cannot tell who argues which side", _sides),
+    Property("sides", "a judge of evidence cannot tell who argues which side", _sides, suite.judges_evidence),
     Property("missing data", "a verdict that cannot be read makes the play invalid, never a score", _missing),
     Property("rewards", "rewards are finite and for turns that were taken; invalid plays pay nothing", _pay),
-    Property("zero-sum", "rewards sum to 0 where the file promises it", _zero_sum),
     Property(
-        "as written", "every request, belief and score is what the file says, word for word", _as_written
+        "zero-sum", "rewards sum to 0 as the file promises", _zero_sum, lambda raw: bool(raw.get("zero_sum"))
+    ),
+    Property(
+        "as written",
+        "requests, beliefs and scores are the file's, word for word",
+        _as_written,
+        suite.has_oracle,
     ),
 )
 

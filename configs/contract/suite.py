@@ -213,16 +213,26 @@ def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     return found
 
 
+def has_oracle(raw: Raw) -> bool:
+    """Whether plays of this protocol can be worked out from its YAML."""
+    return raw["kind"] in ORACLES
+
+
+def judges_evidence(raw: Raw) -> bool:
+    """Whether a judge is shown evidence alone."""
+    judge = raw.get("judge") or {}
+    return bool(judge) and judge.get("view", "evidence") == "evidence"
+
+
 def side_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     """A judge of the evidence alone is not told who argues which side."""
-    judge = raw.get("judge", {})
-    if not judge or judge.get("view", "evidence") != "evidence":
+    if not judges_evidence(raw):
         return []
     task = synthetic(raw, seed)
     base = _views(drive(protocol, task, seed, Scripted(seed)))
     swapped = replace(protocol, sides={s: 1 - side for s, side in raw.get("sides", {}).items()})  # type: ignore[type-var]
     twin = _views(drive(swapped, task, seed, Scripted(seed)))
-    judges = raw["seats"][judge["seat"]]
+    judges = raw["seats"][raw["judge"]["seat"]]
     if any(role == judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
         return ["who argues which side shows in what the judge is asked"]
     return []
