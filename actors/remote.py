@@ -53,8 +53,8 @@ class BudgetSpent(ValueError):
     """A remote policy has used what it may use in one run."""
 
 
-class Unreachable(EngineLost):
-    """No usable answer after all retries. The play is lost and tried again, like one whose engine died."""
+class Unreachable(EngineLost, ValueError):
+    """No usable answer after all retries. In training the play is lost and tried again, like one whose engine died."""
 
 
 class _Broken(Exception):

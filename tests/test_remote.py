@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -483,3 +484,7 @@ def test_what_is_heard_must_be_fenced(tmp_path: Path) -> None:
         ConfigErrors, match=r"roles.debater: role 'debater' hears .* fence it .*\{\{ quoted \}\}"
     ):
         config(tmp_path, protocol=str(tmp_path / "open.yaml"))
+
+
+def test_a_config_that_only_measures_starts_no_engine_ahead() -> None:
+    assert experiment.Run._unwarmed(SimpleNamespace(config=RunConfig())) == []  # type: ignore[arg-type]
