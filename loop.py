@@ -92,7 +92,7 @@ class Run:
 
     def _unwarmed(self) -> list[str]:
         """Policies of the first stage whose engines can start at once, on untrained weights."""
-        stage = next(iter(self.config.stages.values()))
+        stage = next(iter(self.config.stages.values()), StageConfig())  # none: a config that only measures
         policies = {name: self.config.policies[name] for name in stage.roles.values()}
         return [name for name, policy in policies.items() if policy.warm_start is None and not policy.init_from]
 

@@ -11,58 +11,20 @@ from typing import Any
 
 from configs.errors import ConfigError
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.ranges import INF, RANGES, show_range
+from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
-    AdvantageConfig,
-    ArmConfig,
-    ClusterConfig,
-    EngineConfig,
-    EvalConfig,
     LearnerConfig,
     LossConfig,
     ModelConfig,
     PolicyConfig,
     RunConfig,
     StageConfig,
-    TrackConfig,
     WarmStartConfig,
 )
 from configs.source import KeyPath, Source, show_key
 from protocols.base import Protocol
 
-_INF = float("inf")
-_TINY = 1e-12  # for numbers that must be more than zero
-_COUNT, _FROM_0 = (1, _INF), (0, _INF)
-RANGES: dict[type, dict[str, tuple[float, float]]] = {
-    ModelConfig: {
-        **dict.fromkeys(("hidden_size", "layers", "heads", "kv_heads", "intermediate_size"), _COUNT),
-        "max_len": (2, _INF),
-    },
-    EngineConfig: {
-        **dict.fromkeys(("replicas", "max_num_seqs", "kv_cache_mb", "tensor_parallel", "threads"), _COUNT),
-        "max_model_len": _FROM_0,
-        "gpus": (_TINY, _INF),
-        "gpu_memory_utilization": (_TINY, 1),
-    },
-    LossConfig: {"clip_low": (0, 1), "clip_high": _FROM_0, "entropy": _FROM_0},
-    AdvantageConfig: {"discount": (0, 1)},
-    LearnerConfig: {
-        **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
-        **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),
-        **dict.fromkeys(("lr", "gpus"), (_TINY, _INF)),
-        "zero_stage": (0, 3),
-    },
-    WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (_TINY, _INF), "per_play": _FROM_0},
-    PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
-    StageConfig: {
-        **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
-        **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
-        **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
-    },
-    ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
-    EvalConfig: {"ceiling_episodes": _COUNT},
-    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
-    ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, _INF)},
-}
 GROUPED = ("grpo", "dr_grpo", "rloo")
 """Advantages that compare the members of a group: in a group of one they are zero."""
 
@@ -151,18 +113,28 @@ class Checker:
             limits = RANGES.get(type(value), {})
             for field in dataclasses.fields(value):
                 below = getattr(value, field.name)
-                low, high = limits.get(field.name, (-_INF, _INF))
+                low, high = limits.get(field.name, (-INF, INF))
                 if isinstance(below, (int, float)) and not low <= below <= high:
-                    self.error((*path, field.name), f"{below:g} is out of range", _range(low, high))
+                    self.error((*path, field.name), f"{below:g} is out of range", show_range(low, high))
                 self.ranges(below, (*path, field.name))
 
     # policies
 
     def policy(self, name: str, policy: PolicyConfig, path: KeyPath) -> None:
-        if policy.kind == "uniform":
-            others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name != "kind")
-            self.unused(path, others, "on a uniform policy", (*path, "kind"))
+        if name == HUMAN:
+            self.error(path, f"{HUMAN!r} is the policy of people (launch.py play)", "another name")
+        if policy.kind != "lm":
+            used = (
+                {"kind", "remote", "temperature", "max_tokens", "trained"}
+                if policy.kind == "remote"
+                else {"kind"}
+            )
+            others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name not in used)
+            self.unused(path, others, f"on a {policy.kind} policy", (*path, "kind"))
+            for key, message, valid in remote_problems(policy) if policy.kind == "remote" else ():
+                self.error((*path, *key.split(".")), message, valid)
             return
+        self.unused(path, ["remote"], "on a policy that is not remote", (*path, "kind"))
         warm, model = policy.warm_start, policy.model
         self.model(model, (*path, "model"))
         self.engine(policy, path)
@@ -283,6 +255,13 @@ class Checker:
             self.error((*path, "roles"), message, _list(self.config.policies))
         for role in roles:
             self.has_role(protocol, role, (*path, "roles", role))
+        built = self.protocols[protocol]
+        remote = {role: self.config.policies[name].remote for role, name in roles.items()
+                  if name in self.config.policies and self.config.policies[name].kind == "remote"}  # fmt: skip
+        for role, message, valid in (
+            deaf_to(built, self.config.protocols[protocol], remote) if built and remote else ()
+        ):
+            self.error((*path, "roles", role), message, valid)
 
     def stage(self, stage: StageConfig, path: KeyPath) -> None:
         self.bindings(stage.protocol, stage.roles, path)
@@ -344,7 +323,7 @@ class Checker:
         players = set(used_policies(self.config))
         updated = {name for stage in self.config.stages.values() for name in self.updated(stage)}
         for name, policy in self.config.policies.items():
-            if policy.trained and name in players - updated:
+            if policy.trained and policy.kind != "remote" and name in players - updated:
                 self.error(("policies", name, "trained"), "has no effect: no stage updates this policy")
 
     # hardware
@@ -391,9 +370,3 @@ def _list(names: Iterable[str]) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def _range(low: float, high: float) -> str:
-    if low == _TINY:
-        return "more than 0" + (f", at most {high:g}" if high < _INF else "")
-    return f"{low:g} or more" if high == _INF else f"{low:g} to {high:g}"

@@ -133,13 +133,42 @@ class WarmStartConfig:
 
 
 @dataclass
+class RemoteConfig:
+    """A model behind an OpenAI-compatible chat-completions API."""
+
+    url: str = ""
+    """Up to and without `/chat/completions`, for example https://api.example.org/v1."""
+    model: str = ""
+    """What it is called there."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key, never the key itself. Empty: none is sent."""
+    timeout_s: float = 120.0
+    """Seconds for one request."""
+    retries: int = 5
+    """How often a request is sent again after a timeout, a broken connection, 429 or 5xx."""
+    rereads: int = 2
+    """How often a choice is asked for again when the reply is none of the legal ones."""
+    concurrency: int = 8
+    """Most requests under way at once."""
+    budget_requests: int = 10_000
+    """Most requests of one run, repeated ones too; the run then ends."""
+    budget_tokens: int = 10_000_000
+    """Most tokens of one run, prompts and replies as the server counts them; the run then ends. Requests under way
+    when it is reached are still paid for."""
+    logprobs: bool = False
+    """The API gives the probabilities of a reply's first token (top_logprobs): a judge's verdict is read from them."""
+
+
+@dataclass
 class PolicyConfig:
     """Named weights behind one or several roles."""
 
-    kind: Literal["lm", "uniform"] = "lm"
-    """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control)."""
+    kind: Literal["lm", "uniform", "remote"] = "lm"
+    """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control). remote: a model
+    behind a URL, never trained."""
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     trained: bool = False
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Used by warm starts too, with the warm start's learning rate."""

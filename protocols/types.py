@@ -126,6 +126,8 @@ class Reply:
     probs: tuple[float, ...] = ()
     trace: TokenTrace | None = None
     truncated: bool = False
+    unreadable: str = ""
+    """Why no legal reply could be read from what was said. Missing data: it ends the play as invalid."""
 
 
 @dataclass(frozen=True, slots=True)

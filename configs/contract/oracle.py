@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from configs.contract.drive import Trace
 from protocols.types import Outcome, Reply, Task, TurnRequest
-from tests.contract.drive import Trace
 
 Raw = Mapping[str, Any]
 

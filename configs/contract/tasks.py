@@ -34,14 +34,20 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     hidden_names(raw, roles)
     hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
     hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
-    choices = (f"cl{next(words)}", f"cl{next(words)}")
+    choices = tuple(f"cl{next(words)}" for _ in range(_claims(raw)))
     solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
     return Task(
         id=f"task{seed}", question=f"qu{next(words)}",
-        answer=f"an{next(words)}" if solves else choices[rng.randrange(2)], choices=choices,
+        answer=f"an{next(words)}" if solves else choices[rng.randrange(len(choices))], choices=choices,
         evidence=tuple(f"ev{next(words)}" for _ in range(evidence)), hidden=hidden,
         proposals=tuple(f"pr{next(words)}" for _ in range(9)), domain=Markers(),
     )  # fmt: skip
+
+
+def _claims(raw: Mapping[str, Any]) -> int:
+    """How many claims compete: one per label of the judge, and for every side that is argued."""
+    labels = (raw.get("judge") or {}).get("labels", ())
+    return max(2, len(labels), *(1 + side for side in raw.get("sides", {}).values()), 0)
 
 
 def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:

@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
+from configs.contract.drive import Scripted, Trace, drive
+from configs.contract.oracle import PhasedOracle, Raw
+from configs.contract.tasks import NOBODY, synthetic
 from protocols.base import Protocol, SubPlay
 from protocols.types import Hidden, Outcome, Reply, Task, TurnRequest
 from tasks.base import with_proposal
-from tests.contract.drive import Scripted, Trace, drive
-from tests.contract.oracle import PhasedOracle, Raw
-from tests.contract.tasks import NOBODY, synthetic
 
 PLAYS: dict[str, dict[str, Any]] = {
     "legal": {},
@@ -27,13 +27,20 @@ PLAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_raw(path: Path) -> Raw:
+def read_raw(path: Path) -> dict[str, Any]:
     """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place."""
-    raw: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for base in raw.pop("extends", [])[::-1]:
-        raw = _over(read_raw(path.parent / base), raw)
-    if isinstance(raw.get("child"), str):
-        raw["child"] = read_raw(path.parent / raw["child"])
+    tree = OmegaConf.create(path.read_text(encoding="utf-8"))  # reads 1e-3 as a number, as configs.load does
+    return _expanded(cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=True)), path.parent)
+
+
+def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`raw`, written in a file of `folder`, with what its `extends` and `child` name."""
+    child = raw.get("child")
+    if child is not None:
+        raw["child"] = read_raw(folder / child) if isinstance(child, str) else _expanded(child, folder)
+    bases = raw.pop("extends", [])
+    for base in [bases] if isinstance(bases, str) else bases[::-1]:
+        raw = _over(read_raw(folder / base), raw)
     return raw
 
 
@@ -61,10 +68,13 @@ def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
 
 
 def check_trace(raw: Raw, trace: Trace) -> list[str]:
-    """One play against what its YAML says."""
-    if raw["kind"] == "phased":
-        return PhasedOracle(raw, trace.task).run(trace)
-    return (_check_solve if raw["kind"] == "solve" else _check_proposed)(raw, trace)
+    """One play against what its YAML says. Nothing is said about a kind without an oracle."""
+    oracle = ORACLES.get(raw["kind"])
+    return [] if oracle is None else oracle(raw, trace)
+
+
+def _check_phased(raw: Raw, trace: Trace) -> list[str]:
+    return PhasedOracle(raw, trace.task).run(trace)
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:
@@ -157,36 +167,78 @@ def _secrets(request: TurnRequest, task: Task) -> list[str]:
             if hidden.text in chat and request.role not in hidden.roles]  # fmt: skip
 
 
+ORACLES: dict[str, Callable[[Raw, Trace], list[str]]] = {
+    "phased": _check_phased,
+    "solve": _check_solve,
+    "propose_solve": _check_proposed,
+}
+"""Kinds whose plays are worked out from the YAML and compared word for word."""
+
+
 def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     """Plays that differ only in what somebody may not know must look the same to them."""
+    found = [
+        *answer_shows(protocol, raw, seed),
+        *hidden_shows(protocol, raw, seed),
+        *side_shows(protocol, raw, seed),
+    ]
+    if raw["kind"] == "propose_solve":
+        task = synthetic(raw, seed)
+        trace = drive(protocol, with_proposal(task, task.proposals[0]), seed, Scripted(seed))
+        found += [f"replayed proposal: {wrong}" for wrong in check_trace(raw, trace)]
+    return found
+
+
+def answer_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """Nobody is asked anything else when another answer is the right one."""
+    task = synthetic(raw, seed)
+    if task.answer not in task.choices:  # an exact verifier's: `_check_solve` looks for it
+        return []
+    other = next(choice for choice in task.choices if choice != task.answer)
+    base, twin = (
+        _views(drive(protocol, t, seed, Scripted(seed))) for t in (task, replace(task, answer=other))
+    )
+    return [] if base == twin else ["the right answer shows in what a seat is asked"]
+
+
+def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """Hidden material changes nothing for roles that may not see it."""
     found = []
     task = synthetic(raw, seed)
+    assert NOBODY in task.hidden
     base = _views(drive(protocol, task, seed, Scripted(seed)))
-    other = (
-        next(c for c in (*task.choices, "") if c != task.answer) if raw["kind"] == "phased" else task.answer
-    )
-    twin = _views(drive(protocol, replace(task, answer=other), seed, Scripted(seed)))
-    if twin != base:
-        found.append("the right answer shows in what a seat is asked")
     for name, hidden in task.hidden.items():
         changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
         twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted(seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:
                 found.append(f"hidden {name!r} shows in what {role} is asked")
-    judge = raw.get("judge", {})
-    if judge and judge.get("view", "evidence") == "evidence":
-        swapped = replace(protocol, sides={s: 1 - side for s, side in raw["sides"].items()})  # type: ignore[type-var]
-        twin = _views(drive(swapped, task, seed, Scripted(seed)))
-        for (role, chat), (_, twin_chat) in zip(base, twin):
-            if role == raw["seats"][judge["seat"]] and chat != twin_chat:
-                found.append("who argues which side shows in what the judge is asked")
-    if raw["kind"] == "propose_solve":
-        proposal = task.proposals[0]
-        trace = drive(protocol, with_proposal(task, proposal), seed, Scripted(seed))
-        found += [f"replayed proposal: {wrong}" for wrong in check_trace(raw, trace)]
-    assert NOBODY in task.hidden
     return found
+
+
+def has_oracle(raw: Raw) -> bool:
+    """Whether plays of this protocol can be worked out from its YAML."""
+    return raw["kind"] in ORACLES
+
+
+def judges_evidence(raw: Raw) -> bool:
+    """Whether a judge is shown evidence alone."""
+    judge = raw.get("judge") or {}
+    return bool(judge) and judge.get("view", "evidence") == "evidence"
+
+
+def side_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """A judge of the evidence alone is not told who argues which side."""
+    if not judges_evidence(raw):
+        return []
+    task = synthetic(raw, seed)
+    base = _views(drive(protocol, task, seed, Scripted(seed)))
+    swapped = replace(protocol, sides={s: 1 - side for s, side in raw.get("sides", {}).items()})  # type: ignore[type-var]
+    twin = _views(drive(swapped, task, seed, Scripted(seed)))
+    judges = raw["seats"][raw["judge"]["seat"]]
+    if any(role == judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
+        return ["who argues which side shows in what the judge is asked"]
+    return []
 
 
 def _views(trace: Trace) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
