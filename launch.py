@@ -175,13 +175,12 @@ def _load(path: Path, args: argparse.Namespace):  # type: ignore[no-untyped-def]
     from configs.checks import Known
     from configs.load import load
     from configs.machine import Machine
-    from learners.advantages import ADVANTAGES
     from learners.samples import GROUP_FIELDS
-    from learners.settings import LOSS_USES, deepspeed_json
+    from learners.settings import KINDS, deepspeed_json, idle
 
     overrides = list(args.overrides) + ([f"cluster.address={args.address}"] if args.address else [])
     machine = Machine.here()
-    known = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+    known = Known(KINDS, tuple(GROUP_FIELDS), idle, deepspeed_json)
     return load(path, overrides, machine=machine, known=known), machine
 
 

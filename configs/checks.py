@@ -44,7 +44,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "gpu_memory_utilization": (_TINY, 1),
     },
     LossConfig: {"clip_low": (0, 1), "clip_high": _FROM_0, "entropy": _FROM_0},
-    AdvantageConfig: {"discount": (0, 1)},
+    AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
     LearnerConfig: {
         **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
         **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),
@@ -63,7 +63,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, _INF)},
 }
-GROUPED = ("grpo", "dr_grpo", "rloo")
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """Advantages that compare the members of a group: in a group of one they are zero."""
 
 
@@ -71,12 +71,12 @@ GROUPED = ("grpo", "dr_grpo", "rloo")
 class Known:
     """What the learners' side knows, handed in because `configs` does not import `learners`."""
 
-    losses: Mapping[str, frozenset[str]]
-    """Loss kind -> fields of LossConfig that it reads."""
-    advantages: Collection[str]
-    """Advantage kinds."""
+    kinds: Mapping[str, Collection[str]]
+    """Section of LearnerConfig that has a `kind` -> the kinds that there are."""
     group_fields: Collection[str]
-    """What AdvantageConfig.group_by may name."""
+    """What AdvantageConfig.group_by and baseline_by may name."""
+    idle: Callable[[LearnerConfig], Iterable[tuple[str, str, str]]]
+    """(setting, why it has no effect, what makes it so), dotted below `learner`; its kinds are known ones."""
     check_learner: Callable[[LearnerConfig, str], object]
     """Raises ValueError("setting: what is wrong") for what no learner can run on a device (cpu or cuda)."""
 
@@ -220,14 +220,15 @@ class Checker:
             self.unused(path, ["threads"], "with device: cuda", (*path, "device"))
         if self.known is None:
             return
-        loss, advantage = learner.loss.kind, learner.advantage.kind
-        if self.named(loss, self.known.losses, "loss", (*path, "loss", "kind")):
-            idle = {f.name for f in dataclasses.fields(LossConfig)} - {"kind"} - self.known.losses[loss]
-            self.unused((*path, "loss"), sorted(idle), f"on the loss {loss!r}", (*path, "loss", "kind"))
-        self.named(advantage, self.known.advantages, "advantage", (*path, "advantage", "kind"))
-        for index, part in enumerate(learner.advantage.group_by):
-            here = (*path, "advantage", "group_by", index)
-            self.named(part, self.known.group_fields, "part of a group key,", here)
+        kinds = [(part, getattr(learner, part).kind, known) for part, known in self.known.kinds.items()]
+        sound = [self.named(kind, known, part, (*path, part, "kind")) for part, kind, known in kinds]
+        for setting, why, switch in self.known.idle(learner) if all(sound) else ():
+            *parents, name = setting.split(".")
+            self.unused((*path, *parents), [name], why, (*path, *switch.split(".")))
+        for keys in ("group_by", "baseline_by"):
+            for index, part in enumerate(getattr(learner.advantage, keys)):
+                here = (*path, "advantage", keys, index)
+                self.named(part, self.known.group_fields, "part of a group key,", here)
         try:
             self.known.check_learner(learner, resolve_device(learner.device, self.machine or Machine(1, 0)))
         except ValueError as error:

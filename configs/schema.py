@@ -79,8 +79,15 @@ class AdvantageConfig:
     """A key of learners.advantages.ADVANTAGES."""
     group_by: list[str] = field(default_factory=lambda: ["task", "protocol", "role", "situation", "turn"])
     """The group key: rewards are compared within equal values of these."""
+    baseline_by: list[str] = field(default_factory=lambda: ["protocol", "role", "situation", "opponent"])
+    """role_ema: each combination of these has a moving average of its own."""
+    decay: float = 0.95
+    """role_ema: weight of the old average at each step of it."""
+    credit: Literal["turn", "trajectory"] = "turn"
+    """turn: a turn is credited with its own rewards and, by `discount`, with what followed. trajectory: every turn
+    of a seat with all that the seat was paid in the episode."""
     discount: float = 0.0
-    """A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+    """credit: turn. A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
 
 
 @dataclass

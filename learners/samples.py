@@ -1,11 +1,13 @@
 """Episodes -> Samples: which turns train, what each is worth, and how they pack into sequences.
 
-1. *Credit.* A turn's credit is the sum of its own rewards, plus `discount` times the credit of the seat's
-   next turn. A reward for the whole episode (`turn` None) is credited in full to every turn of the seat:
-   what adding it to the last turn and discounting it by 1 would give. A turn that nothing rewards is
-   missing data, not a zero: it trains nothing and is counted.
+1. *Credit.* With `credit: turn`, a turn's credit is the sum of its own rewards, plus `discount` times the
+   credit of the seat's next turn. A reward for the whole episode (`turn` None) is credited in full to every
+   turn of the seat: what adding it to the last turn and discounting it by 1 would give. With `credit:
+   trajectory`, every turn is credited with the sum of all that its seat was paid. A turn that nothing rewards
+   is missing data, not a zero: it trains nothing and is counted.
 2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
-   default), never across an agent's own turns.
+   default), never across an agent's own turns. `role_ema` compares with moving averages, one for each
+   combination of `baseline_by` values; `reinforce_pp` with the whole batch.
 3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
 
 Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
@@ -15,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from configs.schema import AdvantageConfig
-from learners.advantages import ADVANTAGES, is_flat
+from learners.advantages import ADVANTAGES, compare, groups, is_flat
+from learners.settings import ADVANTAGE_USES
 from learners.types import Sample
 from protocols.types import Episode, TokenTrace, Turn
 
@@ -32,8 +35,9 @@ GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
     "situation": lambda episode, turn: turn.situation,
     "turn": lambda episode, turn: str(turn.turn),
     "seat": lambda episode, turn: turn.seat,
+    "opponent": lambda episode, turn: _opponent(episode, turn),
 }
-"""What `group_by` may name."""
+"""What `group_by` and `baseline_by` may name."""
 
 
 class UnknownSetting(ValueError):
@@ -62,20 +66,22 @@ class _Step:
 
 
 def build_samples(
-    episodes: Iterable[Episode], policy: str, config: AdvantageConfig
+    episodes: Iterable[Episode],
+    policy: str,
+    config: AdvantageConfig,
+    baselines: MutableMapping[str, float] | None = None,
 ) -> tuple[list[Sample], dict[str, float]]:
     """The policy-gradient samples of `policy`, and figures about them (names below in `_metrics`).
 
+    `baselines`: the policy's moving averages, which `role_ema` reads and moves; keep them from batch to batch.
     Raises `UnknownSetting`.
     """
     _check(config)
     counts: Counter[str] = Counter()
     steps = [
-        step
-        for episode in _grounded(episodes, counts)
-        for step in _rewarded(episode, policy, config.discount, counts)
+        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
     ]
-    _set_advantages(steps, config, counts)
+    _set_advantages(steps, config, {} if baselines is None else baselines, counts)
     samples = _pack([step for step in steps if step.live])
     return samples, _metrics(steps, samples, counts)
 
@@ -115,7 +121,9 @@ def _seats(turns: Iterable[Turn]) -> list[list[Turn]]:
     return list(by_seat.values())
 
 
-def _rewarded(episode: Episode, policy: str, discount: float, counts: Counter[str]) -> Iterator[_Step]:
+def _rewarded(
+    episode: Episode, policy: str, config: AdvantageConfig, counts: Counter[str]
+) -> Iterator[_Step]:
     """The turns of `policy` that were sampled and rewarded, with their credit. Counts the others."""
     rewards: dict[tuple[str, int | None], float] = defaultdict(float)
     for reward in episode.outcome.rewards:
@@ -127,7 +135,12 @@ def _rewarded(episode: Episode, policy: str, discount: float, counts: Counter[st
         counts["rewards_unmatched"] += sum(
             seat == turns[0].seat and index is not None and index not in taken for seat, index in rewards
         )
-        for turn, credit in zip(turns, _credits(turns, rewards, discount)):
+        if config.credit == "trajectory":
+            paid = [value for (seat, _), value in rewards.items() if seat == turns[0].seat]
+            credits: list[float | None] = [math.fsum(paid) if paid else None] * len(turns)
+        else:
+            credits = _credits(turns, rewards, config.discount)
+        for turn, credit in zip(turns, credits):
             counts["turns"] += 1
             if credit is None:
                 counts["turns_without_reward"] += 1
@@ -162,25 +175,39 @@ def _credits(
 def _check(config: AdvantageConfig) -> None:
     if config.kind not in ADVANTAGES:
         raise UnknownSetting("kind", config.kind, tuple(ADVANTAGES))
-    for name in config.group_by:
-        if name not in GROUP_FIELDS:
-            raise UnknownSetting("group_by", name, tuple(GROUP_FIELDS))
+    for key in ("group_by", "baseline_by"):
+        for name in getattr(config, key):
+            if name not in GROUP_FIELDS:
+                raise UnknownSetting(key, name, tuple(GROUP_FIELDS))
 
 
-def _set_advantages(steps: Sequence[_Step], config: AdvantageConfig, counts: Counter[str]) -> None:
-    groups: dict[tuple[str, ...], list[_Step]] = defaultdict(list)
-    for step in steps:
-        groups[tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in config.group_by])].append(step)
-    for key, members in groups.items():
-        rewards_G = np.array([step.credit for step in members])
-        advantages_G = ADVANTAGES[config.kind](rewards_G)
+def _opponent(episode: Episode, turn: Turn) -> str:
+    """The policies of the other seats that took turns, judges that were only read apart; "" without any.
+    A seat of one's own policy is an opponent too (self-play)."""
+    others = {other.policy for other in episode.turns if other.seat != turn.seat and not other.read}
+    return "+".join(sorted(others))
+
+
+def _set_advantages(
+    steps: Sequence[_Step],
+    config: AdvantageConfig,
+    baselines: MutableMapping[str, float],
+    counts: Counter[str],
+) -> None:
+    used = ADVANTAGE_USES[config.kind]
+    fields = config.baseline_by if "baseline_by" in used else config.group_by if "group_by" in used else []
+    keys_B = [tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in fields]) for step in steps]
+    rewards_B = np.array([step.credit for step in steps])
+    trajectories_B = [(step.episode.id, step.turn.seat) for step in steps]
+    advantages_B = compare(config.kind, rewards_B, keys_B, trajectories_B, config.decay, baselines)
+    for key, members in groups(keys_B).items():
         counts["groups"] += 1
         counts["singleton_groups"] += len(members) == 1
-        counts["zero_variance_groups"] += len(members) > 1 and is_flat(rewards_G)
-        live = bool(advantages_G.any())
-        name = " ".join(f"{field}={value}" for field, value in zip(config.group_by, key))
-        for step, advantage in zip(members, advantages_G):
-            step.group, step.advantage, step.live = name, float(advantage), live
+        counts["zero_variance_groups"] += len(members) > 1 and is_flat(rewards_B[members])
+        live = bool(advantages_B[members].any())
+        name = " ".join(f"{field}={value}" for field, value in zip(fields, key))
+        for i in members:
+            steps[i].group, steps[i].advantage, steps[i].live = name, float(advantages_B[i]), live
 
 
 # -- packing

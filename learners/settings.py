@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from configs.schema import LearnerConfig
@@ -14,12 +16,34 @@ LOSS_USES: dict[str, frozenset[str]] = {
 }
 """Loss kind -> the fields of LossConfig that it reads. Any other field set beside it has no effect."""
 
+_EACH_GROUP = frozenset({"credit", "discount", "group_by"})
+ADVANTAGE_USES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp_baseline"), _EACH_GROUP),
+    "reinforce_pp": frozenset({"credit", "discount"}),
+    "role_ema": frozenset({"credit", "discount", "baseline_by", "decay"}),
+}
+"""Advantage kind -> the fields of AdvantageConfig that it reads (`discount` with `credit: turn` only)."""
+
+KINDS: dict[str, dict[str, frozenset[str]]] = {"loss": LOSS_USES, "advantage": ADVANTAGE_USES}
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
 class LearnerConfigError(ValueError):
     """Settings that no learner can run."""
+
+
+def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
+    """(setting, why it has no effect, the setting that makes it so), dotted below `learner`. Kinds are known."""
+    for part, uses in KINDS.items():
+        section = getattr(config, part)
+        read = uses[section.kind]
+        why = f"on the {part} {section.kind!r}, which reads {', '.join(sorted(read)) or 'no other setting'}"
+        for name in sorted({f.name for f in fields(section)} - {"kind"} - read):
+            yield f"{part}.{name}", why, f"{part}.kind"
+    if config.advantage.credit == "trajectory":
+        yield "advantage.discount", "with credit: trajectory", "advantage.credit"
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:

@@ -20,13 +20,12 @@ from configs.load import Loaded, build_protocols, load, load_protocol, load_task
 from configs.machine import Machine, needs, parameters, peak
 from configs.schema import ModelConfig, PolicyConfig, RunConfig, StageConfig
 from configs.source import Source
-from learners.advantages import ADVANTAGES
 from learners.samples import GROUP_FIELDS
-from learners.settings import LOSS_USES, deepspeed_json
+from learners.settings import KINDS, deepspeed_json, idle
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
-KNOWN = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, deepspeed_json)
 
 BASE = """\
 tasks: {kind: pixels}
@@ -234,6 +233,15 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
         (["LEARNER.advantage.kind=gro"], "LEARNER.advantage.kind", "no advantage"),
         (["LEARNER.advantage.group_by=[tusk]"], "LEARNER.advantage.group_by[0]", "task"),
         (["LEARNER.loss={kind: sft, clip_low: .1}"], "LEARNER.loss.clip_low", "no effect"),
+        (["LEARNER.advantage={kind: grpo, decay: .9, group_by: [role]}"], "LEARNER.advantage.decay", "group_by"),
+        (["LEARNER.advantage={kind: role_ema, group_by: [role]}"], "LEARNER.advantage.group_by", "baseline_by"),
+        (["LEARNER.advantage={kind: role_ema, baseline_by: [rle]}"], "LEARNER.advantage.baseline_by[0]", "role"),
+        (
+            ["LEARNER.advantage={kind: reinforce, credit: trajectory, discount: .5}"],
+            "LEARNER.advantage.discount",
+            "with credit: trajectory",
+        ),
+        (["LEARNER.advantage={kind: reinforce, credit: game}"], "LEARNER.advantage.credit", "trajectory"),
         (["LEARNER.loss.kind=ppo"], "LEARNER.loss.kind", "there is no loss 'ppo'"),
         (["LEARNER.dtype=bfloat16"], "LEARNER.dtype", "zero_stage"),
         (["LEARNER.zero_stage=4"], "LEARNER.zero_stage", "out of range"),

@@ -152,6 +152,17 @@ def test_credit_is_the_own_reward_and_the_discounted_rest():
     assert credits({0: 1.0, 1: 2.0, 2: 4.0}, 0.5)[0] == {0: 3.0, 1: 4.0, 2: 4.0}
 
 
+def test_trajectory_credit_is_all_that_the_seat_was_paid():
+    def found(rewards):
+        config = AdvantageConfig(kind="reinforce", credit="trajectory")
+        samples, metrics = build_samples([three_turns(rewards)], "p", config)
+        return [sample.advantages_L[0] for sample in samples], metrics["turns_without_reward"]
+
+    assert found({0: 1.0, 2: 4.0}) == ([5.0, 5.0, 5.0], 0)
+    assert found({1: 2.0, None: 3.0}) == ([5.0, 5.0, 5.0], 0)
+    assert found({}) == ([], 3)
+
+
 def test_a_turn_that_nothing_rewards_is_missing_not_zero():
     found, metrics = credits({1: 2.0}, 0.0)
     assert found == {1: 2.0} and metrics["turns_without_reward"] == 2
@@ -180,6 +191,53 @@ def test_a_reward_that_meets_no_turn_is_counted():
 def test_a_reward_that_is_no_number_stops_everything():
     with pytest.raises(AssertionError, match="nan"):
         build_samples(siblings([float("nan")]), "p", DR_GRPO)
+
+
+# -- baselines of other kinds than groups
+
+
+def test_role_ema_keeps_an_average_per_situation_and_opponent():
+    def game(id, first, second, rewards):
+        turns = [
+            turn(seat="alice", role="player", situation="first", policy=first),
+            turn(seat="bob", role="player", situation="second", policy=second),
+        ]
+        return episode(turns, {("alice", 0): rewards[0], ("bob", 0): rewards[1]}, id=id)
+
+    config = AdvantageConfig(kind="role_ema", decay=0.5)
+    baselines: dict[str, float] = {}
+    episodes = [
+        game("e1", "p", "p", (8.0, -8.0)),
+        game("e2", "p", "p", (8.0, -8.0)),
+        game("e3", "p", "old", (8.0, -8.0)),
+    ]
+    samples, _ = build_samples(episodes, "p", config, baselines)
+    # The second self-play meets 0.5 * 0 + 0.5 * 8 = 4; a new opponent starts from 0.
+    assert [sample.advantages_L[0] for sample in samples] == [8.0, -8.0, 4.0, -4.0, 8.0]
+    assert baselines == {
+        "debate / player / first / p": 6.0,
+        "debate / player / second / p": -6.0,
+        "debate / player / first / old": 4.0,
+    }
+    samples, _ = build_samples(episodes[:1], "p", config, baselines)
+    assert [sample.advantages_L[0] for sample in samples] == [2.0, -2.0]
+
+
+def test_judges_that_are_only_read_are_no_opponents():
+    judge = turn(seat="judge", role="judge", policy="j", read=True)
+    baselines: dict[str, float] = {}
+    config = AdvantageConfig(kind="role_ema", baseline_by=["opponent"])
+    build_samples([episode([turn(), judge], {("alice", 0): 1.0})], "p", config, baselines)
+    assert baselines == {"": pytest.approx(0.05)}
+
+
+def test_reinforce_pp_compares_across_groups():
+    episodes = [episode([turn()], {("alice", 0): v}, id=str(v), task=str(v)) for v in (0.0, 2.0, 4.0, 6.0)]
+    samples, metrics = build_samples(episodes, "p", AdvantageConfig(kind="reinforce_pp"))
+    assert [sample.advantages_L[0] for sample in samples] == pytest.approx(
+        [-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4
+    )
+    assert metrics["groups"] == 1
 
 
 # -- what never trains
@@ -301,6 +359,7 @@ def test_imitation_skips_what_is_not_ok():
     [
         (AdvantageConfig(kind="ppo"), "grpo, dr_grpo, rloo"),
         (AdvantageConfig(group_by=["colour"]), "situation"),
+        (AdvantageConfig(baseline_by=["colour"]), "advantage.baseline_by: 'colour'.*opponent"),
     ],
 )
 def test_unknown_settings_name_what_is_valid(config, named):
