@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError
+from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
 from configs.schema import (
     AdvantageConfig,
@@ -43,7 +44,11 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "gpus": (_TINY, _INF),
         "gpu_memory_utilization": (_TINY, 1),
     },
-    LossConfig: {"clip_low": (0, 1), "clip_high": _FROM_0, "entropy": _FROM_0},
+    LossConfig: {
+        **dict.fromkeys(("clip_high", "dual_clip", "constant", "correction_low", "kl", "entropy"), _FROM_0),
+        "clip_low": (0, 1),
+        "correction_high": (_TINY, _INF),
+    },
     AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
     LearnerConfig: {
         **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
@@ -65,20 +70,6 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
 }
 GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """Advantages that compare the members of a group: in a group of one they are zero."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the learners' side knows, handed in because `configs` does not import `learners`."""
-
-    kinds: Mapping[str, Collection[str]]
-    """Section of LearnerConfig that has a `kind` -> the kinds that there are."""
-    group_fields: Collection[str]
-    """What AdvantageConfig.group_by and baseline_by may name."""
-    idle: Callable[[LearnerConfig], Iterable[tuple[str, str, str]]]
-    """(setting, why it has no effect, what makes it so), dotted below `learner`; its kinds are known ones."""
-    check_learner: Callable[[LearnerConfig, str], object]
-    """Raises ValueError("setting: what is wrong") for what no learner can run on a device (cpu or cuda)."""
 
 
 @dataclass
@@ -234,7 +225,7 @@ class Checker:
         except ValueError as error:
             key, _, message = str(error).partition(": ")
             if not any(e.key.endswith(f".learner.{key}") for e in self.errors):
-                self.error((*path, key), message)
+                self.error((*path, *key.split(".")), message)
 
     def warm_start(self, warm: WarmStartConfig, path: KeyPath) -> None:
         if not self.named(warm.protocol, self.protocols, "protocol", (*path, "protocol")):

@@ -67,6 +67,23 @@ class LossConfig:
     """A key of learners.losses.LOSSES."""
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
+    """clip: where the advantage is negative, the ratio counts at most this much (more than 1); 0: no such bound."""
+    normalise: Literal["auto", "token", "sequence", "constant"] = "auto"
+    """Every token weighs the same (DAPO), every reply (GRPO), or every reply as if it had `constant` tokens
+    (Dr. GRPO). auto: as the paper of the loss says."""
+    constant: int = 0
+    """normalise: constant. Tokens, such as the longest reply allowed."""
+    correction: Literal["none", "truncate", "mask", "reject"] = "none"
+    """What to do where the learner's probabilities at the start of a step are not the sampler's, w their ratio:
+    truncate weighs a token by min(w, correction_high); mask by w, or 0 outside [correction_low, correction_high];
+    reject drops replies whose geometric mean of w is outside."""
+    correction_low: float = 0.5
+    correction_high: float = 2.0
+    kl: float = 0.0
+    """Weight of the KL divergence (nats per token) from the policy to a frozen reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """All have the gradient of the divergence; they differ in variance."""
     entropy: float = 0.0
     """Weight of the entropy bonus (nats)."""
 

@@ -254,7 +254,8 @@ def _start(step: _Step) -> Sample:
     turn = step.turn
     tags = {"episode": step.episode.id, "seat": turn.seat, "role": turn.role}
     masked = bool(step.trace.allowed_T)
-    return Sample([], [], [], [], [], [] if masked else None, step.trace.temperature, step.group, tags)
+    allowed_L: list[tuple[int, ...]] | None = [] if masked else None
+    return Sample([], [], [], [], [], allowed_L, step.trace.temperature, step.group, tags, segments_L=[])
 
 
 def _append(sample: Sample, step: _Step) -> None:
@@ -271,6 +272,8 @@ def _append(sample: Sample, step: _Step) -> None:
     sample.advantages_L += [step.advantage] * len(loss_steps)
     sample.logprobs_L += [trace.logprobs_T[i] if trace.logprobs_T else 0.0 for i in loss_steps]
     sample.versions_L += [trace.versions_T[i] for i in loss_steps]
+    assert sample.segments_L is not None
+    sample.segments_L += [max(sample.segments_L, default=-1) + 1] * len(loss_steps)
     if sample.allowed_L is not None:
         sample.allowed_L += [trace.allowed_T[i] for i in loss_steps]
 

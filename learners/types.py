@@ -24,3 +24,9 @@ class Sample:
     """The group key (task, protocol, role, situation, turn) as text, for inspection."""
     tags: dict[str, str] = field(default_factory=dict)
     """episode, role, ...: for metrics per role."""
+    segments_L: list[int] | None = None
+    """Which reply of the sequence each token belongs to, for losses and normalisation per reply; None: all to one."""
+    proximal_logprobs_L: list[float] | None = None
+    """Log-probability under the learner's weights at the start of the step; None: not computed."""
+    reference_logprobs_L: list[float] | None = None
+    """Log-probability under a frozen reference, with the same mask and temperature; None: there is none."""

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from configs.build import Builder
-from configs.checks import Known
 from configs.errors import ConfigError, ConfigErrors
+from configs.known import Known
 from configs.load import Loaded, build_protocols, load, load_protocol, load_task_source, to_yaml
 from configs.machine import Machine, needs, parameters, peak
 from configs.schema import ModelConfig, PolicyConfig, RunConfig, StageConfig
 from configs.source import Source
 from learners.samples import GROUP_FIELDS
-from learners.settings import KINDS, deepspeed_json, idle
+from learners.settings import KINDS, check_learner, idle
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, deepspeed_json)
+KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 BASE = """\
 tasks: {kind: pixels}
@@ -233,6 +233,15 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
         (["LEARNER.advantage.kind=gro"], "LEARNER.advantage.kind", "no advantage"),
         (["LEARNER.advantage.group_by=[tusk]"], "LEARNER.advantage.group_by[0]", "task"),
         (["LEARNER.loss={kind: sft, clip_low: .1}"], "LEARNER.loss.clip_low", "no effect"),
+        (["LEARNER.loss={kind: gspo, dual_clip: 3}"], "LEARNER.loss.dual_clip", "'gspo', which reads clip_high"),
+        (["LEARNER.loss={dual_clip: .5}"], "LEARNER.loss.dual_clip", "more than 1"),
+        (["LEARNER.loss={normalise: word}"], "LEARNER.loss.normalise", "sequence"),
+        (["LEARNER.loss={normalise: constant}"], "LEARNER.loss.constant", "1 or more"),
+        (["LEARNER.loss={kind: gspo, constant: 9}"], "LEARNER.loss.constant", "with normalise: sequence"),
+        (["LEARNER.loss={correction_high: 3}"], "LEARNER.loss.correction_high", "with correction: none"),
+        (["LEARNER.loss={correction: truncate, correction_low: 0}"], "LEARNER.loss.correction_low", "truncate"),
+        (["LEARNER.loss={kl_estimator: k1}"], "LEARNER.loss.kl_estimator", "without kl"),
+        (["LEARNER.loss={kl: .1}"], "LEARNER.loss.kl", "no learner starts a reference"),
         (["LEARNER.advantage={kind: grpo, decay: .9, group_by: [role]}"], "LEARNER.advantage.decay", "group_by"),
         (["LEARNER.advantage={kind: role_ema, group_by: [role]}"], "LEARNER.advantage.group_by", "baseline_by"),
         (["LEARNER.advantage={kind: role_ema, baseline_by: [rle]}"], "LEARNER.advantage.baseline_by[0]", "role"),

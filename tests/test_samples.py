@@ -272,6 +272,7 @@ def test_forced_tokens_inside_a_reply_carry_no_loss():
     assert sample.token_ids_S == [1, 2, 7, 4, 9] and sample.positions_L == [2, 4]
     assert sample.allowed_L == [(7, 8), (9, 3)] and sample.logprobs_L == [-0.1, pytest.approx(-0.3)]
     assert sample.advantages_L == [1.0, 1.0] and metrics["loss_tokens"] == 4
+    assert sample.segments_L == [0, 0]
 
 
 # -- packing
@@ -287,7 +288,7 @@ def test_a_chat_that_grew_is_one_sequence():
     (sample,) = packed(turn(1, prompt=(1, 2, 7, 5, 6), output=(8,), allowed=((8, 9),)))
     assert sample.token_ids_S == [1, 2, 7, 5, 6, 8]
     assert sample.positions_L == [2, 5] and sample.advantages_L == [1.0, 2.0]
-    assert sample.allowed_L == [(7, 8, 9), (8, 9)]
+    assert sample.allowed_L == [(7, 8, 9), (8, 9)] and sample.segments_L == [0, 1]
     assert sample.group.count("; ") == 1 and "turn=0" in sample.group and "turn=1" in sample.group
 
 
