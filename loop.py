@@ -243,7 +243,7 @@ class Run:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
-        samples, figures = build_samples(episodes, policy, config.advantage, baselines)
+        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal)
         if not samples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]

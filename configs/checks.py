@@ -23,6 +23,7 @@ from configs.schema import (
     ModelConfig,
     PolicyConfig,
     RunConfig,
+    SignalConfig,
     StageConfig,
     TrackConfig,
     WarmStartConfig,
@@ -49,6 +50,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "clip_low": (0, 1),
         "correction_high": (_TINY, _INF),
     },
+    SignalConfig: {"best": _COUNT, "temperature": (_TINY, _INF)},
     AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
     LearnerConfig: {
         **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
@@ -68,8 +70,8 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, _INF)},
 }
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-"""Advantages that compare the members of a group: in a group of one they are zero."""
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
+"""Advantages and signals that compare the members of a group: in a group of one they are zero."""
 
 
 @dataclass
@@ -204,7 +206,7 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "advantage"], why, (*path[:-1], "trained"))
+            self.unused(path, ["lr", "loss", "signal", "advantage"], why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":
@@ -315,11 +317,12 @@ class Checker:
             return
         repeated = _repeated_roles(protocol)
         for name in sorted(self.updated(stage)):
-            advantage = self.config.policies[name].learner.advantage
+            learner = self.config.policies[name].learner
+            kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
             alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
-            if alone and advantage.kind in GROUPED and "task" in advantage.group_by:
+            if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (
-                    f"groups of one: {advantage.kind} compares the plays of {name!r} as {_list(alone)} with others "
+                    f"groups of one: {kind} compares the plays of {name!r} as {_list(alone)} with others "
                     f"of the same task, and each task is played once"
                 )
                 valid = f"2 or more, or policies.{name}.learner.advantage.group_by without task"

@@ -108,6 +108,20 @@ class AdvantageConfig:
 
 
 @dataclass
+class SignalConfig:
+    """What a policy learns from its turns: how they compare, or which of them to imitate."""
+
+    kind: str = "advantage"
+    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    threshold: float = 0.0
+    """winners: a turn is imitated when its credit is above this."""
+    best: int = 1
+    """rejection: how many of each group are imitated."""
+    temperature: float = 1.0
+    """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
+
+
+@dataclass
 class LearnerConfig:
     """DeepSpeed learner group of one trained policy."""
 
@@ -132,6 +146,7 @@ class LearnerConfig:
     threads: int = 1
     """CPU only: torch threads of one rank."""
     loss: LossConfig = field(default_factory=LossConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""

@@ -7,7 +7,8 @@
    is missing data, not a zero: it trains nothing and is counted.
 2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
    default), never across an agent's own turns. `role_ema` compares with moving averages, one for each
-   combination of `baseline_by` values; `reinforce_pp` with the whole batch.
+   combination of `baseline_by` values; `reinforce_pp` with the whole batch. Other signals than `advantage` give
+   a turn a weight instead: whether, and how much, to imitate it (learners/signals.py).
 3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
 
 Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import AdvantageConfig
-from learners.advantages import ADVANTAGES, compare, groups, is_flat
-from learners.settings import ADVANTAGE_USES
+from configs.schema import AdvantageConfig, SignalConfig
+from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
+from learners.settings import ADVANTAGE_USES, SIGNAL_USES
+from learners.signals import SIGNALS
 from learners.types import Sample
 from protocols.types import Episode, TokenTrace, Turn
 
@@ -41,14 +43,14 @@ GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
 
 
 class UnknownSetting(ValueError):
-    """An `advantage:` setting that names nothing there is."""
+    """A setting that names nothing there is."""
 
     def __init__(self, key: str, value: str, valid: tuple[str, ...]):
         super().__init__(key, value, valid)
         self.key, self.value, self.valid = key, value, valid
 
     def __str__(self) -> str:
-        return f"advantage.{self.key}: {self.value!r} is not known; valid: {', '.join(self.valid)}"
+        return f"{self.key}: {self.value!r} is not known; valid: {', '.join(self.valid)}"
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class _Step:
     group: str = ""
     advantage: float = 0.0
     live: bool = False
-    """Whether any member of its group has an advantage."""
+    """Whether any member of its group has an advantage; other signals: whether it has a weight itself."""
 
 
 def build_samples(
@@ -70,18 +72,23 @@ def build_samples(
     policy: str,
     config: AdvantageConfig,
     baselines: MutableMapping[str, float] | None = None,
+    signal: SignalConfig | None = None,
 ) -> tuple[list[Sample], dict[str, float]]:
-    """The policy-gradient samples of `policy`, and figures about them (names below in `_metrics`).
+    """The samples of `policy`, and figures about them (names below in `_metrics`). `signal` None: advantages.
 
     `baselines`: the policy's moving averages, which `role_ema` reads and moves; keep them from batch to batch.
     Raises `UnknownSetting`.
     """
-    _check(config)
+    signal = signal or SignalConfig()
+    _check(config, signal)
     counts: Counter[str] = Counter()
     steps = [
         step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
     ]
-    _set_advantages(steps, config, {} if baselines is None else baselines, counts)
+    if signal.kind == "advantage":
+        _set_advantages(steps, config, {} if baselines is None else baselines, counts)
+    else:
+        _set_weights(steps, config, signal, counts)
     samples = _pack([step for step in steps if step.live])
     return samples, _metrics(steps, samples, counts)
 
@@ -172,13 +179,15 @@ def _credits(
 # -- advantage
 
 
-def _check(config: AdvantageConfig) -> None:
+def _check(config: AdvantageConfig, signal: SignalConfig) -> None:
+    if signal.kind not in SIGNAL_USES:
+        raise UnknownSetting("signal.kind", signal.kind, tuple(SIGNAL_USES))
     if config.kind not in ADVANTAGES:
-        raise UnknownSetting("kind", config.kind, tuple(ADVANTAGES))
+        raise UnknownSetting("advantage.kind", config.kind, tuple(ADVANTAGES))
     for key in ("group_by", "baseline_by"):
         for name in getattr(config, key):
             if name not in GROUP_FIELDS:
-                raise UnknownSetting(key, name, tuple(GROUP_FIELDS))
+                raise UnknownSetting(f"advantage.{key}", name, tuple(GROUP_FIELDS))
 
 
 def _opponent(episode: Episode, turn: Turn) -> str:
@@ -196,18 +205,41 @@ def _set_advantages(
 ) -> None:
     used = ADVANTAGE_USES[config.kind]
     fields = config.baseline_by if "baseline_by" in used else config.group_by if "group_by" in used else []
-    keys_B = [tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in fields]) for step in steps]
-    rewards_B = np.array([step.credit for step in steps])
+    keys_B = _keys(steps, fields)
+    credits_B = np.array([step.credit for step in steps])
     trajectories_B = [(step.episode.id, step.turn.seat) for step in steps]
-    advantages_B = compare(config.kind, rewards_B, keys_B, trajectories_B, config.decay, baselines)
+    advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines)
+    for members in _count_groups(steps, keys_B, fields, counts):
+        live = bool(advantages_B[members].any())
+        for i in members:
+            steps[i].advantage, steps[i].live = float(advantages_B[i]), live
+
+
+def _set_weights(
+    steps: Sequence[_Step], config: AdvantageConfig, signal: SignalConfig, counts: Counter[str]
+) -> None:
+    for members in _count_groups(steps, _keys(steps, config.group_by), config.group_by, counts):
+        weights_G = SIGNALS[signal.kind](np.array([steps[i].credit for i in members]), signal)
+        for i, weight in zip(members, weights_G):
+            steps[i].advantage, steps[i].live = float(weight), bool(weight > 0)
+
+
+def _keys(steps: Sequence[_Step], fields: Sequence[str]) -> list[Key]:
+    return [tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in fields]) for step in steps]
+
+
+def _count_groups(
+    steps: Sequence[_Step], keys_B: Sequence[Key], fields: Sequence[str], counts: Counter[str]
+) -> Iterator[list[int]]:
+    """The members of each group, as indices of `steps`. Names and counts it."""
     for key, members in groups(keys_B).items():
         counts["groups"] += 1
         counts["singleton_groups"] += len(members) == 1
-        counts["zero_variance_groups"] += len(members) > 1 and is_flat(rewards_B[members])
-        live = bool(advantages_B[members].any())
-        name = " ".join(f"{field}={value}" for field, value in zip(fields, key))
+        credits_G = np.array([steps[i].credit for i in members])
+        counts["zero_variance_groups"] += len(members) > 1 and is_flat(credits_G)
         for i in members:
-            steps[i].group, steps[i].advantage, steps[i].live = name, float(advantages_B[i]), live
+            steps[i].group = " ".join(f"{field}={value}" for field, value in zip(fields, key))
+        yield members
 
 
 # -- packing

@@ -39,7 +39,21 @@ ADVANTAGE_USES: dict[str, frozenset[str]] = {
 }
 """Advantage kind -> the fields of AdvantageConfig that it reads (`discount` with `credit: turn` only)."""
 
-KINDS: dict[str, dict[str, frozenset[str]]] = {"loss": LOSS_USES, "advantage": ADVANTAGE_USES}
+SIGNAL_USES: dict[str, frozenset[str]] = {
+    "advantage": frozenset(),
+    "winners": frozenset({"threshold"}),
+    "rejection": frozenset({"best"}),
+    "reward_weighted": frozenset({"temperature"}),
+}
+"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, all but `advantage` read
+`_EACH_GROUP` only."""
+
+KINDS: dict[str, dict[str, frozenset[str]]] = {
+    "loss": LOSS_USES,
+    "signal": SIGNAL_USES,
+    "advantage": ADVANTAGE_USES,
+}
+"""Sections of LearnerConfig that have a kind."""
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -51,8 +65,13 @@ class LearnerConfigError(ValueError):
 
 def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
     """(setting, why it has no effect, the setting that makes it so), dotted below `learner`. Kinds are known."""
+    signal = config.signal.kind
     for part, uses in KINDS.items():
         section = getattr(config, part)
+        if part == "advantage" and signal != "advantage":
+            for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
+                yield f"advantage.{name}", f"with the signal {signal!r}", "signal.kind"
+            continue
         read = uses[section.kind]
         why = f"on the {part} {section.kind!r}, which reads {', '.join(sorted(read)) or 'no other setting'}"
         for name in sorted({f.name for f in fields(section)} - {"kind"} - read):

@@ -13,7 +13,7 @@ class Sample:
     positions_L: list[int]
     """Indices into token_ids_S of the tokens that carry loss; each is predicted from the token before it."""
     advantages_L: list[float]
-    """Policy gradient: advantage of each token. SFT: its weight."""
+    """Policy gradient: advantage of each token. Imitation: its weight."""
     logprobs_L: list[float]
     """Log-probability under the policy that sampled it (0 where unknown, as in SFT)."""
     versions_L: list[int]

@@ -1,10 +1,11 @@
 """Samples: who is compared with whom, what each token is worth, and what never trains. Numbers by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from configs.schema import AdvantageConfig
+from configs.schema import AdvantageConfig, SignalConfig
 from learners.samples import UnknownSetting, build_samples, imitation_samples
 from protocols.types import Episode, Message, Outcome, Reward, Task, TokenTrace, Turn
 
@@ -240,6 +241,49 @@ def test_reinforce_pp_compares_across_groups():
     assert metrics["groups"] == 1
 
 
+# -- signals that imitate
+
+
+def test_winners_are_imitated_and_nobody_else():
+    win = episode([turn(seat="alice"), turn(seat="bob")], {("alice", None): 1.0, ("bob", None): -1.0}, id="w")
+    tie = episode([turn(seat="alice"), turn(seat="bob")], {("alice", None): 0.0, ("bob", None): 0.0}, id="t")
+    samples, metrics = build_samples([win, tie], "p", AdvantageConfig(), signal=SignalConfig("winners"))
+    assert [(s.tags["episode"], s.tags["seat"], s.advantages_L) for s in samples] == [("w", "alice", [1.0])]
+    assert (metrics["turns"], metrics["turns_trained"]) == (4, 1)
+
+
+def test_rejection_keeps_the_best_of_each_group():
+    episodes = siblings([1.0, 4.0, 2.0]) + [episode([turn()], {("alice", 0): 0.5}, id="u", task="other")]
+    for best, kept in ((1, ["e1"]), (2, ["e1", "e2"])):
+        signal = SignalConfig("rejection", best=best)
+        samples, metrics = build_samples(episodes, "p", AdvantageConfig(), signal=signal)
+        assert [(s.tags["episode"], s.advantages_L) for s in samples] == [(id, [1.0]) for id in kept]
+        assert metrics["singleton_groups"] == 1
+
+
+def test_reward_weighted_turns_of_a_trajectory():
+    rewards = [{0: 0.0, 1: 1.0, 2: 1.0}, {0: 0.0, 1: 0.0, 2: 2.0 - math.log(3)}]
+    config = AdvantageConfig(credit="trajectory")
+    signal = SignalConfig("reward_weighted")
+    episodes = [three_turns(given, id=f"e{i}") for i, given in enumerate(rewards)]
+    samples, _ = build_samples(episodes, "p", config, signal=signal)
+    # Odds 3 to 1, times a group of 2: 1.5 and 0.5, for each of the three turns.
+    assert [s.advantages_L[0] for s in samples] == pytest.approx([1.5] * 3 + [0.5] * 3)
+
+
+def test_one_record_feeds_each_policy_its_own_signal():
+    def play(id, won):
+        debater = turn(seat="alice", policy="p")
+        critic = turn(seat="carol", role="critic", policy="c")
+        return episode([debater, critic], {("alice", 0): won, ("carol", 0): won}, id=id)
+
+    episodes = [play("e0", 1.0), play("e1", -1.0)]
+    debater, _ = build_samples(episodes, "p", DR_GRPO)
+    critic, _ = build_samples(episodes, "c", AdvantageConfig(), signal=SignalConfig("winners"))
+    assert advantages(debater) == {"e0": [1.0], "e1": [-1.0]}
+    assert advantages(critic) == {"e0": [1.0]} and critic[0].tags["role"] == "critic"
+
+
 # -- what never trains
 
 
@@ -366,3 +410,8 @@ def test_imitation_skips_what_is_not_ok():
 def test_unknown_settings_name_what_is_valid(config, named):
     with pytest.raises(UnknownSetting, match=named):
         build_samples([], "p", config)
+
+
+def test_unknown_signals_name_the_known_ones():
+    with pytest.raises(UnknownSetting, match=r"signal\.kind: 'losers'.*winners, rejection"):
+        build_samples([], "p", AdvantageConfig(), signal=SignalConfig("losers"))
