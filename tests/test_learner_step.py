@@ -194,3 +194,16 @@ def test_a_loss_by_name_is_normalised_as_its_paper_says() -> None:
         learner.step(samples, loss="sft")
         gradients += learner.engine.steps
     assert torch.equal(*gradients) and gradients[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["clip", "reinforce", "gspo", "cispo", "sft"])
+@pytest.mark.parametrize("correction", ["none", "truncate", "mask", "reject"])
+def test_a_loss_that_is_no_number_reaches_the_gradient_and_is_counted(kind: str, correction: str) -> None:
+    samples = make_samples(6)
+    samples[3].advantages_L[0] = math.nan
+    config = LossConfig(kind=kind, correction="none" if kind == "sft" else correction, normalise="sequence")
+    learner = rank(LearnerConfig(loss=config))
+    learner.engine.was_step_applied = lambda: bool(torch.isfinite(learner.engine.steps[-1]).all())
+    figures = learner.step(samples).result()
+    assert math.isnan(learner.engine.get_global_grad_norm()), "all ranks must see that this step is broken"
+    assert (figures["skipped"], figures["updates"]) == (1, 0) and "loss" not in figures
