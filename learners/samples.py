@@ -27,7 +27,7 @@ from configs.schema import AdvantageConfig, SignalConfig
 from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
 from learners.settings import ADVANTAGE_USES, SIGNAL_USES
 from learners.signals import SIGNALS
-from learners.types import Sample
+from learners.types import Pair, Sample
 from protocols.types import Episode, TokenTrace, Turn
 
 GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
@@ -107,6 +107,34 @@ def imitation_samples(episodes: Iterable[Episode], roles: Collection[str]) -> li
         if turn.trace is not None and _loss_steps(turn.trace)
     ]
     return _pack(steps)
+
+
+def preference_pairs(
+    episodes: Iterable[Episode], policy: str, config: AdvantageConfig, gamma: float = 7.0
+) -> list[Pair]:
+    """The best and the worst of all replies of `policy` that a group holds to the same prompt, token by token: two
+    replies after different histories are no preference. None where their credits are alike.
+
+    The probability is 1 / (1 + e^(-gamma (r1 - r2))), r the credits (arXiv 2409.16636, whose rewards are in [0, 1] and
+    whose gamma is 7). Of `config`, `group_by`, `credit` and `discount` are read.
+    """
+    _check(config, SignalConfig())
+    counts: Counter[str] = Counter()
+    steps = [
+        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
+    ]
+    prompts: dict[tuple[Key, tuple[int, ...], float], list[_Step]] = defaultdict(list)
+    for step, key in zip(steps, _keys(steps, config.group_by)):
+        step.advantage, step.group = 1.0, " ".join(key)
+        prompts[key, tuple(step.trace.prompt_ids_P), step.trace.temperature].append(step)
+    pairs: list[Pair] = []
+    for members in prompts.values():
+        if is_flat(np.array([step.credit for step in members])):
+            continue
+        best, worst = (choose(members, key=lambda step: step.credit) for choose in (max, min))
+        chosen, rejected = (_pack([step])[0] for step in (best, worst))
+        pairs.append(Pair(chosen, rejected, 1.0 / (1.0 + math.exp(-gamma * (best.credit - worst.credit)))))
+    return pairs
 
 
 # -- credit

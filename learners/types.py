@@ -30,3 +30,13 @@ class Sample:
     """Log-probability under the learner's weights at the start of the step; None: not computed."""
     reference_logprobs_L: list[float] | None = None
     """Log-probability under a frozen reference, with the same mask and temperature; None: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two replies to the same prompt, one sample each, for the losses of learners/preference.py."""
+
+    chosen: Sample
+    rejected: Sample
+    probability: float
+    """That the chosen one is better, from the rewards of both; more than 1/2."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from configs.schema import AdvantageConfig, SignalConfig
-from learners.samples import UnknownSetting, build_samples, imitation_samples
+from learners.samples import UnknownSetting, build_samples, imitation_samples, preference_pairs
 from protocols.types import Episode, Message, Outcome, Reward, Task, TokenTrace, Turn
 
 DR_GRPO = AdvantageConfig(kind="dr_grpo")
@@ -282,6 +282,45 @@ def test_one_record_feeds_each_policy_its_own_signal():
     critic, _ = build_samples(episodes, "c", AdvantageConfig(), signal=SignalConfig("winners"))
     assert advantages(debater) == {"e0": [1.0], "e1": [-1.0]}
     assert advantages(critic) == {"e0": [1.0]} and critic[0].tags["role"] == "critic"
+
+
+# -- pairs
+
+
+def test_pairs_are_the_best_and_the_worst_reply_to_one_prompt():
+    # Two prompts in one group (the second turn after different histories), one of them answered three times.
+    outputs = {"e0": ((1, 2), 7, 0.2), "e1": ((1, 2), 8, 0.5), "e2": ((1, 2), 9, 0.4), "e3": ((1, 3), 7, 0.9)}
+    episodes = [
+        episode([turn(prompt=prompt, output=(token,))], {("alice", 0): credit}, id=id)
+        for id, (prompt, token, credit) in outputs.items()
+    ]
+    (pair,) = preference_pairs(episodes, "p", AdvantageConfig())
+    assert (pair.chosen.tags["episode"], pair.rejected.tags["episode"]) == ("e1", "e0")
+    assert pair.chosen.token_ids_S == [1, 2, 8] and pair.rejected.token_ids_S == [1, 2, 7]
+    assert pair.chosen.positions_L == pair.rejected.positions_L == [2] and pair.chosen.segments_L == [0]
+    assert pair.chosen.advantages_L == [1.0] and pair.chosen.allowed_L == [(7, 8, 9)]
+    assert pair.probability == pytest.approx(0.890903, abs=1e-6)  # sigma(7 * 0.3)
+    assert preference_pairs(episodes, "p", AdvantageConfig(), gamma=0.0)[0].probability == 0.5
+
+
+def test_no_pairs_without_a_difference_nor_across_situations_nor_from_invalid_plays():
+    assert preference_pairs(siblings([1.0, 1.0]), "p", AdvantageConfig()) == []
+    apart = siblings([1.0]) + siblings([2.0], situation="second")
+    assert preference_pairs(apart, "p", AdvantageConfig()) == []
+    invalid = [replace(one, outcome=replace(one.outcome, status="invalid")) for one in siblings([0.0, 1.0])]
+    assert preference_pairs(invalid, "p", AdvantageConfig()) == []
+
+
+def test_turns_of_one_seat_are_pairs_of_their_own():
+    def two(id, first, second):
+        turns = [turn(0, prompt=(1, 2), output=(7,)), turn(1, prompt=(1, 2, 7, 5), output=(8,))]
+        return episode(turns, {("alice", 0): first, ("alice", 1): second}, id=id)
+
+    pairs = preference_pairs([two("a", 0.0, 1.0), two("b", 1.0, 0.0)], "p", AdvantageConfig())
+    assert [(pair.chosen.tags["episode"], pair.chosen.positions_L) for pair in pairs] == [
+        ("b", [2]),
+        ("a", [4]),
+    ]
 
 
 # -- what never trains
