@@ -136,11 +136,10 @@ class LearnerRank:
         """Learns from this rank's share of a batch; figures of this rank, for `tally.merge`.
 
         loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
-        loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says. lr None:
-        `config.lr`; the
-        warm-up of `config.warmup_steps` applies to either. version: the step of the weights that this learner
-        holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss or gradient is not finite
-        changes nothing and is counted in `skipped`. Samples are sound (batching.check).
+        loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says.
+        lr None: `config.lr`; the warm-up of `config.warmup_steps` applies to either. version: the step of the
+        weights that this learner holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss
+        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check).
         """
         config, passes, parts = self.config.loss, self.config.epochs, self.config.minibatches
         if loss is not None:

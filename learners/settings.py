@@ -105,6 +105,8 @@ def check_loss(config: LossConfig) -> None:
         raise LearnerConfigError(
             f"loss.correction_{'low' if low >= 1 else 'high'}: [{low:g}, {high:g}] must have 1 inside"
         )
+    if config.correction == "truncate" and high < 1:
+        raise LearnerConfigError(f"loss.correction_high: {high:g} must be 1 or more")
     if config.kl:
         raise LearnerConfigError("loss.kl: no learner starts a reference model yet; valid: 0")
 
