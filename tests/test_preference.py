@@ -326,6 +326,13 @@ def test_scores_of_judges_are_proper(score: Callable[[Tensor, Tensor], Tensor]) 
         assert expected(truth) < expected(other)
 
 
+def test_no_gradient_flows_through_the_divergence_of_kto() -> None:
+    mismatched, logprobs = tensor(0.5, 1.5).requires_grad_(), tensor(-1.0).requires_grad_()
+    inputs = {"logprobs_B": logprobs, "ref_B": tensor(-4.0), "desirable_B": torch.tensor([True])}
+    preference_loss("kto", {**inputs, "mismatched_B": mismatched}, {}).sum().backward()
+    assert mismatched.grad is None and logprobs.grad is not None
+
+
 def test_extreme_log_ratios_stay_finite() -> None:
     inputs = dict(zip(PAIR, map(tensor, (-5000.0, -1.0, -1.0, -5000.0))))
     for kind in ("dpo", "ipo"):
