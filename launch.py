@@ -249,16 +249,15 @@ def run_protocol_check(args: argparse.Namespace) -> int:
 
 def _load(path: Path, args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """(loaded config, this machine). With --address the hardware is elsewhere and is not checked."""
-    from configs.checks import Known
+    from configs.known import Known
     from configs.load import load
     from configs.machine import Machine
-    from learners.advantages import ADVANTAGES
     from learners.samples import GROUP_FIELDS
-    from learners.settings import LOSS_USES, deepspeed_json
+    from learners.settings import KINDS, check_learner, idle
 
     overrides = list(args.overrides) + ([f"cluster.address={args.address}"] if args.address else [])
     machine = Machine.here()
-    known = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+    known = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
     return load(path, overrides, machine=machine, known=known), machine
 
 

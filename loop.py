@@ -70,6 +70,7 @@ class Run:
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
         self.versions: dict[str, int] = {}
         self.archives = {name: Archive() for name in self.config.stages}
+        self.baselines: dict[str, dict[str, float]] = {}  # policy -> moving averages of its rewards (role_ema)
         self.accuracy: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
@@ -241,7 +242,8 @@ class Run:
     async def learn(self, policy: str, episodes: list[Episode], step: int, left: float) -> dict[str, float]:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
-        samples, figures = build_samples(episodes, policy, config.advantage)
+        baselines = self.baselines.setdefault(policy, {})
+        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal)
         if not samples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
@@ -318,7 +320,7 @@ class Run:
         return {
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
-            "learners": list(self.learners), "buckets": self.buckets,
+            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
         }  # fmt: skip
 
     async def _or_stop(self, awaitable: Any) -> Any:
@@ -343,6 +345,7 @@ class Run:
         state = json.loads((folder / "run.json").read_text())
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
+        self.baselines = state.get("baselines", {})
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError
+from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
-    LearnerConfig,
-    LossConfig,
     ModelConfig,
     PolicyConfig,
     RunConfig,
@@ -25,22 +24,8 @@ from configs.schema import (
 from configs.source import KeyPath, Source, show_key
 from protocols.base import Protocol
 
-GROUPED = ("grpo", "dr_grpo", "rloo")
-"""Advantages that compare the members of a group: in a group of one they are zero."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the learners' side knows, handed in because `configs` does not import `learners`."""
-
-    losses: Mapping[str, frozenset[str]]
-    """Loss kind -> fields of LossConfig that it reads."""
-    advantages: Collection[str]
-    """Advantage kinds."""
-    group_fields: Collection[str]
-    """What AdvantageConfig.group_by may name."""
-    check_learner: Callable[[LearnerConfig, str], object]
-    """Raises ValueError("setting: what is wrong") for what no learner can run on a device (cpu or cuda)."""
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
+"""Advantages and signals that compare the members of a group: in a group of one they are zero."""
 
 
 @dataclass
@@ -185,27 +170,28 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "advantage"], why, (*path[:-1], "trained"))
+            self.unused(path, ["lr", "loss", "signal", "advantage"], why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":
             self.unused(path, ["threads"], "with device: cuda", (*path, "device"))
         if self.known is None:
             return
-        loss, advantage = learner.loss.kind, learner.advantage.kind
-        if self.named(loss, self.known.losses, "loss", (*path, "loss", "kind")):
-            idle = {f.name for f in dataclasses.fields(LossConfig)} - {"kind"} - self.known.losses[loss]
-            self.unused((*path, "loss"), sorted(idle), f"on the loss {loss!r}", (*path, "loss", "kind"))
-        self.named(advantage, self.known.advantages, "advantage", (*path, "advantage", "kind"))
-        for index, part in enumerate(learner.advantage.group_by):
-            here = (*path, "advantage", "group_by", index)
-            self.named(part, self.known.group_fields, "part of a group key,", here)
+        kinds = [(part, getattr(learner, part).kind, known) for part, known in self.known.kinds.items()]
+        sound = [self.named(kind, known, part, (*path, part, "kind")) for part, kind, known in kinds]
+        for setting, why, switch in self.known.idle(learner) if all(sound) else ():
+            *parents, name = setting.split(".")
+            self.unused((*path, *parents), [name], why, (*path, *switch.split(".")))
+        for keys in ("group_by", "baseline_by"):
+            for index, part in enumerate(getattr(learner.advantage, keys)):
+                here = (*path, "advantage", keys, index)
+                self.named(part, self.known.group_fields, "part of a group key,", here)
         try:
             self.known.check_learner(learner, resolve_device(learner.device, self.machine or Machine(1, 0)))
         except ValueError as error:
             key, _, message = str(error).partition(": ")
             if not any(e.key.endswith(f".learner.{key}") for e in self.errors):
-                self.error((*path, key), message)
+                self.error((*path, *key.split(".")), message)
 
     def warm_start(self, warm: WarmStartConfig, path: KeyPath) -> None:
         if not self.named(warm.protocol, self.protocols, "protocol", (*path, "protocol")):
@@ -302,11 +288,12 @@ class Checker:
             return
         repeated = _repeated_roles(protocol)
         for name in sorted(self.updated(stage)):
-            advantage = self.config.policies[name].learner.advantage
+            learner = self.config.policies[name].learner
+            kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
             alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
-            if alone and advantage.kind in GROUPED and "task" in advantage.group_by:
+            if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (
-                    f"groups of one: {advantage.kind} compares the plays of {name!r} as {_list(alone)} with others "
+                    f"groups of one: {kind} compares the plays of {name!r} as {_list(alone)} with others "
                     f"of the same task, and each task is played once"
                 )
                 valid = f"2 or more, or policies.{name}.learner.advantage.group_by without task"

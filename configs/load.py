@@ -12,8 +12,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.build import Builder, Kinds
-from configs.checks import Checker, Known
+from configs.checks import Checker
 from configs.errors import ConfigError, ConfigErrors, Mark
+from configs.known import Known
 from configs.machine import Machine
 from configs.schema import RunConfig
 from configs.source import KeyPath, Source, override, read

@@ -13,6 +13,7 @@ from configs.schema import (
     ModelConfig,
     PolicyConfig,
     RemoteConfig,
+    SignalConfig,
     StageConfig,
     TrackConfig,
     WarmStartConfig,
@@ -32,8 +33,13 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "gpus": (TINY, INF),
         "gpu_memory_utilization": (TINY, 1),
     },
-    LossConfig: {"clip_low": (0, 1), "clip_high": _FROM_0, "entropy": _FROM_0},
-    AdvantageConfig: {"discount": (0, 1)},
+    LossConfig: {
+        **dict.fromkeys(("clip_high", "dual_clip", "constant", "correction_low", "kl", "entropy"), _FROM_0),
+        "clip_low": (0, 1),
+        "correction_high": (TINY, INF),
+    },
+    SignalConfig: {"best": _COUNT, "temperature": (TINY, INF)},
+    AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
     LearnerConfig: {
         **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
         **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),

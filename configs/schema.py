@@ -67,6 +67,23 @@ class LossConfig:
     """A key of learners.losses.LOSSES."""
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
+    """clip: where the advantage is negative, the ratio counts at most this much (more than 1); 0: no such bound."""
+    normalise: Literal["auto", "token", "sequence", "constant"] = "auto"
+    """Every token weighs the same (DAPO), every reply (GRPO), or every reply as if it had `constant` tokens
+    (Dr. GRPO). auto: as the paper of the loss says."""
+    constant: int = 0
+    """normalise: constant. Tokens, such as the longest reply allowed."""
+    correction: Literal["none", "truncate", "mask", "reject"] = "none"
+    """What to do where the learner's probabilities at the start of a step are not the sampler's, w their ratio:
+    truncate weighs a token by min(w, correction_high); mask by w, or 0 outside [correction_low, correction_high];
+    reject drops replies whose geometric mean of w is outside."""
+    correction_low: float = 0.5
+    correction_high: float = 2.0
+    kl: float = 0.0
+    """Weight of the KL divergence (nats per token) from the policy to a frozen reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """All have the gradient of the divergence; they differ in variance."""
     entropy: float = 0.0
     """Weight of the entropy bonus (nats)."""
 
@@ -79,8 +96,29 @@ class AdvantageConfig:
     """A key of learners.advantages.ADVANTAGES."""
     group_by: list[str] = field(default_factory=lambda: ["task", "protocol", "role", "situation", "turn"])
     """The group key: rewards are compared within equal values of these."""
+    baseline_by: list[str] = field(default_factory=lambda: ["protocol", "role", "situation", "opponent"])
+    """role_ema: each combination of these has a moving average of its own."""
+    decay: float = 0.95
+    """role_ema: weight of the old average at each step of it."""
+    credit: Literal["turn", "trajectory"] = "turn"
+    """turn: a turn is credited with its own rewards and, by `discount`, with what followed. trajectory: every turn
+    of a seat with all that the seat was paid in the episode."""
     discount: float = 0.0
-    """A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+    """credit: turn. A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+
+
+@dataclass
+class SignalConfig:
+    """What a policy learns from its turns: how they compare, or which of them to imitate."""
+
+    kind: str = "advantage"
+    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    threshold: float = 0.0
+    """winners: a turn is imitated when its credit is above this."""
+    best: int = 1
+    """rejection: how many of each group are imitated."""
+    temperature: float = 1.0
+    """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
 
 
 @dataclass
@@ -108,6 +146,7 @@ class LearnerConfig:
     threads: int = 1
     """CPU only: torch threads of one rank."""
     loss: LossConfig = field(default_factory=LossConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""

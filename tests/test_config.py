@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from configs.build import Builder
-from configs.checks import Known
 from configs.errors import ConfigError, ConfigErrors
+from configs.known import Known
 from configs.load import Loaded, build_protocols, load, load_protocol, load_task_source, to_yaml
 from configs.machine import Machine, needs, parameters, peak
 from configs.schema import ModelConfig, PolicyConfig, RunConfig, StageConfig
 from configs.source import Source
-from learners.advantages import ADVANTAGES
 from learners.samples import GROUP_FIELDS
-from learners.settings import LOSS_USES, deepspeed_json
+from learners.settings import KINDS, check_learner, idle
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
-KNOWN = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 BASE = """\
 tasks: {kind: pixels}
@@ -237,6 +236,34 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["LEARNER.advantage.kind=gro"], "LEARNER.advantage.kind", "no advantage"),
         (["LEARNER.advantage.group_by=[tusk]"], "LEARNER.advantage.group_by[0]", "task"),
         (["LEARNER.loss={kind: sft, clip_low: .1}"], "LEARNER.loss.clip_low", "no effect"),
+        (["LEARNER.signal.kind=winner"], "LEARNER.signal.kind", "did you mean winners?"),
+        (["LEARNER={signal: {kind: winners, best: 2}}"], "LEARNER.signal.best", "'winners', which reads threshold"),
+        (["LEARNER.signal={threshold: 1}"], "LEARNER.signal.threshold", "reads no other setting"),
+        (
+            ["LEARNER={signal: {kind: winners}, advantage: {kind: rloo}}"],
+            "LEARNER.advantage.kind",
+            "no effect with the signal 'winners'",
+        ),
+        (["LEARNER={signal: {kind: rejection}}"], "stages.main.repeats", "groups of one: rejection compares"),
+        (["LEARNER.signal={kind: winners, threshold: high}"], "LEARNER.signal.threshold", "must be a number"),
+        (["LEARNER.loss={kind: gspo, dual_clip: 3}"], "LEARNER.loss.dual_clip", "'gspo', which reads clip_high"),
+        (["LEARNER.loss={dual_clip: .5}"], "LEARNER.loss.dual_clip", "more than 1"),
+        (["LEARNER.loss={normalise: word}"], "LEARNER.loss.normalise", "sequence"),
+        (["LEARNER.loss={normalise: constant}"], "LEARNER.loss.constant", "1 or more"),
+        (["LEARNER.loss={kind: gspo, constant: 9}"], "LEARNER.loss.constant", "with normalise: sequence"),
+        (["LEARNER.loss={correction_high: 3}"], "LEARNER.loss.correction_high", "with correction: none"),
+        (["LEARNER.loss={correction: truncate, correction_low: 0}"], "LEARNER.loss.correction_low", "truncate"),
+        (["LEARNER.loss={kl_estimator: k1}"], "LEARNER.loss.kl_estimator", "without kl"),
+        (["LEARNER.loss={kl: .1}"], "LEARNER.loss.kl", "no learner starts a reference"),
+        (["LEARNER.advantage={kind: grpo, decay: .9, group_by: [role]}"], "LEARNER.advantage.decay", "group_by"),
+        (["LEARNER.advantage={kind: role_ema, group_by: [role]}"], "LEARNER.advantage.group_by", "baseline_by"),
+        (["LEARNER.advantage={kind: role_ema, baseline_by: [rle]}"], "LEARNER.advantage.baseline_by[0]", "role"),
+        (
+            ["LEARNER.advantage={kind: reinforce, credit: trajectory, discount: .5}"],
+            "LEARNER.advantage.discount",
+            "with credit: trajectory",
+        ),
+        (["LEARNER.advantage={kind: reinforce, credit: game}"], "LEARNER.advantage.credit", "trajectory"),
         (["LEARNER.loss.kind=ppo"], "LEARNER.loss.kind", "there is no loss 'ppo'"),
         (["LEARNER.dtype=bfloat16"], "LEARNER.dtype", "zero_stage"),
         (["LEARNER.zero_stage=4"], "LEARNER.zero_stage", "out of range"),
