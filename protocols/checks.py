@@ -118,6 +118,7 @@ def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]
         yield f"{path}.seats", "a seat cannot speak twice at once"
     if together and phase.moves == "evidence" and len(phase.seats) > 1:
         yield f"{path}.order", "seats that reveal at once could clash on one statement; valid: sequential"
+    yield from _order_problems(phase, path)
     known = {"all", *rules.seats, *rules.seats.values()}
     for who in phase.visible_to:
         if who not in known:
@@ -130,6 +131,19 @@ def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]
         yield f"{path}.max_tokens", "must be at least 1"
     if phase.temperature is not None and phase.temperature < 0:
         yield f"{path}.temperature", "must be at least 0"
+
+
+def _order_problems(phase: Phase, path: str) -> Iterable[Problem]:
+    """Mistakes in who speaks first."""
+    path = f"{path}.speakers"
+    if phase.speakers == "fixed":
+        return
+    if phase.order == "simultaneous" or len(phase.seats) < 2:
+        yield path, f"{phase.speakers} has no effect where seats do not take turns; valid: fixed"
+    elif phase.speakers == "alternating" and phase.repeat < 2:
+        yield path, "alternating has no effect without a second repeat; valid: fixed, shuffled"
+    elif phase.speakers == "shuffled" and len(set(phase.seats)) < len(phase.seats):
+        yield path, "a seat that speaks twice in a round has no one place; valid: fixed, alternating"
 
 
 def _pay_problems(rules: Phased) -> Iterable[Problem]:

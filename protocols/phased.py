@@ -42,9 +42,12 @@ class Phase:
 
     name: str
     seats: list[str]
-    """Who speaks, in this order."""
+    """Who speaks, in the order that `speakers` makes of this one."""
     order: Literal["sequential", "simultaneous"] = "sequential"
     """simultaneous: nobody hears what the others say in the same round."""
+    speakers: Literal["fixed", "shuffled", "alternating"] = "fixed"
+    """fixed: as listed. shuffled: in an order drawn for the play, the same in all its shuffled phases, so that
+    nobody is always first. alternating: as listed, and reversed on every other repeat."""
     repeat: int = 1
     prompt: str = ""
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
@@ -90,7 +93,7 @@ class Phased(Protocol):
         each_turn = self.judge is not None and self.judge.when == "each_turn"
         if bench is not None and each_turn:
             yield from _poll(table, bench)
-        for phase, speakers in self._rounds():
+        for phase, speakers in self._rounds(self._draw(rng)):
             if table.failure:
                 break
             asks = table.ask(phase, speakers)
@@ -133,9 +136,13 @@ class Phased(Protocol):
 
     def reveal_sides(self) -> tuple[int, ...]:
         """The side that makes each reveal, in order: the turns of the game that an exact search plays out."""
+        if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
+            raise ValueError(
+                f"protocol {self.name}: shuffled reveals are not one game that could be searched"
+            )
         return tuple(
             self.sides[speaker.seat]
-            for phase, speakers in self._rounds()
+            for phase, speakers in self._rounds({})
             if phase.moves == "evidence"
             for speaker in speakers
         )
@@ -154,31 +161,48 @@ class Phased(Protocol):
             return None
         return Bench(self.judge, self.seats[self.judge.seat], task, self.sides, self.joiner)
 
-    def _rounds(self) -> Iterator[tuple[Phase, Sequence[Speaker]]]:
+    def _draw(self, rng: random.Random) -> Mapping[str, int]:
+        """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""
+        if all(phase.speakers != "shuffled" for phase in self.phases):
+            return {}
+        return {seat: place for place, seat in enumerate(rng.sample(list(self.seats), len(self.seats)))}
+
+    def _rounds(self, places: Mapping[str, int]) -> Iterator[tuple[Phase, Sequence[Speaker]]]:
         """The turns that happen at once, in order."""
-        for phase, speakers in self._speakers:
-            for _ in range(phase.repeat):
+        for phase in self.phases:
+            seats = tuple(phase.seats)
+            if phase.speakers == "shuffled":
+                seats = tuple(sorted(seats, key=places.__getitem__))
+            for i in range(phase.repeat):
+                reversed_now = phase.speakers == "alternating" and i % 2 == 1
+                speakers = self._line_up(phase, seats[::-1] if reversed_now else seats)
                 if phase.order == "simultaneous":
                     yield phase, speakers
                 else:
                     for speaker in speakers:
                         yield phase, (speaker,)
 
+    def _line_up(self, phase: Phase, seats: tuple[str, ...]) -> tuple[Speaker, ...]:
+        """Who speaks in this order and who hears it. Fixed by the definition, so worked out once for each order."""
+        key = (phase.name, seats)
+        if key not in self._line_ups:
+            self._line_ups[key] = tuple(self._speaker(phase, *each) for each in enumerate(seats))
+        return self._line_ups[key]
+
     @cached_property
-    def _speakers(self) -> list[tuple[Phase, tuple[Speaker, ...]]]:
-        """Who speaks in each phase and who hears it; fixed by the definition, so worked out once."""
-        found = []
-        for phase in self.phases:
-            hearers = {seat for seat, role in self.seats.items() if {"all", seat, role} & {*phase.visible_to}}
-            speakers = []
-            for place, seat in enumerate(phase.seats):
-                side = self.sides.get(seat)
-                place = 0 if phase.order == "simultaneous" else place
-                situation = f"place {place}" if side is None else f"side {side} place {place}"
-                audience = tuple(s for s in self.seats if s in hearers and s != seat)
-                speakers.append(Speaker(seat, self.seats[seat], situation, audience))
-            found.append((phase, tuple(speakers)))
-        return found
+    def _line_ups(self) -> dict[tuple[str, tuple[str, ...]], tuple[Speaker, ...]]:
+        return {}
+
+    def _speaker(self, phase: Phase, place: int, seat: str) -> Speaker:
+        side = self.sides.get(seat)
+        place = 0 if phase.order == "simultaneous" else place
+        situation = f"place {place}" if side is None else f"side {side} place {place}"
+        audience = tuple(
+            other
+            for other, role in self.seats.items()
+            if other != seat and {"all", other, role} & {*phase.visible_to}
+        )
+        return Speaker(seat, self.seats[seat], situation, audience)
 
 
 def _poll(table: Table, bench: Bench) -> Generator[list[Ask], list[Answer], None]:

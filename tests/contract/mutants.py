@@ -20,7 +20,7 @@ Patch = Callable[[contextlib.ExitStack], None]
 MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
 """name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
 SHIPPED = HERE.parents[1] / "configs" / "protocol"
-COUNCIL, HEARING = HERE / "protocols" / "council.yaml", HERE / "protocols" / "hearing.yaml"
+COUNCIL, HEARING, SALON = (HERE / "protocols" / f"{name}.yaml" for name in ("council", "hearing", "salon"))
 PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_debate.yaml",
     SHIPPED / "pixel_proposed.yaml",
@@ -63,10 +63,28 @@ def public_scratchpad(tell: Any) -> Any:
 
 @mutant(COUNCIL, "turns asked", phased.Phased, "_rounds")
 def same_round_leak(rounds: Any) -> Any:
-    def broken(self: Any) -> Iterator[Any]:
-        for phase, speakers in rounds(self):
+    def broken(self: Any, places: Any) -> Iterator[Any]:
+        for phase, speakers in rounds(self, places):
             for speaker in speakers:
                 yield phase, (speaker,)
+
+    return broken
+
+
+@mutant(SALON, "first in all of", phased.Phased, "_draw")
+def never_shuffled(draw: Any) -> Any:
+    return lambda self, rng: {seat: place for place, seat in enumerate(self.seats)}
+
+
+@mutant(SALON, "several orders", phased.Phased, "_line_up")
+def shuffled_phase_by_phase(line_up: Any) -> Any:
+    return lambda self, phase, seats: line_up(self, phase, seats[::-1] if phase.name == "reply" else seats)
+
+
+@mutant(SALON, "turns asked", phased.Phased, "_line_up")
+def never_alternating(line_up: Any) -> Any:
+    def broken(self: Any, phase: Any, seats: Any) -> Any:
+        return line_up(self, phase, tuple(phase.seats) if phase.speakers == "alternating" else seats)
 
     return broken
 

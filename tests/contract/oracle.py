@@ -54,6 +54,7 @@ class PhasedOracle:
 
     def run(self, trace: Trace) -> list[str]:
         rounds = iter(trace.rounds)
+        self._drawn(trace)
         for kind, phase, seats in self._expected():
             got: list[tuple[Any, Any]] | None = next(rounds, None)
             if got is None:
@@ -71,6 +72,24 @@ class PhasedOracle:
         self._outcome(trace.outcome)
         return self.found
 
+    def _drawn(self, trace: Trace) -> None:
+        """The order of this play, learned from what was asked: any will do, but it must be one order."""
+        self.orders: dict[str, list[str]] = {}
+        before: set[tuple[str, str]] = set()
+        asked = [ask for asks in trace.rounds for ask, _ in asks if isinstance(ask, TurnRequest)]
+        for phase in self.raw["phases"]:
+            if phase.get("speakers") == "shuffled":
+                heard = dict.fromkeys(ask.seat for ask in asked if ask.phase == phase["name"])
+                order = [*heard, *(seat for seat in phase["seats"] if seat not in heard)]
+                before |= {(a, b) for i, a in enumerate(order[: len(heard)]) for b in order[i + 1 :]}
+                self.orders[phase["name"]] = [seat for seat in order if seat in phase["seats"]]
+        if any((b, a) in before for a, b in before):
+            self.found.append(f"shuffled phases have several orders: {self.orders}")
+
+    def _line_up(self, phase: Raw, repeat: int) -> list[str]:
+        seats = self.orders.get(phase["name"], phase["seats"])
+        return seats[::-1] if phase.get("speakers") == "alternating" and repeat % 2 else seats
+
     def _expected(self) -> Iterator[tuple[str, Raw, list[str]]]:
         """The rounds to come, judge's polls included; evaluated lazily, as the play is replayed."""
         poll = (
@@ -83,9 +102,8 @@ class PhasedOracle:
             yield "poll", {}, poll
         for phase in self.raw["phases"]:
             together = phase.get("order", "sequential") == "simultaneous"
-            for seats in ([phase["seats"]] if together else [[s] for s in phase["seats"]]) * phase.get(
-                "repeat", 1
-            ):
+            line_ups = [self._line_up(phase, i) for i in range(phase.get("repeat", 1))]
+            for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
                 if self.unreadable:
                     return
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):

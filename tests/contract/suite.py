@@ -57,7 +57,21 @@ def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
             again = drive(protocol, task, seed, Scripted(seed, **settings))
             if again.digest() != trace.digest():
                 found.append(f"{way}: a replay with the same seed differs")
-    return found + twin_violations(protocol, raw, seed)
+    return found + order_violations(protocol, raw, seed) + twin_violations(protocol, raw, seed)
+
+
+def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -> list[str]:
+    """In a shuffled phase everyone must be first in some plays. By chance two seats fail once in 2^23."""
+    found = []
+    for phase in raw.get("phases", []):
+        if phase.get("speakers") == "shuffled":
+            task, first = synthetic(raw, seed), set()
+            for i in range(plays):
+                trace = drive(protocol, task, seed + i, Scripted(seed))
+                first.add(next(ask.seat for ask in trace.requests() if ask.phase == phase["name"]))
+            if len(first) < 2:
+                found.append(f"{phase['name']}: {first} is first in all of {plays} shuffled plays")
+    return found
 
 
 def check_trace(raw: Raw, trace: Trace) -> list[str]:

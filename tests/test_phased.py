@@ -1,0 +1,79 @@
+"""Settings of phased protocols, one by one, on plays small enough to be written out by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocols.judging import JudgeRules
+from protocols.phased import Phase, Phased, RolePrompt
+from protocols.types import Reply, Task, TurnRequest
+from tests.contract.drive import Trace, drive
+
+TASK = Task("t", "Why?", "yes", ("yes", "no"), evidence=("e1", "e2", "e3", "e4"))
+SEATS = {"ann": "speaker", "ben": "speaker", "jay": "judge"}
+
+
+def protocol(*phases: Phase, **changes: Any) -> Phased:
+    """Two speakers with a side each, and a judge who reads all of it at the end."""
+    made = Phased(
+        phases=list(phases),
+        seats=SEATS,
+        sides={"ann": 0, "ben": 1},
+        prompts={"speaker": RolePrompt()},
+        judge=JudgeRules("jay", "{{ transcript }}", view="transcript", when="end", orders="given"),
+    )
+    made = replace(made, **changes)
+    assert made.problems() == []
+    return made
+
+
+def play(
+    rules: Phased, say: Callable[[TurnRequest], str | Reply] = lambda ask: "words", seed: int = 0
+) -> Trace:
+    def player(ask: TurnRequest) -> Reply:
+        if ask.read:
+            return Reply("A", (0.75, 0.25))
+        said = say(ask)
+        return Reply(said) if isinstance(said, str) else said
+
+    return drive(rules, TASK, seed, player)
+
+
+def order(trace: Trace) -> list[str]:
+    return [ask.seat for ask in trace.requests() if not ask.read]
+
+
+def shown(trace: Trace) -> str:
+    """What the judge was shown."""
+    return next(ask.messages[-1].text for ask in trace.requests() if ask.seat == "jay")
+
+
+def test_alternating_speakers_take_turns_at_being_first() -> None:
+    trace = play(protocol(Phase("talk", ["ann", "ben"], speakers="alternating", repeat=3)))
+    assert order(trace) == ["ann", "ben", "ben", "ann", "ann", "ben"]
+    situations = [ask.situation for ask in trace.requests() if not ask.read]
+    assert situations[:4] == ["side 0 place 0", "side 1 place 1", "side 1 place 0", "side 0 place 1"]
+
+
+def test_shuffled_speakers_have_one_order_per_play_and_every_order_comes_up() -> None:
+    rules = protocol(
+        Phase("talk", ["ann", "ben"], speakers="shuffled", repeat=2),
+        Phase("end", ["ben", "ann"], speakers="shuffled"),
+    )
+    counts = Counter(tuple(order(play(rules, seed=seed))) for seed in range(400))
+    assert set(counts) == {("ann", "ben") * 3, ("ben", "ann") * 3}
+    assert 150 < counts["ann", "ben", "ann", "ben", "ann", "ben"] < 250, "five standard deviations around 200"
+    assert order(play(rules, seed=7)) == order(play(rules, seed=7))
+
+
+def test_alternating_reveals_are_one_game_and_shuffled_ones_are_none() -> None:
+    reveals = Phase("show", ["ann", "ben"], moves="evidence", speakers="alternating", repeat=2)
+    rules = protocol(reveals)
+    assert rules.reveal_sides() == (0, 1, 1, 0)
+    with pytest.raises(ValueError, match="shuffled"):
+        protocol(replace(reveals, speakers="shuffled")).reveal_sides()
