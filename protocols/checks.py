@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_REPEAT = 1000
 """More rounds than this of one phase are taken for a loop without an end."""
+
+_PART = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 Problem = tuple[str, str]
 
@@ -119,6 +122,7 @@ def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]
     if together and phase.moves == "evidence" and len(phase.seats) > 1:
         yield f"{path}.order", "seats that reveal at once could clash on one statement; valid: sequential"
     yield from _order_problems(phase, path)
+    yield from _speech_problems(phase, path)
     known = {"all", *rules.seats, *rules.seats.values()}
     for who in phase.visible_to:
         if who not in known:
@@ -144,6 +148,20 @@ def _order_problems(phase: Phase, path: str) -> Iterable[Problem]:
         yield path, "alternating has no effect without a second repeat; valid: fixed, shuffled"
     elif phase.speakers == "shuffled" and len(set(phase.seats)) < len(phase.seats):
         yield path, "a seat that speaks twice in a round has no one place; valid: fixed, alternating"
+
+
+def _speech_problems(phase: Phase, path: str) -> Iterable[Problem]:
+    """Mistakes in what is heard of a turn."""
+    for name in phase.parts:
+        if not _PART.fullmatch(name):
+            yield f"{path}.parts", f"{name!r} cannot stand in a tag; valid: letters, digits, - and _"
+    if phase.parts and "shown" not in phase.parts.values():
+        yield f"{path}.parts", "nothing is shown; valid: at least one part that is shown (or visible_to: [])"
+    if phase.parts and phase.moves != "free":
+        yield (
+            f"{path}.parts",
+            f"a move is one statement as it stands (moves: {phase.moves}); valid: moves: free",
+        )
 
 
 def _pay_problems(rules: Phased) -> Iterable[Problem]:

@@ -56,6 +56,9 @@ class Phase:
     competing answers. A reply that is not legal is rejected: it has no effect and the others read `rejected`."""
     enforce: bool = True
     """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
+    parts: dict[str, Literal["private", "shown"]] = field(default_factory=dict)
+    """name -> private or shown: a turn is written as these parts in this order, each between <name> and </name>.
+    Others hear the shown ones alone. Of a turn that is not so written they hear nothing but `rejected`."""
     visible_to: list[str] = field(default_factory=lambda: ["all"])
     """all, or the seats and roles that hear it besides the speaker; []: a private scratchpad."""
     max_tokens: int | None = None
@@ -82,7 +85,7 @@ class Phased(Protocol):
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""
     rejected: str = "no valid reveal"
-    """What everyone, the speaker too, reads in place of a rejected move."""
+    """What everyone, the speaker too, reads in place of a rejected move and of a turn without its parts."""
     joiner: str = "\n\n"
     """Stands between the parts of a user message and the entries of a transcript."""
     name: str = ""
@@ -116,6 +119,7 @@ class Phased(Protocol):
     def literal_texts(self) -> list[str]:
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
         texts = [self.rejected, *(phase.prompt for phase in self.phases)]
+        texts += [f"<{part}> </{part}>" for phase in self.phases for part in phase.parts]
         for prompt in self.prompts.values():
             texts += [prompt.system, prompt.opening, prompt.heard]
         if self.judge is not None:

@@ -41,6 +41,8 @@ class Move:
     """An illegal or false move, which had no effect."""
     unfinished: bool = False
     """Cut off by the token limit, or blank."""
+    unparsed: bool = False
+    """Not written in the parts that its phase asks for: nobody heard it."""
     before: int | None = None
     """Index into `Record.beliefs` of the last belief before the move; None where the judge did not see it."""
     after: int | None = None
@@ -126,9 +128,9 @@ def illegal(record: Record, params: Params) -> Iterator[Reward]:
 
 
 def format_(record: Record, params: Params) -> Iterator[Reward]:
-    """-1 for each reply that is blank or was cut off by its token limit."""
+    """-1 for each reply that is blank, was cut off by its token limit or lacks the parts it should have."""
     for move in record.moves:
-        if move.unfinished:
+        if move.unfinished or move.unparsed:
             yield Reward(move.seat, move.turn, -1.0, "format")
 
 

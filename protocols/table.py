@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from protocols.base import Answer, Ask
 from protocols.judging import Bench
 from protocols.rewards import Move, Record, pay
+from protocols.speech import shown_parts
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Chat, as_reply, hidden_values
@@ -92,18 +93,19 @@ class Table:
         for (speaker, legal), answer in zip(self._asked, answers, strict=True):
             reply = as_reply(answer)
             chat = self._chats[speaker.seat]
-            statement = reply.text.strip() if legal else reply.text
+            parsed = shown_parts(reply.text, phase.parts, self.rules.joiner) if phase.parts else reply.text
+            statement = reply.text if parsed is None else parsed.strip() if legal else parsed
             rejected = bool(legal) and statement not in legal
             unfinished = reply.truncated or not reply.text.strip()
-            self._note(Move(speaker.seat, chat.turns, rejected, unfinished), speaker)
+            self._note(Move(speaker.seat, chat.turns, rejected, unfinished, parsed is None), speaker)
             chat.said(reply.text)
-            if rejected:
+            if rejected or parsed is None:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
                 self.revealed[statement] = None
-            heard.append((speaker, rejected, statement))
-        for speaker, rejected, statement in heard:
-            self._tell(phase, speaker, rejected, statement)
+            heard.append((speaker, rejected or parsed is None, statement))
+        for speaker, silenced, statement in heard:
+            self._tell(phase, speaker, silenced, statement)
 
     def settle(self) -> None:
         """The round is over: its moves get the belief that followed (the same, where nothing new was to be seen)."""
@@ -113,7 +115,7 @@ class Table:
 
     def outcome(self) -> Outcome:
         bench = self.bench
-        metrics = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
+        metrics = self._counts()
         if bench is None:
             return Outcome(rewards=pay(self.rules.rewards, self._record()), metrics=metrics)
         judgments = tuple(bench.judgments)
@@ -129,16 +131,22 @@ class Table:
             metrics["swap_gap"] = bench.swap_gap
         return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
 
-    def _tell(self, phase: Phase, speaker: Speaker, rejected: bool, statement: str) -> None:
-        # What was rejected is never repeated: a false statement must not reach anyone.
-        text = self.rules.rejected if rejected else statement
+    def _counts(self) -> dict[str, float]:
+        counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
+        if any(phase.parts for phase in self.rules.phases):
+            counts["unparsed"] = float(sum(move.unparsed for move in self._moves))
+        return counts
+
+    def _tell(self, phase: Phase, speaker: Speaker, silenced: bool, statement: str) -> None:
+        # What was rejected is never repeated: a false statement must not reach anyone, nor a private thought.
+        text = self.rules.rejected if silenced else statement
         values = {"seat": speaker.seat, "role": speaker.role, "text": text, "quoted": quote(text)}
         for seat in speaker.audience:
             if seat in self._chats:
                 self._chats[seat].hear(render(self.rules.prompts[self.rules.seats[seat]].heard, values))
             elif self.bench is not None:
                 self.bench.hear(speaker.seat, speaker.role, text)
-                if phase.moves == "evidence" and not rejected:
+                if phase.moves == "evidence" and not silenced:
                     self.bench.reveal(statement)
 
     def _note(self, move: Move, speaker: Speaker) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from protocols.judging import JudgeRules
 from protocols.phased import Phase, Phased, RolePrompt
+from protocols.rewards import RewardTerm
+from protocols.speech import shown_parts
 from protocols.types import Reply, Task, TurnRequest
 from tests.contract.drive import Trace, drive
 
@@ -77,3 +79,46 @@ def test_alternating_reveals_are_one_game_and_shuffled_ones_are_none() -> None:
     assert rules.reveal_sides() == (0, 1, 1, 0)
     with pytest.raises(ValueError, match="shuffled"):
         protocol(replace(reveals, speakers="shuffled")).reveal_sides()
+
+
+@pytest.mark.parametrize(
+    ("text", "heard"),
+    [
+        ("<t>hm</t><a>So.</a>", "So."),
+        (" <t>\nhm\n</t>\nWell:\n<a>\n So.\nAnd so.\n</a> end", "So.\nAnd so."),
+        ("<t></t><a>1 < 2 <b>x</b></a>", "1 < 2 <b>x</b>"),
+        ("So.", None),
+        ("<a>So.</a>", None),
+        ("<t>hm</t><a>So.", None),
+        ("<a>So.</a><t>hm</t>", None),
+        ("<t>hm</t><a>So.</a><a>And so.</a>", None),
+        ("<t>hm <a>not</a></t><a>So.</a>", None),
+        ("<t>hm</t><a>So.<t></a>", None),
+        ("<t>hm<a>So.</t></a>", None),
+        ("<t>hm</t><a> \n</a>", None),
+        ("<T>hm</T><A>So.</A>", None),
+        ("", None),
+    ],
+)
+def test_parts_are_shown_where_it_is_clear_which(text: str, heard: str | None) -> None:
+    assert shown_parts(text, {"t": "private", "a": "shown"}, " / ") == heard
+
+
+def test_several_shown_parts_are_joined() -> None:
+    assert (
+        shown_parts("<a>x</a><t>y</t><b>z</b>", {"a": "shown", "t": "private", "b": "shown"}, " / ")
+        == "x / z"
+    )
+
+
+def test_a_turn_without_its_parts_is_counted_fined_and_not_heard() -> None:
+    talk = Phase("talk", ["ann", "ben"], repeat=2, parts={"t": "private", "a": "shown"})
+    rules = protocol(talk, rejected="(unclear)", rewards=[RewardTerm("format", weight=0.5)])
+    said = {("ann", 0): "<t>secret</t><a>So.</a>", ("ben", 0): "secret", ("ann", 1): "<t>secret</t>",
+            ("ben", 1): "<t>secret</t><a>No.</a>"}  # fmt: skip
+    trace = play(rules, lambda ask: said[ask.seat, ask.turn])
+    assert shown(trace) == "ann: So.\n\nben: (unclear)\n\nann: (unclear)\n\nben: No."
+    assert [(r.seat, r.turn, r.value) for r in trace.outcome.rewards] == [("ben", 0, -0.5), ("ann", 1, -0.5)]
+    assert trace.outcome.metrics["unparsed"] == 2 and trace.outcome.metrics["rejected"] == 0
+    (ben,) = [ask for ask in trace.requests() if (ask.seat, ask.turn) == ("ben", 1)]
+    assert [m.text for m in ben.messages] == ["ann: So.", "secret", "(unclear)\n\nann: (unclear)"]

@@ -89,6 +89,34 @@ def never_alternating(line_up: Any) -> Any:
     return broken
 
 
+@mutant(SALON, "in private shows", table, "shown_parts")
+def private_part_shown(shown: Any) -> Any:
+    return lambda text, parts, joiner: text if shown(text, parts, joiner) else None
+
+
+@mutant(SALON, "which it may not see", table, "shown_parts")
+def unparsed_turn_shown(shown: Any) -> Any:
+    return lambda text, parts, joiner: shown(text, parts, joiner) or text
+
+
+@mutant(SALON, "which it may not see", table.Table, "_tell")
+def whisper_to_the_judge(tell: Any) -> Any:
+    def broken(self: Any, phase: Any, speaker: Any, silenced: bool, statement: str) -> None:
+        audience = dict.fromkeys([*speaker.audience, self.bench.rules.seat])
+        tell(self, phase, replace(speaker, audience=tuple(audience)), silenced, statement)
+
+    return broken
+
+
+@mutant(SALON, "format paid", rewards, "REWARDS")
+def unparsed_turn_goes_unfined(rules: Any) -> Any:
+    def broken(record: Any, params: Any) -> Any:
+        moves = [replace(move, unparsed=False) for move in record.moves]
+        return rules["format"].pay(replace(record, moves=moves), params)
+
+    return {**rules, "format": replace(rules["format"], pay=broken)}
+
+
 @mutant(PIXEL, "more than once", views.Chat, "ask")
 def inbox_not_cleared(ask: Any) -> Any:
     def broken(self: Any, prompt: str) -> Any:

@@ -7,10 +7,11 @@ request with plain `str.replace`, and recomputes beliefs and scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from protocols.types import Outcome, Reply, Task, TurnRequest
+from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
 from tests.contract.drive import Trace
 
 Raw = Mapping[str, Any]
@@ -25,6 +26,20 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 def quoted(text: str) -> str:
     return "\n".join("> " + line for line in text.split("\n"))
+
+
+def heard_of(text: str, parts: Mapping[str, str], joiner: str) -> str | None:
+    """What others hear of a turn written in parts; None where it is not so written."""
+    pieces = re.split("(" + "|".join(f"</?{name}>" for name in parts) + ")", text)
+    if pieces[1::2] != [tag for name in parts for tag in (f"<{name}>", f"</{name}>")]:
+        return None
+    shown = [pieces[4 * i + 2].strip() for i, sort in enumerate(parts.values()) if sort == "shown"]
+    return joiner.join(shown) if "" not in shown else None
+
+
+def traces(text: str) -> set[str]:
+    """What gives away that `text` was seen: the markers of scripted players in it, or else itself."""
+    return {*re.findall("zq[0-9a-f]{10}(?:p[0-9])?", text)} or {text}
 
 
 def _pairs(request: TurnRequest) -> list[tuple[str, str]]:
@@ -50,6 +65,7 @@ class PhasedOracle:
         self.entries: list[tuple[str, str]] = []
         self.beliefs: list[tuple[float, ...]] = []
         self.rejections: list[tuple[str, int]] = []
+        self.malformed: list[tuple[str, int]] = []
         self.unreadable = False
 
     def run(self, trace: Trace) -> list[str]:
@@ -121,27 +137,34 @@ class PhasedOracle:
                  "choices": list(self.task.choices)}.get(phase.get("moves", "free"), [])  # fmt: skip
         for request, _ in got:
             self._request(phase, request, legal)
+        told = []
         for request, reply in got:
-            seat, said = request.seat, reply.text.strip() if legal else reply.text
+            seat = request.seat
+            heard: str | None = reply.text.strip() if legal else reply.text
+            if phase.get("parts"):
+                heard = heard_of(reply.text, phase["parts"], self.joiner)
             self.chats[seat] = [*_pairs(request), ("assistant", reply.text)]
             self.turns[seat] = self.turns.get(seat, 0) + 1
-            self.said.add(said)
-            ok = not legal or said in legal
-            if not ok:
+            self.said |= traces(reply.text.strip() if legal else reply.text)
+            if heard is None or reply.truncated or not reply.text.strip():
+                self.malformed.append((seat, request.turn))
+            if legal and heard not in legal:
                 self.rejections.append((seat, request.turn))
-                self.due[seat].append(self.neutral)
+                heard = None
             elif phase.get("moves") == "evidence":
-                self.revealed.append(said)
-        for request, reply in got:
-            said = reply.text.strip() if legal else reply.text
-            self._deliver(phase, request.seat, self.neutral if legal and said not in legal else said)
+                self.revealed.append(str(heard))
+            if heard is None:
+                self.due[seat].append(self.neutral)
+            told.append((seat, self.neutral if heard is None else heard))
+        for seat, text in told:
+            self._deliver(phase, seat, text)
 
     def _deliver(self, phase: Raw, speaker: str, text: str) -> None:
         for seat, role in self.raw["seats"].items():
             heard_by = phase.get("visible_to", ["all"])
             if seat == speaker or not ("all" in heard_by or seat in heard_by or role in heard_by):
                 continue
-            self.markers[seat].add(text)
+            self.markers[seat] |= traces(text)
             if seat == self.judge.get("seat"):
                 self.entries.append((speaker, text))
             else:
@@ -296,6 +319,15 @@ class PhasedOracle:
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
 
+    def _fines(self, rewards: Sequence[Reward]) -> None:
+        for term in self.raw.get("rewards", []):
+            if term["name"] == "format":
+                paid = sorted((r.seat, r.turn, r.value) for r in rewards if r.name == "format")
+                to, seats = term.get("to"), self.raw["seats"]
+                due = [who for who in self.malformed if not to or {who[0], seats[who[0]]} & {*to}]
+                if paid != sorted((*who, -term.get("weight", 1.0)) for who in due):
+                    self.found.append(f"format paid {paid}, malformed {due}")
+
     def _rewards(self, outcome: Outcome) -> None:
         terms = {term["name"]: term.get("weight", 1.0) for term in self.raw.get("rewards", [])}
         rewards = outcome.rewards
@@ -306,6 +338,7 @@ class PhasedOracle:
         fined = sorted((r.seat, r.turn) for r in rewards if r.name == "illegal")
         if "illegal" in terms and fined != sorted(self.rejections):
             self.found.append(f"fined {fined}, rejected {self.rejections}")
+        self._fines(rewards)
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
         if "belief_change" in terms:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +53,9 @@ def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     for way, settings in PLAYS.items():
         for evidence in (40, 3):
             task = synthetic(raw, seed, evidence)
-            trace = drive(protocol, task, seed, Scripted(seed, **settings))
+            trace = drive(protocol, task, seed, Scripted.of(raw, seed, **settings))
             found += [f"{way}: {wrong}" for wrong in check_trace(raw, trace)]
-            again = drive(protocol, task, seed, Scripted(seed, **settings))
+            again = drive(protocol, task, seed, Scripted.of(raw, seed, **settings))
             if again.digest() != trace.digest():
                 found.append(f"{way}: a replay with the same seed differs")
     return found + order_violations(protocol, raw, seed) + twin_violations(protocol, raw, seed)
@@ -67,7 +68,7 @@ def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -
         if phase.get("speakers") == "shuffled":
             task, first = synthetic(raw, seed), set()
             for i in range(plays):
-                trace = drive(protocol, task, seed + i, Scripted(seed))
+                trace = drive(protocol, task, seed + i, Scripted.of(raw, seed))
                 first.add(next(ask.seat for ask in trace.requests() if ask.phase == phase["name"]))
             if len(first) < 2:
                 found.append(f"{phase['name']}: {first} is first in all of {plays} shuffled plays")
@@ -172,32 +173,58 @@ def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     """Plays that differ only in what somebody may not know must look the same to them."""
     found = []
     task = synthetic(raw, seed)
-    base = _views(drive(protocol, task, seed, Scripted(seed)))
+    base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
     other = (
         next(c for c in (*task.choices, "") if c != task.answer) if raw["kind"] == "phased" else task.answer
     )
-    twin = _views(drive(protocol, replace(task, answer=other), seed, Scripted(seed)))
+    twin = _views(drive(protocol, replace(task, answer=other), seed, Scripted.of(raw, seed)))
     if twin != base:
         found.append("the right answer shows in what a seat is asked")
     for name, hidden in task.hidden.items():
         changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
-        twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted(seed)))
+        twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:
                 found.append(f"hidden {name!r} shows in what {role} is asked")
+    found += _private_parts(protocol, raw, seed)
     judge = raw.get("judge", {})
     if judge and judge.get("view", "evidence") == "evidence":
         swapped = replace(protocol, sides={s: 1 - side for s, side in raw["sides"].items()})  # type: ignore[type-var]
-        twin = _views(drive(swapped, task, seed, Scripted(seed)))
+        twin = _views(drive(swapped, task, seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role == raw["seats"][judge["seat"]] and chat != twin_chat:
                 found.append("who argues which side shows in what the judge is asked")
     if raw["kind"] == "propose_solve":
         proposal = task.proposals[0]
-        trace = drive(protocol, with_proposal(task, proposal), seed, Scripted(seed))
+        trace = drive(protocol, with_proposal(task, proposal), seed, Scripted.of(raw, seed))
         found += [f"replayed proposal: {wrong}" for wrong in check_trace(raw, trace)]
     assert NOBODY in task.hidden
     return found
+
+
+def _private_parts(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """A play in which every private part, and all between the parts, reads otherwise: nobody else may notice."""
+    parts = {phase["name"]: phase["parts"] for phase in raw.get("phases", []) if "parts" in phase}
+    if not parts:
+        return []
+    scripted = Scripted.of(raw, seed)
+
+    def thinks_otherwise(request: TurnRequest) -> Reply:
+        reply, text = scripted(request), ""
+        for piece in re.split(r"(<(\w+)>.*?</\2>)", reply.text, flags=re.DOTALL)[1::3]:
+            name = piece[1 : piece.index(">")]
+            text += piece if parts[request.phase][name] == "shown" else f"<{name}>another thought</{name}>"
+        return replace(reply, text=text) if request.phase in parts else reply
+
+    task = synthetic(raw, seed)
+    first, other = (
+        drive(protocol, task, seed, player) for player in (Scripted.of(raw, seed), thinks_otherwise)
+    )
+    said = [
+        [[m.text for m in r.messages if m.speaker != "assistant"] for r in t.requests()]
+        for t in (first, other)
+    ]
+    return [] if said[0] == said[1] else ["what a seat wrote in private shows in what is asked"]
 
 
 def _views(trace: Trace) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
