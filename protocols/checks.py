@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from protocols.judging import judge_problems
@@ -162,12 +163,28 @@ def _speech_problems(phase: Phase, path: str) -> Iterable[Problem]:
             f"{path}.parts",
             f"a move is one statement as it stands (moves: {phase.moves}); valid: moves: free",
         )
+    limits = {"min_words": phase.min_words, "soft_words": phase.soft_words, "max_words": phase.max_words}
+    given = [(name, limit) for name, limit in limits.items() if limit is not None]
+    for name, limit in given:
+        if limit < 1:
+            yield f"{path}.{name}", "must be at least 1"
+        if phase.moves != "free":
+            yield f"{path}.{name}", f"has no effect with moves: {phase.moves}; valid with moves: free"
+    for (low, fewer), (high, more) in pairwise(given):
+        if fewer > more:
+            yield f"{path}.{low}", f"{fewer} words are more than {high}: {more}; valid: 1 to {more}"
 
 
 def _pay_problems(rules: Phased) -> Iterable[Problem]:
     has: set[Source] = {"turns"}
     if any(phase.moves != "free" for phase in rules.phases):
         has.add("legal moves")
+    limited = [i for i, phase in enumerate(rules.phases) if phase.soft_words or phase.min_words]
+    if limited:
+        has.add("word limits")
+    if limited and all(term.name != "length" for term in rules.rewards):
+        name = "soft_words" if rules.phases[limited[0]].soft_words else "min_words"
+        yield f"phases.{limited[0]}.{name}", "has no effect without the reward 'length': add {name: length}"
     if rules.judge is not None:
         has.add("final belief")
         if rules.judge.when == "each_turn":

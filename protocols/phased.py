@@ -61,7 +61,14 @@ class Phase:
     Others hear the shown ones alone. Of a turn that is not so written they hear nothing but `rejected`."""
     visible_to: list[str] = field(default_factory=lambda: ["all"])
     """all, or the seats and roles that hear it besides the speaker; []: a private scratchpad."""
+    max_words: int | None = None
+    """Others hear this many words of a turn and no more."""
+    soft_words: int | None = None
+    """The reward `length` fines turns of more words than this, counted before any cut."""
+    min_words: int | None = None
+    """The reward `length` fines turns of fewer words than this."""
     max_tokens: int | None = None
+    """Ends the writing itself; a turn cut off by it is heard as far as it went and fined by the reward `format`."""
     temperature: float | None = None
 
 

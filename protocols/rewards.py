@@ -14,7 +14,7 @@ from protocols.types import Reward
 
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
-Source = Literal["turns", "legal moves", "beliefs", "final belief", "verifier", "sub-plays"]
+Source = Literal["turns", "word limits", "legal moves", "beliefs", "final belief", "verifier", "sub-plays"]
 """What a reward reads, and what a protocol may have to offer."""
 
 
@@ -43,6 +43,8 @@ class Move:
     """Cut off by the token limit, or blank."""
     unparsed: bool = False
     """Not written in the parts that its phase asks for: nobody heard it."""
+    off_length: float = 0.0
+    """By what share of the limit the words that were to be heard are more than soft_words or fewer than min_words."""
     before: int | None = None
     """Index into `Record.beliefs` of the last belief before the move; None where the judge did not see it."""
     after: int | None = None
@@ -134,6 +136,13 @@ def format_(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -1.0, "format")
 
 
+def length(record: Record, params: Params) -> Iterator[Reward]:
+    """Minus the share by which a turn is longer than its soft_words or shorter than its min_words, at most `cap`."""
+    for move in record.moves:
+        if move.off_length:
+            yield Reward(move.seat, move.turn, -min(move.off_length, params["cap"]), "length")
+
+
 def correct(record: Record, params: Params) -> Iterator[Reward]:
     """1 for a right answer, 0 for a wrong one, as the exact verifier says."""
     assert record.score is not None, "the verifier has not spoken"
@@ -168,6 +177,7 @@ REWARDS: dict[str, Rule] = {
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
+    "length": Rule(length, "word limits", {"cap": 1.0}),
     "correct": Rule(correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
@@ -209,8 +219,9 @@ def reward_problems(
             found.append(
                 (f"rewards.{i}.params.{key}", f"{term.name!r} has no setting {key!r}; valid: {valid}")
             )
-        if not term.params.get("clip", 1.0) > 0.0:
-            found.append((f"rewards.{i}.params.clip", "must be above 0 (nats)"))
+        for key, unit in (("clip", "nats"), ("cap", "share of the limit")):
+            if not term.params.get(key, 1.0) > 0.0:
+                found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
         if not math.isfinite(term.weight) or term.weight == 0.0:
             found.append((f"rewards.{i}.weight", "must be finite and not 0"))
         for who in term.to:
@@ -221,6 +232,7 @@ def reward_problems(
 
 _LACKING: dict[Source, str] = {
     "turns": "turns",
+    "word limits": "a phase with soft_words or min_words",
     "legal moves": "a phase that lists its legal moves (moves: evidence or choices)",
     "beliefs": "a judge polled at the start and after each turn (judge.when: each_turn)",
     "final belief": "the judgment of a judge",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from protocols.base import Answer, Ask
 from protocols.judging import Bench
 from protocols.rewards import Move, Record, pay
-from protocols.speech import shown_parts
+from protocols.speech import first_words, off_length, shown_parts, words
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Chat, as_reply, hidden_values
@@ -48,6 +48,7 @@ class Table:
         self._values: dict[str, dict[str, str]] = {}
         self._chats: dict[str, Chat] = {}
         self._moves: list[Move] = []
+        self._cuts = 0
         self._pending: list[Move] = []
         self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
         judge = None if rules.judge is None else rules.judge.seat
@@ -96,14 +97,22 @@ class Table:
             parsed = shown_parts(reply.text, phase.parts, self.rules.joiner) if phase.parts else reply.text
             statement = reply.text if parsed is None else parsed.strip() if legal else parsed
             rejected = bool(legal) and statement not in legal
-            unfinished = reply.truncated or not reply.text.strip()
-            self._note(Move(speaker.seat, chat.turns, rejected, unfinished, parsed is None), speaker)
+            silenced = rejected or parsed is None
+            move = Move(
+                speaker.seat, chat.turns, rejected,
+                unfinished=reply.truncated or not reply.text.strip(),
+                unparsed=parsed is None,
+                off_length=0.0 if silenced else self._off_length(phase, statement),
+            )  # fmt: skip
+            self._note(move, speaker)
             chat.said(reply.text)
-            if rejected or parsed is None:
+            if silenced:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
                 self.revealed[statement] = None
-            heard.append((speaker, rejected or parsed is None, statement))
+            elif phase.max_words is not None:
+                statement = self._cut(statement, phase.max_words)
+            heard.append((speaker, silenced, statement))
         for speaker, silenced, statement in heard:
             self._tell(phase, speaker, silenced, statement)
 
@@ -135,7 +144,19 @@ class Table:
         counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
         if any(phase.parts for phase in self.rules.phases):
             counts["unparsed"] = float(sum(move.unparsed for move in self._moves))
+        if any(phase.max_words is not None for phase in self.rules.phases):
+            counts["cut"] = float(self._cuts)
         return counts
+
+    def _off_length(self, phase: Phase, statement: str) -> float:
+        if phase.soft_words is None and phase.min_words is None:
+            return 0.0
+        return off_length(words(statement), phase.min_words, phase.soft_words)
+
+    def _cut(self, statement: str, limit: int) -> str:
+        kept = first_words(statement, limit)
+        self._cuts += kept != statement
+        return kept
 
     def _tell(self, phase: Phase, speaker: Speaker, silenced: bool, statement: str) -> None:
         # What was rejected is never repeated: a false statement must not reach anyone, nor a private thought.

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocols.judging import JudgeRules
 from protocols.phased import Phase, Phased, RolePrompt
 from protocols.rewards import RewardTerm
-from protocols.speech import shown_parts
+from protocols.speech import first_words, off_length, shown_parts
 from protocols.types import Reply, Task, TurnRequest
 from tests.contract.drive import Trace, drive
 
@@ -122,3 +124,29 @@ def test_a_turn_without_its_parts_is_counted_fined_and_not_heard() -> None:
     assert trace.outcome.metrics["unparsed"] == 2 and trace.outcome.metrics["rejected"] == 0
     (ben,) = [ask for ask in trace.requests() if (ask.seat, ask.turn) == ("ben", 1)]
     assert [m.text for m in ben.messages] == ["ann: So.", "secret", "(unclear)\n\nann: (unclear)"]
+
+
+def test_word_limits_cut_what_is_heard_and_fine_what_was_written() -> None:
+    talk = Phase("talk", ["ann", "ben"], max_words=4, soft_words=2, min_words=2, parts={"a": "shown"})
+    rules = protocol(talk, rewards=[RewardTerm("length", params={"cap": 1.2})])
+    said = {"ann": "<a>one  two\nthree four five</a> unheard", "ben": "<a>one</a>"}
+    trace = play(rules, lambda ask: said[ask.seat])
+    assert shown(trace) == "ann: one  two\nthree four\n\nben: one"
+    assert [(r.seat, r.turn, r.value) for r in trace.outcome.rewards] == [("ann", 0, -1.2), ("ben", 0, -0.5)]
+    assert trace.outcome.metrics["cut"] == 1
+    unheard = play(rules, lambda ask: "one two three")
+    assert unheard.outcome.rewards == () and unheard.outcome.metrics["cut"] == 0, (
+        "a turn without parts has no length"
+    )
+
+
+@given(st.text(alphabet="ab \n\t\u2003\x1c"), st.integers(1, 6))
+def test_a_cut_keeps_whole_words_and_the_space_between_them(text: str, limit: int) -> None:
+    kept = first_words(text, limit)
+    assert text.startswith(kept) and kept.split() == text.split()[:limit]
+    assert kept == (text if len(text.split()) <= limit else kept.rstrip())
+
+
+def test_lengths_by_hand() -> None:
+    assert [off_length(n, 4, 10) for n in (0, 3, 4, 10, 15, 30)] == [1.0, 0.25, 0.0, 0.0, 0.5, 2.0]
+    assert off_length(7, None, None) == off_length(7, 7, None) == off_length(7, None, 7) == 0.0

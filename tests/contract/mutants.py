@@ -117,6 +117,16 @@ def unparsed_turn_goes_unfined(rules: Any) -> Any:
     return {**rules, "format": replace(rules["format"], pay=broken)}
 
 
+@mutant(SALON, "chat has", table, "first_words")
+def hard_limit_forgotten(cut: Any) -> Any:
+    return lambda text, limit: text
+
+
+@mutant(SALON, "length paid", table, "words")
+def length_of_what_is_left(words: Any) -> Any:
+    return lambda text: min(words(text), 8)
+
+
 @mutant(PIXEL, "more than once", views.Chat, "ask")
 def inbox_not_cleared(ask: Any) -> Any:
     def broken(self: Any, prompt: str) -> Any:

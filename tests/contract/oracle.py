@@ -37,6 +37,14 @@ def heard_of(text: str, parts: Mapping[str, str], joiner: str) -> str | None:
     return joiner.join(shown) if "" not in shown else None
 
 
+def up_to(text: str, words: int) -> str:
+    """As much of `text` as holds that many words, found by taking the last word away until it fits."""
+    while len(text.split()) > words:
+        text = text.rstrip()
+        text = text[: len(text) - len(text.split()[-1])].rstrip()
+    return text
+
+
 def traces(text: str) -> set[str]:
     """What gives away that `text` was seen: the markers of scripted players in it, or else itself."""
     return {*re.findall("zq[0-9a-f]{10}(?:p[0-9])?", text)} or {text}
@@ -66,6 +74,7 @@ class PhasedOracle:
         self.beliefs: list[tuple[float, ...]] = []
         self.rejections: list[tuple[str, int]] = []
         self.malformed: list[tuple[str, int]] = []
+        self.off_length: dict[tuple[str, int], float] = {}
         self.unreadable = False
 
     def run(self, trace: Trace) -> list[str]:
@@ -146,6 +155,10 @@ class PhasedOracle:
             self.chats[seat] = [*_pairs(request), ("assistant", reply.text)]
             self.turns[seat] = self.turns.get(seat, 0) + 1
             self.said |= traces(reply.text.strip() if legal else reply.text)
+            if heard is not None and not legal:
+                count = len(heard.split())
+                self._lengths(phase, (seat, request.turn), count)
+                heard = up_to(heard, phase.get("max_words", count))
             if heard is None or reply.truncated or not reply.text.strip():
                 self.malformed.append((seat, request.turn))
             if legal and heard not in legal:
@@ -158,6 +171,12 @@ class PhasedOracle:
             told.append((seat, self.neutral if heard is None else heard))
         for seat, text in told:
             self._deliver(phase, seat, text)
+
+    def _lengths(self, phase: Raw, turn: tuple[str, int], count: int) -> None:
+        if count > phase.get("soft_words", count):
+            self.off_length[turn] = count / phase["soft_words"] - 1
+        if count < phase.get("min_words", 0):
+            self.off_length[turn] = 1 - count / phase["min_words"]
 
     def _deliver(self, phase: Raw, speaker: str, text: str) -> None:
         for seat, role in self.raw["seats"].items():
@@ -320,13 +339,21 @@ class PhasedOracle:
             self._rewards(outcome)
 
     def _fines(self, rewards: Sequence[Reward]) -> None:
+        """Who is fined for the form of which turn, and how much."""
         for term in self.raw.get("rewards", []):
-            if term["name"] == "format":
-                paid = sorted((r.seat, r.turn, r.value) for r in rewards if r.name == "format")
-                to, seats = term.get("to"), self.raw["seats"]
-                due = [who for who in self.malformed if not to or {who[0], seats[who[0]]} & {*to}]
-                if paid != sorted((*who, -term.get("weight", 1.0)) for who in due):
-                    self.found.append(f"format paid {paid}, malformed {due}")
+            cap = term.get("params", {}).get("cap", 1.0)
+            fines: dict[tuple[str, int], float] | None = {
+                "format": dict.fromkeys(self.malformed, 1.0),
+                "length": {turn: min(cap, off) for turn, off in self.off_length.items()},
+            }.get(term["name"])
+            if fines is None:
+                continue
+            to, seats = term.get("to"), self.raw["seats"]
+            due = {w: -term.get("weight", 1.0) * off for w, off in fines.items()
+                   if not to or {w[0], seats[w[0]]} & {*to}}  # fmt: skip
+            paid = {(r.seat, r.turn): r.value for r in rewards if r.name == term["name"]}
+            if paid.keys() != due.keys() or any(abs(paid[who] - due[who]) > 1e-9 for who in due):
+                self.found.append(f"{term['name']} paid {paid}, not {due}")
 
     def _rewards(self, outcome: Outcome) -> None:
         terms = {term["name"]: term.get("weight", 1.0) for term in self.raw.get("rewards", [])}
