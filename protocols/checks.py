@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from protocols.judging import judge_problems
 from protocols.rewards import REWARDS, Source, reward_problems
+from protocols.speech import words
 from protocols.templates import template_problems
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]
         yield f"{path}.order", "seats that reveal at once could clash on one statement; valid: sequential"
     yield from _order_problems(phase, path)
     yield from _speech_problems(phase, path)
+    yield from _stop_problems(phase, f"{path}.stop")
     known = {"all", *rules.seats, *rules.seats.values()}
     for who in phase.visible_to:
         if who not in known:
@@ -173,6 +175,23 @@ def _speech_problems(phase: Phase, path: str) -> Iterable[Problem]:
     for (low, fewer), (high, more) in pairwise(given):
         if fewer > more:
             yield f"{path}.{low}", f"{fewer} words are more than {high}: {more}; valid: 1 to {more}"
+
+
+def _stop_problems(phase: Phase, path: str) -> Iterable[Problem]:
+    """Mistakes in how a phase may end early."""
+    stop = phase.stop
+    if stop is None:
+        return
+    if stop.seat not in phase.seats:
+        yield f"{path}.seat", _no("seat in this phase", stop.seat, phase.seats)
+    if not stop.says.strip() or stop.says != stop.says.strip() or len(stop.says.splitlines()) > 1:
+        yield f"{path}.says", "must be one line without space around it, for example DONE"
+    if phase.moves != "free":
+        yield path, f"a seat that picks a move cannot say {stop.says!r}; valid with moves: free"
+    if phase.max_words is not None and words(stop.says) > phase.max_words:
+        yield f"{path}.says", f"is longer than max_words: {phase.max_words}, so nobody would ever hear it"
+    if phase.repeat == 1 and (phase.order == "simultaneous" or phase.seats[-1:] == [stop.seat]):
+        yield path, "has no effect on a turn that is the last of its phase anyway; raise repeat"
 
 
 def _pay_problems(rules: Phased) -> Iterable[Problem]:

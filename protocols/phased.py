@@ -37,6 +37,15 @@ class RolePrompt:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Who may end a phase early."""
+
+    seat: str
+    says: str
+    """Written on a line of its own, in what others hear of a turn: the phase ends with that turn."""
+
+
+@dataclass(frozen=True)
 class Phase:
     """Some seats speak, one after the other or at once, `repeat` times."""
 
@@ -49,6 +58,8 @@ class Phase:
     """fixed: as listed. shuffled: in an order drawn for the play, the same in all its shuffled phases, so that
     nobody is always first. alternating: as listed, and reversed on every other repeat."""
     repeat: int = 1
+    stop: Stop | None = None
+    """A seat that may end the phase before its last repeat."""
     prompt: str = ""
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
     moves: Literal["free", "evidence", "choices"] = "free"
@@ -106,6 +117,8 @@ class Phased(Protocol):
         for phase, speakers in self._rounds(self._draw(rng)):
             if table.failure:
                 break
+            if phase.name in table.stopped:
+                continue
             asks = table.ask(phase, speakers)
             if not asks:
                 continue  # nobody has a legal move left
@@ -127,6 +140,7 @@ class Phased(Protocol):
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
         texts = [self.rejected, *(phase.prompt for phase in self.phases)]
         texts += [f"<{part}> </{part}>" for phase in self.phases for part in phase.parts]
+        texts += [phase.stop.says for phase in self.phases if phase.stop is not None]
         for prompt in self.prompts.values():
             texts += [prompt.system, prompt.opening, prompt.heard]
         if self.judge is not None:

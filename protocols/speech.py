@@ -46,3 +46,8 @@ def off_length(count: int, shortest: int | None, longest: int | None) -> float:
     if shortest is not None and count < shortest:
         return (shortest - count) / shortest
     return max(0, count - longest) / longest if longest is not None else 0.0
+
+
+def says(text: str, word: str) -> bool:
+    """Whether `word` stands on a line of its own: in the middle of a sentence it may mean anything."""
+    return any(line.strip() == word for line in text.splitlines())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from protocols.base import Answer, Ask
 from protocols.judging import Bench
 from protocols.rewards import Move, Record, pay
-from protocols.speech import first_words, off_length, shown_parts, words
+from protocols.speech import first_words, off_length, says, shown_parts, words
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Chat, as_reply, hidden_values
@@ -43,6 +43,8 @@ class Table:
     def __init__(self, rules: Phased, task: Task, bench: Bench | None) -> None:
         self.rules, self.task, self.bench = rules, task, bench
         self.revealed: dict[str, None] = {}
+        self.stopped: set[str] = set()
+        """Phases that a seat has ended."""
         self.public_turns = 0
         """Turns taken so far that the judge could see; all turns where there is no judge."""
         self._values: dict[str, dict[str, str]] = {}
@@ -112,6 +114,9 @@ class Table:
                 self.revealed[statement] = None
             elif phase.max_words is not None:
                 statement = self._cut(statement, phase.max_words)
+            if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
+                if says(statement, phase.stop.says):
+                    self.stopped.add(phase.name)
             heard.append((speaker, silenced, statement))
         for speaker, silenced, statement in heard:
             self._tell(phase, speaker, silenced, statement)
@@ -146,6 +151,8 @@ class Table:
             counts["unparsed"] = float(sum(move.unparsed for move in self._moves))
         if any(phase.max_words is not None for phase in self.rules.phases):
             counts["cut"] = float(self._cuts)
+        if any(phase.stop is not None for phase in self.rules.phases):
+            counts["stopped"] = float(len(self.stopped))
         return counts
 
     def _off_length(self, phase: Phase, statement: str) -> float:

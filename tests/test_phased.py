@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.judging import JudgeRules
-from protocols.phased import Phase, Phased, RolePrompt
+from protocols.phased import Phase, Phased, RolePrompt, Stop
 from protocols.rewards import RewardTerm
-from protocols.speech import first_words, off_length, shown_parts
+from protocols.speech import first_words, off_length, says, shown_parts
 from protocols.types import Reply, Task, TurnRequest
 from tests.contract.drive import Trace, drive
 
@@ -150,3 +150,27 @@ def test_a_cut_keeps_whole_words_and_the_space_between_them(text: str, limit: in
 def test_lengths_by_hand() -> None:
     assert [off_length(n, 4, 10) for n in (0, 3, 4, 10, 15, 30)] == [1.0, 0.25, 0.0, 0.0, 0.5, 2.0]
     assert off_length(7, None, None) == off_length(7, 7, None) == off_length(7, None, 7) == 0.0
+
+
+def test_a_seat_ends_its_phase_and_no_other() -> None:
+    ask = Phase(
+        "ask", ["ann", "ben"], repeat=3, stop=Stop("ann", "DONE"), parts={"t": "private", "a": "shown"}
+    )
+    rules = protocol(ask, Phase("end", ["ben"]))
+    said = {("ann", 0): "<t>\nDONE\n</t><a>Are you DONE?</a>", ("ben", 0): "<t></t><a>DONE</a>",
+            ("ann", 1): "<t></t><a>Thanks.\n DONE</a>", ("ben", 1): "bye"}  # fmt: skip
+    trace = play(rules, lambda ask: said[ask.seat, ask.turn])
+    assert order(trace) == ["ann", "ben", "ann", "ben"]
+    assert shown(trace) == "ann: Are you DONE?\n\nben: DONE\n\nann: Thanks.\n DONE\n\nben: bye"
+    assert trace.outcome.metrics["stopped"] == 1
+
+
+def test_a_stop_at_once_lets_the_others_finish_their_turns() -> None:
+    rules = protocol(Phase("talk", ["ann", "ben"], order="simultaneous", repeat=3, stop=Stop("ann", "DONE")))
+    trace = play(rules, lambda ask: "DONE")
+    assert order(trace) == ["ann", "ben"] and shown(trace) == "ann: DONE\n\nben: DONE"
+
+
+def test_a_word_ends_a_phase_only_on_a_line_of_its_own() -> None:
+    assert says("Well.\n  DONE \nBye.", "DONE") and says("DONE", "DONE") and says("a\r\nno more", "no more")
+    assert not any(says(text, "DONE") for text in ("", "done", "DONE.", "I am DONE", "> DONE"))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from configs.errors import ConfigErrors
 from configs.load import load_protocol
 from protocols.judging import JudgeRules, UnreadableVerdict
-from protocols.phased import Phase, Phased, RolePrompt
+from protocols.phased import Phase, Phased, RolePrompt, Stop
 from protocols.propose_solve import ProposeSolve
 from protocols.rewards import RewardTerm
 from protocols.solve import Solve
@@ -248,6 +248,11 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     (speaking(max_words=9, soft_words=10), "phases.0.soft_words", "valid: 1 to 9"),
     (speaking(max_words=9, min_words=10), "phases.0.min_words", "valid: 1 to 9"),
     (speaking(soft_words=9), "phases.0.soft_words", "add {name: length}"),
+    (speaking(stop=Stop("jay", "DONE")), "phases.0.stop.seat", "valid: ann, ben"),
+    (speaking(stop=Stop("ann", " ")), "phases.0.stop.says", "one line"),
+    (speaking(stop=Stop("ann", "I am done"), max_words=2), "phases.0.stop.says", "longer than max_words"),
+    (speaking(stop=Stop("ann", "A"), moves="choices"), "phases.0.stop", "valid with moves: free"),
+    (speaking(stop=Stop("ben", "DONE")), "phases.0.stop", "raise repeat"),
     ({"phases": []}, "phases", "at least one"),
     ({"phases": [TALK, TALK]}, "phases", "two phases"),
     ({"prompts": {}}, "prompts", "'speaker' has no prompts"),

@@ -127,6 +127,19 @@ def length_of_what_is_left(words: Any) -> Any:
     return lambda text: min(words(text), 8)
 
 
+@mutant(SALON, "turns asked", table, "says")
+def stopped_in_passing(says: Any) -> Any:
+    return lambda text, word: word in text
+
+
+@mutant(SALON, "turns asked", phased, "Table")
+def deaf_to_the_stop(made: Any) -> Any:
+    class Deaf(made):  # type: ignore[misc]
+        stopped = property(lambda self: set(), lambda self, value: None)
+
+    return Deaf
+
+
 @mutant(PIXEL, "more than once", views.Chat, "ask")
 def inbox_not_cleared(ask: Any) -> Any:
     def broken(self: Any, prompt: str) -> Any:

@@ -75,6 +75,7 @@ class PhasedOracle:
         self.rejections: list[tuple[str, int]] = []
         self.malformed: list[tuple[str, int]] = []
         self.off_length: dict[tuple[str, int], float] = {}
+        self.stopped: set[str] = set()
         self.unreadable = False
 
     def run(self, trace: Trace) -> list[str]:
@@ -131,6 +132,8 @@ class PhasedOracle:
             for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
                 if self.unreadable:
                     return
+                if phase["name"] in self.stopped:
+                    break
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
                     continue
                 seen = (len(self.revealed), len(self.entries))
@@ -159,6 +162,9 @@ class PhasedOracle:
                 count = len(heard.split())
                 self._lengths(phase, (seat, request.turn), count)
                 heard = up_to(heard, phase.get("max_words", count))
+                stop = phase.get("stop", {})
+                if stop.get("seat") == seat and re.search(rf"(?m)^\s*{stop['says']}\s*$", heard):
+                    self.stopped.add(phase["name"])
             if heard is None or reply.truncated or not reply.text.strip():
                 self.malformed.append((seat, request.turn))
             if legal and heard not in legal:
