@@ -32,58 +32,53 @@ def phased_problems(rules: Phased) -> list[Problem]:
     doubles = {p.name for p in rules.phases if [q.name for q in rules.phases].count(p.name) > 1}
     found += [("phases", f"two phases are called {name!r}; names must differ") for name in sorted(doubles)]
     if rules.judge is not None:
-        if rules.judge.seat not in rules.seats:
-            found.append(("judge.seat", _no("seat", rules.judge.seat, rules.seats)))
-        speaks = any(rules.judge.seat in phase.seats for phase in rules.phases)
-        found += judge_problems(rules.judge, speaks)
+        found += judge_problems(rules.judge, rules.seats, {s for phase in rules.phases for s in phase.seats})
     return [*found, *_pay_problems(rules)]
 
 
-def _judge_seat(rules: Phased) -> str:
-    return "" if rules.judge is None else rules.judge.seat
+def _judges(rules: Phased) -> tuple[str, ...]:
+    return () if rules.judge is None else rules.judge.seats
 
 
 def _seat_problems(rules: Phased) -> Iterable[Problem]:
-    judge = _judge_seat(rules)
+    judges = _judges(rules)
+    judging = {rules.seats[seat] for seat in judges if seat in rules.seats}
     speaking = {seat for phase in rules.phases for seat in phase.seats}
     labels = 2 if rules.judge is None else len(rules.judge.labels)
     for seat, role in rules.seats.items():
         if seat in ("all", "") or role in ("all", ""):
             yield f"seats.{seat}", "'all' and the empty name are not names of seats or roles"
-        if seat not in speaking and seat != judge:
-            yield f"seats.{seat}", f"seat {seat!r} never speaks: name it in a phase, or as judge.seat"
+        if seat not in speaking and seat not in judges:
+            yield f"seats.{seat}", f"seat {seat!r} never speaks: name it in a phase, or as a judge"
         if seat != role and seat in rules.seats.values():
             yield (
                 f"seats.{seat}",
                 f"{seat!r} is a seat and a role of another seat; visible_to could mean both",
             )
-        if seat != judge and rules.seats.get(judge) == role:
-            yield f"seats.{seat}", f"{seat!r} shares the role {role!r} with the judge; give it another role"
+        if seat not in judges and role in judging:
+            yield f"seats.{seat}", f"{seat!r} shares the role {role!r} with a judge; give it another role"
     for seat, side in rules.sides.items():
         if seat not in rules.seats:
             yield f"sides.{seat}", _no("seat", seat, rules.seats)
-        elif seat == judge:
+        elif seat in judges:
             yield f"sides.{seat}", "a judge argues no side"
         if not 0 <= side < labels:
             yield f"sides.{seat}", f"side {side} is no claim; valid: {', '.join(map(str, range(labels)))}"
 
 
 def _prompt_problems(rules: Phased) -> Iterable[Problem]:
-    judge = _judge_seat(rules)
-    speaking = {
-        role: [s for s, r in rules.seats.items() if r == role]
-        for s, role in rules.seats.items()
-        if s != judge
-    }
+    judges = _judges(rules)
+    judging = {rules.seats[seat] for seat in judges if seat in rules.seats}
+    speaking = [role for seat, role in rules.seats.items() if seat not in judges]
     for role, prompt in rules.prompts.items():
         path = f"prompts.{role}"
-        if role == rules.seats.get(judge):
+        if role in judging:
             yield path, "the judge is prompted in the judge section"
             if prompt.hidden:
                 yield f"{path}.hidden", "a judge is shown no hidden material"
             continue
         if role not in speaking:
-            yield path, _no("role", role, speaking)
+            yield path, _no("role", role, dict.fromkeys(speaking))
             continue
         valid = _names(rules, role)
         for name in prompt.hidden:
@@ -95,11 +90,11 @@ def _prompt_problems(rules: Phased) -> Iterable[Problem]:
         yield from template_problems(f"{path}.system", prompt.system, valid)
         yield from template_problems(f"{path}.opening", prompt.opening, valid)
         yield from template_problems(f"{path}.heard", prompt.heard, ("seat", "role", "text", "quoted"))
-    for role in speaking:
+    for role in dict.fromkeys(speaking):
         if role not in rules.prompts:
             yield (
                 "prompts",
-                f"role {role!r} has no prompts; valid: an entry for each of {', '.join(speaking)}",
+                f"role {role!r} has no prompts; valid: an entry for each of {', '.join(dict.fromkeys(speaking))}",
             )
 
 

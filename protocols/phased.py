@@ -1,20 +1,21 @@
 """The kind `phased`: a list of phases in which seats speak, and a judge. Most debates are YAML over this.
 
 Terms: a *round* is one yield, the turns that happen at once. The public record of a play lies in its `Table`
-(table.py), what the judge sees in its `Bench` (judging.py), what a seat sees in its `Chat` (views.py).
+(table.py), what the judge sees in its `Bench` (bench.py), what a seat sees in its `Chat` (views.py).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from protocols.base import Answer, Ask, Play, Protocol
+from protocols.base import Play, Protocol
+from protocols.bench import Bench
 from protocols.checks import phased_problems
-from protocols.judging import Bench, JudgeRules, mean_belief
+from protocols.judging import JudgeRules, mean_belief, read_probs
 from protocols.rewards import Belief, RewardTerm
 from protocols.table import Speaker, Table
 from protocols.templates import literals
@@ -113,7 +114,7 @@ class Phased(Protocol):
         table = Table(self, task, bench)
         each_turn = self.judge is not None and self.judge.when == "each_turn"
         if bench is not None and each_turn:
-            yield from _poll(table, bench)
+            yield from bench.poll(0)
         for phase, speakers in self._rounds(self._draw(rng)):
             if table.failure:
                 break
@@ -124,10 +125,10 @@ class Phased(Protocol):
                 continue  # nobody has a legal move left
             table.take(phase, (yield asks))
             if bench is not None and each_turn and bench.changed:
-                yield from _poll(table, bench)
+                yield from bench.poll(table.public_turns)
             table.settle()
         if bench is not None and not each_turn:
-            yield from _poll(table, bench)
+            yield from bench.poll(table.public_turns)
         return table.outcome()
 
     def roles(self) -> Mapping[str, str]:
@@ -151,13 +152,24 @@ class Phased(Protocol):
     def judge_requests(self, task: Task, revealed: Sequence[str]) -> list[TurnRequest]:
         """What the judge would be asked after `revealed`, one request per order of the claims: the leaves of an
         exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
+        if problem := self.search_problem():
+            raise ValueError(f"protocol {self.name}: {problem}")
         bench = self._bench(task)
-        if bench is None or bench.rules.view != "evidence":
-            raise ValueError(
-                f"protocol {self.name}: only a judge with view: evidence can be asked about a set"
-            )
-        bench.reveal(*revealed)
-        return [ask for ask in bench.requests() if isinstance(ask, TurnRequest)]
+        assert bench is not None
+        (judge,) = bench.deciding
+        judge.reveal(*revealed)
+        judge.begin()
+        return judge.requests()
+
+    def search_problem(self) -> str:
+        """Why no exact search over the reveals is possible; empty where it is."""
+        if self.judge is None or self.judge.view != "evidence":
+            return "only a judge with view: evidence can be asked about a set of reveals"
+        if self.judge.panel or self.judge.votes:
+            return "only the probabilities of one judge can be searched, not a panel or votes"
+        if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
+            return "shuffled reveals are not one game that could be searched"
+        return ""
 
     def reveal_sides(self) -> tuple[int, ...]:
         """The side that makes each reveal, in order: the turns of the game that an exact search plays out."""
@@ -179,12 +191,14 @@ class Phased(Protocol):
         """
         bench = self._bench(task)
         assert bench is not None, "a protocol without a judge has no belief"
-        return mean_belief(bench.orders, verdicts)
+        return mean_belief(
+            bench.deciding[0].orders, [read_probs(probs, len(task.choices)) for probs in verdicts]
+        )
 
     def _bench(self, task: Task) -> Bench | None:
         if self.judge is None:
             return None
-        return Bench(self.judge, self.seats[self.judge.seat], task, self.sides, self.joiner)
+        return Bench(self.judge, self.seats, task, self.sides, self.joiner)
 
     def _draw(self, rng: random.Random) -> Mapping[str, int]:
         """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""
@@ -228,7 +242,3 @@ class Phased(Protocol):
             if other != seat and {"all", other, role} & {*phase.visible_to}
         )
         return Speaker(seat, self.seats[seat], situation, audience)
-
-
-def _poll(table: Table, bench: Bench) -> Generator[list[Ask], list[Answer], None]:
-    bench.take((yield bench.requests()), table.public_turns)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from protocols.base import Answer, Ask
-from protocols.judging import Bench
+from protocols.bench import Bench
+from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
 from protocols.speech import first_words, off_length, says, shown_parts, words
 from protocols.templates import quote, render
@@ -53,9 +54,9 @@ class Table:
         self._cuts = 0
         self._pending: list[Move] = []
         self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
-        judge = None if rules.judge is None else rules.judge.seat
+        judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
-            if seat != judge:
+            if seat not in judges:
                 prompt, values = rules.prompts[role], self._seat_values(seat, role)
                 self._values[seat] = values
                 self._chats[seat] = Chat(
@@ -141,7 +142,10 @@ class Table:
             if len(bench.beliefs) > 1:
                 metrics["belief_truth_first"] = bench.beliefs[0][truth]
             metrics["belief_truth"] = bench.beliefs[-1][truth]
-        if len(bench.orders) == 2:
+            for judgment in judgments:  # the last of each wins
+                if judgment.valid and not judgment.decides:
+                    metrics[f"belief_truth/{judgment.seat}"] = judgment.scores[truth]
+        if bench.rules.orders == "both":
             metrics["swap_gap"] = bench.swap_gap
         return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
 
@@ -173,13 +177,13 @@ class Table:
             if seat in self._chats:
                 self._chats[seat].hear(render(self.rules.prompts[self.rules.seats[seat]].heard, values))
             elif self.bench is not None:
-                self.bench.hear(speaker.seat, speaker.role, text)
+                self.bench.jurors[seat].hear(speaker.seat, speaker.role, text)
                 if phase.moves == "evidence" and not silenced:
-                    self.bench.reveal(statement)
+                    self.bench.jurors[seat].reveal(statement)
 
     def _note(self, move: Move, speaker: Speaker) -> None:
         bench = self.bench
-        public = bench is None or bench.rules.seat in speaker.audience
+        public = bench is None or bench.sees(speaker.audience)
         self.public_turns += public
         if bench is None or not public or not bench.beliefs:
             self._moves.append(move)
@@ -214,7 +218,7 @@ class Table:
 
 
 def _won(belief: tuple[float, ...], truth: int) -> float:
-    best = max(belief)
-    if belief[truth] < best:
+    best = favourites(belief)
+    if truth not in best:
         return 0.0
-    return 1.0 if belief.count(best) == 1 else 0.5
+    return 1.0 if len(best) == 1 else 0.5

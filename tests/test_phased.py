@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.judging import JudgeRules
+from protocols.judging import JudgeRules, UnreadableVerdict, read_vote
 from protocols.phased import Phase, Phased, RolePrompt, Stop
 from protocols.rewards import RewardTerm
 from protocols.speech import first_words, off_length, says, shown_parts
@@ -174,3 +174,113 @@ def test_a_stop_at_once_lets_the_others_finish_their_turns() -> None:
 def test_a_word_ends_a_phase_only_on_a_line_of_its_own() -> None:
     assert says("Well.\n  DONE \nBye.", "DONE") and says("DONE", "DONE") and says("a\r\nno more", "no more")
     assert not any(says(text, "DONE") for text in ("", "done", "DONE.", "I am DONE", "> DONE"))
+
+
+# ---- judges ------------------------------------------------------------------------------------------
+
+TALK = Phase("talk", ["ann", "ben"])
+
+
+def judged(verdicts: dict[str, list[Any]], **judge: Any) -> tuple[Trace, dict[str, int]]:
+    """A short debate before these judges; seat -> what each says, poll by poll. Also how often each was asked."""
+    seats = {"ann": "speaker", "ben": "speaker", **{seat: f"judge {seat}" for seat in verdicts}}
+    several = (
+        {"seat": "", "panel": [s for s in verdicts if s != "max"]} if len(verdicts) > 1 else {"seat": "jay"}
+    )
+    settings = {"view": "transcript", "when": "end", "orders": "given", **several, **judge}
+    rules = JudgeRules(prompt="{{ a }}", **settings)
+    made = protocol(TALK, seats=seats, judge=rules, rewards=[RewardTerm("win_probability")])
+    asked = dict.fromkeys(verdicts, 0)
+
+    def player(ask: TurnRequest) -> Reply:
+        if ask.seat not in verdicts:
+            return Reply("words")
+        said = verdicts[ask.seat][asked[ask.seat]]
+        asked[ask.seat] += 1
+        return Reply(said) if isinstance(said, str) else Reply("A", (said, 1 - said))
+
+    return drive(made, TASK, 0, player), asked
+
+
+@pytest.mark.parametrize(
+    ("text", "vote"),
+    [
+        ("A", 0), (" B\n", 1), ("A or B?\nA\n  B  ", 1), ("B\nA", 0),
+        ("", None), ("A or B", None), ("A.", None), ("a", None), ("Verdict: A", None), ("A\nThat is it.", None),
+    ],
+)  # fmt: skip
+def test_a_vote_is_the_last_line_alone(text: str, vote: int | None) -> None:
+    if vote is not None:
+        assert read_vote(Reply(text), ("A", "B")) == (1.0 - vote, float(vote))
+        with pytest.raises(UnreadableVerdict, match="cut off"):
+            read_vote(Reply(text, truncated=True), ("A", "B"))
+    else:
+        with pytest.raises(UnreadableVerdict, match="none of: A, B"):
+            read_vote(Reply(text), ("A", "B"))
+
+
+def test_votes_are_counted_and_unreadable_ones_asked_again() -> None:
+    trace, asked = judged({"jay": ["A", "?", "B", "", "A", "A"]}, votes=4, retries=3)
+    assert asked == {"jay": 6}, "two of four were unreadable"
+    assert [len(asks) for asks in trace.rounds] == [1, 1, 4, 2]
+    assert trace.outcome.judgments[0].scores == (0.75, 0.25) and trace.outcome.score == 1.0
+    assert [r.value for r in trace.outcome.rewards] == [0.5, -0.5]
+
+
+def test_beyond_the_budget_of_retries_a_play_is_invalid() -> None:
+    trace, asked = judged({"jay": ["A", "?", "B", "?"]}, votes=3, retries=1)
+    assert asked == {"jay": 4} and trace.outcome.status == "invalid"
+    trace, asked = judged({"jay": ["A", "?", "?"]}, votes=3, retries=1)
+    assert asked == {"jay": 3}, "two unreadable votes are more than one retry"
+    assert trace.outcome.status == "invalid" and "none of: A, B" in trace.outcome.reason
+    assert trace.outcome.score is None and trace.outcome.rewards == ()
+    assert [(j.valid, j.scores) for j in trace.outcome.judgments] == [(False, ())]
+
+
+def test_a_panel_believes_the_mean_or_the_majority() -> None:
+    verdicts: dict[str, list[Any]] = {"jay": [0.9], "kim": [0.45], "lee": [0.3]}
+    trace, _ = judged(verdicts)
+    assert [(j.seat, j.decides) for j in trace.outcome.judgments] == [
+        ("jay", False), ("kim", False), ("lee", False), ("panel", True)]  # fmt: skip
+    assert trace.outcome.judgments[-1].scores == pytest.approx((0.55, 0.45)) and trace.outcome.score == 1.0
+    assert [r.value for r in trace.outcome.rewards] == pytest.approx([0.1, -0.1])
+    trace, _ = judged(verdicts, combine="majority")
+    assert trace.outcome.judgments[-1].scores == pytest.approx((1 / 3, 2 / 3)) and trace.outcome.score == 0.0
+    trace, _ = judged({"jay": [0.9], "kim": [0.5]}, combine="majority")
+    assert trace.outcome.judgments[-1].scores == (0.75, 0.25), "who is torn votes half for each"
+
+
+def test_one_unreadable_member_makes_the_panel_unreadable() -> None:
+    trace, _ = judged({"jay": [0.9], "kim": [7.0], "lee": [0.8]})
+    assert trace.outcome.status == "invalid" and trace.outcome.reason.startswith("kim after turn 2")
+    assert [(j.seat, j.valid) for j in trace.outcome.judgments] == [
+        ("jay", True), ("kim", False), ("lee", True), ("panel", False)]  # fmt: skip
+
+
+def test_a_held_out_judge_is_recorded_and_changes_nothing() -> None:
+    base, _ = judged({"jay": [0.9]})
+    for verdict in (0.1, 0.9, 7.0):
+        trace, _ = judged({"jay": [0.9], "max": [verdict]}, seat="jay", panel=[], held_out=["max"])
+        held_out, deciding = trace.outcome.judgments
+        assert (held_out.seat, held_out.valid, held_out.decides) == ("max", verdict < 1, False)
+        assert deciding == base.outcome.judgments[0]
+        assert trace.outcome.rewards == base.outcome.rewards and trace.outcome.score == base.outcome.score
+        metrics = dict(trace.outcome.metrics)
+        assert metrics.pop("belief_truth/max", None) == (verdict if verdict < 1 else None)
+        assert metrics == base.outcome.metrics
+
+
+def test_a_held_out_judge_that_failed_is_asked_no_more() -> None:
+    verdicts = {"jay": [0.5, 0.6, 0.7], "max": [0.2, 7.0]}
+    trace, asked = judged(verdicts, seat="jay", panel=[], held_out=["max"], when="each_turn")
+    assert asked == {"jay": 3, "max": 2} and trace.outcome.status == "ok"
+
+
+def test_only_one_judge_s_probabilities_can_be_searched() -> None:
+    reveal = Phase("show", ["ann", "ben"], moves="evidence")
+    judge = JudgeRules("jay", "{{ a }}")
+    assert protocol(reveal, judge=judge).search_problem() == ""
+    voting = protocol(reveal, judge=replace(judge, votes=1))
+    assert "votes" in voting.search_problem()
+    with pytest.raises(ValueError, match="votes"):
+        voting.judge_requests(TASK, [])

@@ -104,6 +104,8 @@ class Scripted:
         self.said.append(marker)
         if request.read:
             return self._verdict(request, rng)
+        if request.phase == "judge":
+            return self._vote(request, rng, marker)
         if request.choices:
             bad = rng.random() < self.illegal
             return Reply(f"{marker} {request.choices[0]}" if bad else f" {rng.choice(request.choices)}\n")
@@ -140,6 +142,15 @@ class Scripted:
             return f"undecidable {marker}"
         right = request.target is not None and rng.random() < 0.5
         return request.target or "" if right else f"task {marker}"
+
+    def _vote(self, request: TurnRequest, rng: random.Random, marker: str) -> Reply:
+        label, other = rng.sample(request.choices, 2)
+        if rng.random() < self.unreadable:
+            bad = rng.choice(
+                ["", marker, f"Verdict: {label}", f"{label} or {other}", f"{label}\n{marker}", "?"]
+            )
+            return Reply(bad or label, truncated=not bad)
+        return Reply(rng.choice([label, f" {label}\n", f"{marker} {other}\n{other}\n {label} "]))
 
     def _verdict(self, request: TurnRequest, rng: random.Random) -> Reply:
         weights = [rng.random() + 0.01 for _ in request.choices]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from protocols import judging, phased, propose_solve, rewards, table, views
+from protocols import bench, judging, phased, propose_solve, rewards, table, views
 from protocols.types import Outcome, Reply
 
 HERE = Path(__file__).resolve().parent
@@ -20,7 +20,9 @@ Patch = Callable[[contextlib.ExitStack], None]
 MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
 """name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
 SHIPPED = HERE.parents[1] / "configs" / "protocol"
-COUNCIL, HEARING, SALON = (HERE / "protocols" / f"{name}.yaml" for name in ("council", "hearing", "salon"))
+COUNCIL, HEARING, SALON, JURY = (
+    HERE / "protocols" / f"{name}.yaml" for name in ("council", "hearing", "salon", "jury")
+)
 PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_debate.yaml",
     SHIPPED / "pixel_proposed.yaml",
@@ -102,7 +104,7 @@ def unparsed_turn_shown(shown: Any) -> Any:
 @mutant(SALON, "which it may not see", table.Table, "_tell")
 def whisper_to_the_judge(tell: Any) -> Any:
     def broken(self: Any, phase: Any, speaker: Any, silenced: bool, statement: str) -> None:
-        audience = dict.fromkeys([*speaker.audience, self.bench.rules.seat])
+        audience = dict.fromkeys([*speaker.audience, *self.bench.jurors])
         tell(self, phase, replace(speaker, audience=tuple(audience)), silenced, statement)
 
     return broken
@@ -188,7 +190,7 @@ def hidden_from_nobody(values: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "an unreadable verdict did not make the play invalid", judging, "read_probs")
+@mutant(PIXEL, "an unreadable verdict did not make the play invalid", bench, "read_probs")
 def verdict_from_a_bad_parse(read: Any) -> Any:
     def broken(probs: Any, labels: int) -> Any:
         try:
@@ -199,7 +201,7 @@ def verdict_from_a_bad_parse(read: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "who argues which side shows", judging.Bench, "_claims")
+@mutant(PIXEL, "who argues which side shows", bench.Juror, "_claims")
 def side_in_the_judges_view(claims: Any) -> Any:
     def broken(self: Any, order: tuple[int, ...]) -> dict[str, str]:
         right = claims(self, order)
@@ -208,7 +210,7 @@ def side_in_the_judges_view(claims: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "judge, poll", judging.Bench, "reveal")
+@mutant(PIXEL, "judge, poll", bench.Juror, "reveal")
 def evidence_in_order_of_reveal(reveal: Any) -> Any:
     def broken(self: Any, *statements: str) -> None:
         before = self._revealed
@@ -218,7 +220,7 @@ def evidence_in_order_of_reveal(reveal: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "verdicts' mean", judging, "mean_belief")
+@mutant(PIXEL, "verdicts' mean", bench, "mean_belief")
 def reversed_order_not_mapped_back(mean: Any) -> Any:
     return lambda orders, verdicts: mean([orders[0]] * len(orders), verdicts)
 
@@ -263,6 +265,59 @@ def values_rendered_again(render: Any) -> Any:
 @mutant(COUNCIL, "chat has", table, "quote")
 def unquoted(quote: Any) -> Any:
     return lambda text: text
+
+
+@mutant(JURY, "poll asked", bench, "read_vote")
+def unreadable_vote_counts_half(read: Any) -> Any:
+    def broken(reply: Any, answers: Any) -> Any:
+        try:
+            return read(reply, answers)
+        except judging.UnreadableVerdict:
+            return (1.0 / len(answers),) * len(answers)
+
+    return broken
+
+
+@mutant(JURY, "poll asked", bench, "read_vote")
+def vote_anywhere_in_the_reply(read: Any) -> Any:
+    def broken(reply: Any, answers: Any) -> Any:
+        named = [answer for answer in answers if answer in reply.text]
+        return read(replace(reply, text=named[0]) if named else reply, answers)
+
+    return broken
+
+
+@mutant(JURY, "poll asked", bench, "read_vote")
+def cut_off_vote_counts(read: Any) -> Any:
+    return lambda reply, answers: read(replace(reply, truncated=False), answers)
+
+
+@mutant(JURY, "poll asked", bench.Juror, "take")
+def retries_without_a_budget(take: Any) -> Any:
+    def broken(self: Any, replies: Any) -> None:
+        self._retries = 99
+        take(self, replies)
+
+    return broken
+
+
+@mutant(JURY, "judgments are", bench.Bench, "_together")
+def panel_of_one(together: Any) -> Any:
+    return lambda self, beliefs: together(self, beliefs[:1])
+
+
+@mutant(SALON, "judgments are", bench.Bench, "_conclude")
+def held_out_judge_decides(conclude: Any) -> Any:
+    def broken(self: Any, present: Any, after_turn: int) -> None:
+        self.deciding = [juror for juror in present if juror not in self.deciding] or self.deciding
+        conclude(self, present, after_turn)
+
+    return broken
+
+
+@mutant(SALON, "judgments are", bench, "favourites")
+def majority_is_the_first_label(favourites: Any) -> Any:
+    return lambda scores: [0]
 
 
 @mutant(HEARING, "not 0", rewards, "_sided")

@@ -8,50 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
 from tests.contract.drive import Trace
-
-Raw = Mapping[str, Any]
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Placeholders replaced; values are protected from being filled in again."""
-    for name, value in values.items():
-        template = template.replace("{{ " + name + " }}", value.replace("{{", "\0\0"))
-    return template.replace("\0\0", "{{")
-
-
-def quoted(text: str) -> str:
-    return "\n".join("> " + line for line in text.split("\n"))
-
-
-def heard_of(text: str, parts: Mapping[str, str], joiner: str) -> str | None:
-    """What others hear of a turn written in parts; None where it is not so written."""
-    pieces = re.split("(" + "|".join(f"</?{name}>" for name in parts) + ")", text)
-    if pieces[1::2] != [tag for name in parts for tag in (f"<{name}>", f"</{name}>")]:
-        return None
-    shown = [pieces[4 * i + 2].strip() for i, sort in enumerate(parts.values()) if sort == "shown"]
-    return joiner.join(shown) if "" not in shown else None
-
-
-def up_to(text: str, words: int) -> str:
-    """As much of `text` as holds that many words, found by taking the last word away until it fits."""
-    while len(text.split()) > words:
-        text = text.rstrip()
-        text = text[: len(text) - len(text.split()[-1])].rstrip()
-    return text
-
-
-def traces(text: str) -> set[str]:
-    """What gives away that `text` was seen: the markers of scripted players in it, or else itself."""
-    return {*re.findall("zq[0-9a-f]{10}(?:p[0-9])?", text)} or {text}
-
-
-def _pairs(request: TurnRequest) -> list[tuple[str, str]]:
-    return [(str(message.speaker), message.text) for message in request.messages]
+from tests.contract.oracle_bench import BenchOracle, Raw
+from tests.contract.text import fill, heard_of, pairs, quoted, traces, up_to
 
 
 class PhasedOracle:
@@ -70,13 +33,11 @@ class PhasedOracle:
         self.said: set[str] = set()
         self.turns: dict[str, int] = {}
         self.revealed: list[str] = []
-        self.entries: list[tuple[str, str]] = []
-        self.beliefs: list[tuple[float, ...]] = []
         self.rejections: list[tuple[str, int]] = []
         self.malformed: list[tuple[str, int]] = []
         self.off_length: dict[tuple[str, int], float] = {}
         self.stopped: set[str] = set()
-        self.unreadable = False
+        self.bench = BenchOracle(self)
 
     def run(self, trace: Trace) -> list[str]:
         rounds = iter(trace.rounds)
@@ -90,7 +51,7 @@ class PhasedOracle:
                 self.found.append(f"{kind} asked {[ask.seat for ask, _ in got]}, not {seats}")
                 return self.found
             if kind == "poll":
-                self._poll(got)
+                self.bench.poll(got)
             else:
                 self._round(phase, got)
         if next(rounds, None) is not None:
@@ -117,32 +78,26 @@ class PhasedOracle:
         return seats[::-1] if phase.get("speakers") == "alternating" and repeat % 2 else seats
 
     def _expected(self) -> Iterator[tuple[str, Raw, list[str]]]:
-        """The rounds to come, judge's polls included; evaluated lazily, as the play is replayed."""
-        poll = (
-            [self.judge["seat"]] * (1 if self.judge.get("orders", "both") == "given" else 2)
-            if self.judge
-            else []
-        )
-        each = bool(poll) and self.judge.get("when", "each_turn") == "each_turn"
+        """The rounds to come, judges' polls included; evaluated lazily, as the play is replayed."""
+        each = bool(self.judge) and self.judge.get("when", "each_turn") == "each_turn"
         if each:
-            yield "poll", {}, poll
+            yield from self.bench.rounds()
         for phase in self.raw["phases"]:
             together = phase.get("order", "sequential") == "simultaneous"
             line_ups = [self._line_up(phase, i) for i in range(phase.get("repeat", 1))]
             for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
-                if self.unreadable:
+                if self.bench.failed:
                     return
                 if phase["name"] in self.stopped:
                     break
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
                     continue
-                seen = (len(self.revealed), len(self.entries))
+                seen = self.bench.seen()
                 yield "turns", phase, seats
-                view = 0 if self.judge.get("view", "evidence") == "evidence" else 1
-                if each and (len(self.revealed), len(self.entries))[view] > seen[view]:
-                    yield "poll", {}, poll
-        if poll and not each:
-            yield "poll", {}, poll
+                if each and self.bench.seen() != seen:
+                    yield from self.bench.rounds()
+        if self.judge and not each:
+            yield from self.bench.rounds()
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
         legal = {"evidence": [e for e in self.task.evidence if e not in self.revealed],
@@ -155,7 +110,7 @@ class PhasedOracle:
             heard: str | None = reply.text.strip() if legal else reply.text
             if phase.get("parts"):
                 heard = heard_of(reply.text, phase["parts"], self.joiner)
-            self.chats[seat] = [*_pairs(request), ("assistant", reply.text)]
+            self.chats[seat] = [*pairs(request), ("assistant", reply.text)]
             self.turns[seat] = self.turns.get(seat, 0) + 1
             self.said |= traces(reply.text.strip() if legal else reply.text)
             if heard is not None and not legal:
@@ -185,17 +140,18 @@ class PhasedOracle:
             self.off_length[turn] = 1 - count / phase["min_words"]
 
     def _deliver(self, phase: Raw, speaker: str, text: str) -> None:
+        hearers = []
         for seat, role in self.raw["seats"].items():
             heard_by = phase.get("visible_to", ["all"])
             if seat == speaker or not ("all" in heard_by or seat in heard_by or role in heard_by):
                 continue
+            hearers.append(seat)
             self.markers[seat] |= traces(text)
-            if seat == self.judge.get("seat"):
-                self.entries.append((speaker, text))
-            else:
-                values = self._message(speaker, text)
+            if seat not in self.bench.judges:
+                values = self.message(speaker, text)
                 heard = self.raw["prompts"][role].get("heard", "{{ seat }}: {{ text }}")
                 self.due[seat].append(fill(heard, values))
+        self.bench.hear(hearers, speaker, text)
 
     def _request(self, phase: Raw, request: TurnRequest, legal: list[str]) -> None:
         seat = request.seat
@@ -211,8 +167,8 @@ class PhasedOracle:
         expected = [*before, ("user", self.joiner.join(part for part in parts if part))]
         where = f"{seat} in {phase['name']}"
         picks = phase.get("moves") == "choices" and seat not in self.raw["sides"]
-        self._same(where, request, expected)
-        self._markers(where, request)
+        self.same(where, request, expected)
+        self.marked(where, request)
         for name, is_, should in [
             ("role", request.role, role), ("phase", request.phase, phase["name"]),
             ("turn", request.turn, self.turns.get(seat, 0)), ("choices", list(request.choices), legal),
@@ -223,7 +179,7 @@ class PhasedOracle:
             if is_ != should:
                 self.found.append(f"{where}: {name} is {is_}, not {should}")
 
-    def _markers(self, where: str, request: TurnRequest) -> None:
+    def marked(self, where: str, request: TurnRequest) -> None:
         """Search all that this seat was told for texts that it must not have. Knows nothing of templates."""
         chat = "\n".join(message.text for message in request.messages if message.speaker != "assistant")
         own = self.markers[request.seat]
@@ -238,73 +194,7 @@ class PhasedOracle:
             if not request.fresh and chat.count(text.split("\n")[0]) > 1:
                 self.found.append(f"{where}: saw {text!r} more than once")
 
-    def _poll(self, got: list[tuple[TurnRequest, Reply]]) -> None:
-        claims, labels = list(self.task.choices), self.judge.get("labels", ["A", "B"])
-        belief = [0.0, 0.0]
-        for i, (request, reply) in enumerate(got):
-            order = [0, 1] if i == 0 else [1, 0]
-            where = f"judge, poll {len(self.beliefs)}, order {i}"
-            if self.judge.get("answers", "labels") == "claims":
-                labels = [claims[claim] for claim in order]
-            self._same(where, request, self._judge_chat(order))
-            self._markers(where, request)
-            right = labels[order.index(claims.index(self.task.answer or ""))]
-            turn = self.turns.get(request.seat, 0)
-            self.turns[request.seat] = turn + 1
-            for name, is_, should in [
-                ("target", request.target, right), ("choices", list(request.choices), labels),
-                ("read", request.read, True), ("turn", request.turn, turn),
-                ("fresh", request.fresh, self.judge.get("view", "evidence") != "chat"),
-                ("role", request.role, self.raw["seats"][request.seat]),
-            ]:  # fmt: skip
-                if is_ != should:
-                    self.found.append(f"{where}: {name} is {is_}, not {should}")
-            if (
-                len(reply.probs) != 2
-                or not all(0 <= p <= 1 for p in reply.probs)
-                or abs(sum(reply.probs) - 1) > 1e-3
-            ):
-                self.unreadable = True
-                continue
-            for label, claim in enumerate(order):
-                belief[claim] += reply.probs[label] / len(got)
-            favourite = labels[0] if reply.probs[0] >= reply.probs[1] else labels[1]
-            self.chats[request.seat] = [(m.speaker, m.text) for m in request.messages] + [
-                ("assistant", favourite)
-            ]
-        if not self.unreadable:
-            self.beliefs.append(tuple(belief))
-
-    def _judge_chat(self, order: list[int]) -> list[tuple[str, str]]:
-        values = {"question": self.task.question}
-        for letter, claim in zip("ab", order):
-            values[letter] = self.task.choices[claim]
-            values[f"seat_{letter}"] = ", ".join(s for s, side in self.raw["sides"].items() if side == claim)
-        system = self.judge.get("system", "")
-        start = [("system", system)] if system else []
-        view = self.judge.get("view", "evidence")
-        entries = [self._entry(*entry, order) for entry in self.entries]
-        if view == "evidence":
-            values["evidence"] = " ".join(e for e in self.task.evidence if e in self.revealed)
-            return [*start, ("user", fill(self.judge["prompt"], values).strip())]
-        if view == "transcript":
-            values["transcript"] = self.joiner.join(entries)
-            return [*start, ("user", fill(self.judge["prompt"], values))]
-        before = self.chats.get(self.judge["seat"])
-        opening = [fill(self.judge["prompt"], values)] if before is None else []
-        self.entries = []
-        return [
-            *(before or start),
-            ("user", self.joiner.join([*opening, *entries, self.judge.get("ask", "")])),
-        ]
-
-    def _entry(self, speaker: str, text: str, order: list[int]) -> str:
-        side = self.raw["sides"].get(speaker)
-        label = "" if side is None else self.judge.get("labels", ["A", "B"])[order.index(side)]
-        entry = self.judge.get("entry", "{{ seat }}: {{ text }}")
-        return fill(entry, {"label": label, **self._message(speaker, text)})
-
-    def _message(self, speaker: str, text: str) -> dict[str, str]:
+    def message(self, speaker: str, text: str) -> dict[str, str]:
         return {"seat": speaker, "role": self.raw["seats"][speaker], "quoted": quoted(text), "text": text}
 
     def _values(self, seat: str, role: str) -> dict[str, str]:
@@ -315,8 +205,8 @@ class PhasedOracle:
             values |= {"claim": claims[side], "other": claims[1 - side]}
         return values | {name: self.task.hidden[name].text for name in hidden}
 
-    def _same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
-        got = _pairs(request)
+    def same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
+        got = pairs(request)
         if got != expected:
             wrong = next(
                 (pair for pair in zip(got, expected) if pair[0] != pair[1]), (len(got), len(expected))
@@ -327,20 +217,7 @@ class PhasedOracle:
             self.found.append(f"{where}: speakers do not alternate: {speakers}")
 
     def _outcome(self, outcome: Outcome) -> None:
-        valid = [judgment for judgment in outcome.judgments if judgment.valid]
-        if self.unreadable:
-            last = outcome.judgments[-1]
-            if outcome.status != "invalid" or not outcome.reason or last.valid or last.scores:
-                self.found.append("an unreadable verdict did not make the play invalid")
-            if outcome.rewards or outcome.score is not None:
-                self.found.append("an unreadable verdict scored")
-        elif outcome.status != "ok" or len(valid) != len(outcome.judgments):
-            self.found.append(f"a readable play is {outcome.status}: {outcome.reason}")
-        if len(valid) != len(self.beliefs):
-            self.found.append(f"{len(valid)} judgments of {len(self.beliefs)} verdicts")
-        for judgment, belief in zip(valid, self.beliefs):
-            if any(abs(p - q) > 1e-9 for p, q in zip(judgment.scores, belief)):
-                self.found.append(f"judgment {judgment.scores} is not the verdicts' mean {belief}")
+        self.bench.outcome(outcome)
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
 
@@ -375,17 +252,23 @@ class PhasedOracle:
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
         if "belief_change" in terms:
-            odds = [math.log(b[0] / b[1]) for b in self.beliefs]
-            sides = self.raw["sides"]
-            gained = [r.value * (1 - 2 * sides[r.seat]) for r in rewards if r.name == "belief_change"]
-            moved = math.fsum(gained) / terms["belief_change"]
-            # Seats that speak at once share the change of their round, so the sum telescopes only without such.
-            phases = self.raw["phases"]
-            shared = any(p.get("order") == "simultaneous" and p.get("visible_to", ["all"]) for p in phases)
-            everyone_sided = {*sides} >= {seat for p in phases for seat in p["seats"]}
-            if not shared and everyone_sided and abs(moved - (odds[-1] - odds[0])) > 1e-9:
-                self.found.append(f"belief changes sum to {moved}, not {odds[-1] - odds[0]}")
-        if self.beliefs:
-            truth = self.beliefs[-1][self.task.choices.index(self.task.answer or "")]
-            if outcome.score != (1.0 if truth > 0.5 else 0.5 if truth == 0.5 else 0.0):
+            self._belief_change(outcome)
+        if beliefs := self.bench.beliefs:
+            truth = beliefs[-1][self.task.choices.index(self.task.answer or "")]
+            tie = abs(truth - 0.5) < 1e-9
+            if outcome.score != (0.5 if tie else 1.0 if truth > 0.5 else 0.0):
                 self.found.append(f"score {outcome.score} at a belief of {truth} in the truth")
+
+    def _belief_change(self, outcome: Outcome) -> None:
+        term = next(term for term in self.raw["rewards"] if term["name"] == "belief_change")
+        clip, sides, phases = term.get("params", {}).get("clip", 8.0), self.raw["sides"], self.raw["phases"]
+        ends = [self.bench.beliefs[0], self.bench.beliefs[-1]]
+        odds = [math.log(max(b[0], 1e-99) / max(b[1], 1e-99)) for b in ends]
+        first, last = (max(-clip, min(clip, value)) for value in odds)
+        gained = [r.value * (1 - 2 * sides[r.seat]) for r in outcome.rewards if r.name == "belief_change"]
+        moved = math.fsum(gained) / term.get("weight", 1.0)
+        # Seats that speak at once share the change of their round, so the sum telescopes only without such.
+        shared = any(p.get("order") == "simultaneous" and p.get("visible_to", ["all"]) for p in phases)
+        everyone_sided = {*sides} >= {seat for p in phases for seat in p["seats"]}
+        if not shared and everyone_sided and abs(moved - (last - first)) > 1e-9:
+            self.found.append(f"belief changes sum to {moved}, not {last - first}")

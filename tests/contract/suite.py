@@ -17,7 +17,8 @@ from protocols.base import Protocol, SubPlay
 from protocols.types import Hidden, Outcome, Reply, Task, TurnRequest
 from tasks.base import with_proposal
 from tests.contract.drive import Scripted, Trace, drive
-from tests.contract.oracle import PhasedOracle, Raw
+from tests.contract.oracle import PhasedOracle
+from tests.contract.oracle_bench import Raw, seats_of
 from tests.contract.tasks import NOBODY, synthetic
 
 PLAYS: dict[str, dict[str, Any]] = {
@@ -192,7 +193,7 @@ def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         swapped = replace(protocol, sides={s: 1 - side for s, side in raw["sides"].items()})  # type: ignore[type-var]
         twin = _views(drive(swapped, task, seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
-            if role == raw["seats"][judge["seat"]] and chat != twin_chat:
+            if role in {raw["seats"][seat] for seat in seats_of(judge)} and chat != twin_chat:
                 found.append("who argues which side shows in what the judge is asked")
     if raw["kind"] == "propose_solve":
         proposal = task.proposals[0]

@@ -1,0 +1,197 @@
+"""What polls of the judges must look like and come to, worked out from the YAML alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from protocols.types import Outcome, Reply, TurnRequest
+from tests.contract.text import fill, pairs, traces
+
+if TYPE_CHECKING:
+    from tests.contract.oracle import PhasedOracle
+
+Raw = Mapping[str, Any]
+Expected = tuple[str, tuple[float, ...], bool, bool, int]
+"""Of a judgment: seat, scores, valid, decides, after_turn."""
+
+
+def seats_of(judge: Raw, held_out: bool = True) -> list[str]:
+    """The judges, those who decide first."""
+    return [*(judge.get("panel") or [judge["seat"]]), *(judge.get("held_out", []) if held_out else [])]
+
+
+class BenchOracle:
+    """Its own idea of what each judge has heard and believes."""
+
+    def __init__(self, oracle: PhasedOracle) -> None:
+        self.oracle, self.judge, self.task = oracle, oracle.judge, oracle.task
+        self.judges = seats_of(self.judge) if self.judge else []
+        self.deciding = seats_of(self.judge, held_out=False) if self.judge else []
+        self.entries: dict[str, list[tuple[str, str]]] = {seat: [] for seat in self.judges}
+        self.heard = dict.fromkeys(self.judges, 0)
+        self.left = dict.fromkeys(self.judges, self.judge.get("retries", 0))
+        self.public = 0
+        self.gone: list[str] = []
+        self.open: list[tuple[str, int]] = []
+        self.verdicts: dict[tuple[str, int], list[list[float]]] = {}
+        self.beliefs: list[tuple[float, ...]] = []
+        self.expected: list[Expected] = []
+
+    @property
+    def failed(self) -> bool:
+        return any(seat in self.gone for seat in self.deciding)
+
+    def seen(self) -> list[int]:
+        """Changes with whatever a deciding judge may newly see."""
+        if self.judge.get("view", "evidence") == "evidence":
+            return [len(self.oracle.revealed)]
+        return [self.heard[seat] for seat in self.deciding]
+
+    def hear(self, hearers: Sequence[str], speaker: str, text: str) -> None:
+        for seat in self.judges:
+            if seat in hearers:
+                self.entries[seat].append((speaker, text))
+                self.heard[seat] += 1
+        self.public += any(seat in hearers for seat in self.deciding)
+
+    def rounds(self) -> Iterator[tuple[str, Raw, list[str]]]:
+        """The rounds of one poll, more of them where answers are unreadable."""
+        orders = 1 if self.judge.get("orders", "both") == "given" else 2
+        self.verdicts, before = {}, list(self.gone)
+        questions = [
+            (order, vote) for order in range(orders) for vote in range(self.judge.get("votes", 0) or 1)
+        ]
+        self.open = [(seat, order) for seat in self.judges if seat not in before for order, _ in questions]
+        while self.open:
+            yield "poll", {}, [seat for seat, _ in self.open]
+        self._conclude(before, orders)
+
+    def poll(self, got: list[tuple[TurnRequest, Reply]]) -> None:
+        asked, unread = self.open, []
+        for (seat, order), (request, reply) in zip(asked, got):
+            answers = self._request(seat, order, request)
+            verdict = self._read(reply, answers)
+            if verdict is None:
+                unread.append((seat, order))
+            else:
+                self.verdicts.setdefault((seat, order), []).append(verdict)
+                favourite = answers[0] if verdict[0] >= verdict[1] else answers[1]
+                self.oracle.chats[seat] = [*pairs(request), ("assistant", favourite)]
+            if self.judge.get("votes"):
+                self.oracle.said |= {trace for trace in traces(reply.text) if trace.startswith("zq")}
+        for seat in self.judges:
+            again = sum(judge == seat for judge, _ in unread)
+            if again > self.left[seat]:
+                self.gone.append(seat)
+            self.left[seat] -= again
+        stop = any(seat in self.gone for seat in self.deciding)
+        self.pending = [seat for seat, _ in unread if seat not in self.gone]
+        self.open = [] if stop else [(seat, order) for seat, order in unread if seat not in self.gone]
+
+    def outcome(self, outcome: Outcome) -> None:
+        if self.failed:
+            if outcome.status != "invalid" or not outcome.reason:
+                self.oracle.found.append("an unreadable verdict did not make the play invalid")
+            if outcome.rewards or outcome.score is not None:
+                self.oracle.found.append("an unreadable verdict scored")
+        elif outcome.status != "ok":
+            self.oracle.found.append(f"a readable play is {outcome.status}: {outcome.reason}")
+        got = [(j.seat, j.scores, j.valid, j.decides, j.after_turn) for j in outcome.judgments]
+        same = [(g[0], *g[2:]) for g in got] == [(e[0], *e[2:]) for e in self.expected]
+        close = same and all(
+            len(g[1]) == len(e[1]) and all(abs(p - q) < 1e-9 for p, q in zip(g[1], e[1]))
+            for g, e in zip(got, self.expected)
+        )
+        if not close:
+            self.oracle.found.append(f"judgments are {got}, not the verdicts' mean {self.expected}")
+
+    def _conclude(self, before: list[str], orders: int) -> None:
+        beliefs: dict[str, tuple[float, ...]] = {}
+        alone = len(self.deciding) == 1
+        for seat in [*self.judges[len(self.deciding) :], *self.deciding]:
+            decides = alone and seat in self.deciding
+            if seat in before or seat in self.pending:
+                continue
+            if seat in self.gone:
+                self.expected.append((seat, (), False, decides, self.public))
+                continue
+            first = [sum(vote[0 if order == 0 else 1] for vote in self.verdicts[seat, order])
+                     / len(self.verdicts[seat, order]) for order in range(orders)]  # fmt: skip
+            beliefs[seat] = (sum(first) / orders, 1 - sum(first) / orders)
+            self.expected.append((seat, beliefs[seat], True, decides, self.public))
+        together: tuple[float, ...] = ()
+        if not self.failed:
+            shares = [beliefs[seat][0] for seat in self.deciding]
+            if self.judge.get("combine") == "majority":
+                shares = [0.5 if abs(p - 0.5) < 1e-9 else round(p) for p in shares]
+            together = (sum(shares) / len(shares), 1 - sum(shares) / len(shares))
+            self.beliefs.append(together)
+        if not alone:
+            self.expected.append(("panel", together, not self.failed, True, self.public))
+
+    def _read(self, reply: Reply, answers: list[str]) -> list[float] | None:
+        if self.judge.get("votes"):
+            named = [re.search(rf"(?:\A|\n)\s*{re.escape(a)}\s*\Z", reply.text) is not None for a in answers]
+            return list(map(float, named)) if sum(named) == 1 and not reply.truncated else None
+        probs = list(reply.probs)
+        sound = len(probs) == 2 and all(0 <= p <= 1 for p in probs) and abs(sum(probs) - 1) < 1e-3
+        return probs if sound else None
+
+    def _request(self, seat: str, order: int, request: TurnRequest) -> list[str]:
+        """Checks one question; returns what may be answered."""
+        oracle, judge = self.oracle, self.judge
+        claims = list(self.task.choices) if order == 0 else list(self.task.choices)[::-1]
+        answers = claims if judge.get("answers", "labels") == "claims" else judge.get("labels", ["A", "B"])
+        where = f"{seat}, poll {len(self.beliefs)}, order {order}"
+        oracle.same(where, request, self._chat(seat, claims))
+        oracle.marked(where, request)
+        turn = oracle.turns.get(seat, 0)
+        oracle.turns[seat] = turn + 1
+        votes = judge.get("votes", 0) > 0
+        for name, is_, should in [
+            ("target", request.target, answers[claims.index(self.task.answer or "")]),
+            ("choices", list(request.choices), answers),
+            ("read", request.read, not votes), ("enforce", request.enforce, not votes), ("turn", request.turn, turn),
+            ("fresh", request.fresh, judge.get("view", "evidence") != "chat"),
+            ("role", request.role, oracle.raw["seats"][seat]), ("phase", request.phase, "judge"),
+            ("max_tokens", request.max_tokens, judge.get("max_tokens")),
+            ("temperature", request.temperature, judge.get("temperature")),
+        ]:  # fmt: skip
+            if is_ != should:
+                oracle.found.append(f"{where}: {name} is {is_}, not {should}")
+        return list(answers)
+
+    def _chat(self, seat: str, claims: list[str]) -> list[tuple[str, str]]:
+        """What a judge must be shown. `claims`: in the order of the labels."""
+        oracle, judge = self.oracle, self.judge
+        values = {"question": self.task.question}
+        for letter, claim in zip("ab", claims):
+            values[letter] = claim
+            argued = [
+                s for s, side in oracle.raw.get("sides", {}).items() if self.task.choices[side] == claim
+            ]
+            values[f"seat_{letter}"] = ", ".join(argued)
+        system = judge.get("system", "")
+        start = [("system", system)] if system else []
+        view = judge.get("view", "evidence")
+        entries = [self._entry(*entry, claims) for entry in self.entries[seat]]
+        if view == "evidence":
+            values["evidence"] = " ".join(e for e in self.task.evidence if e in oracle.revealed)
+            return [*start, ("user", fill(judge["prompt"], values).strip())]
+        if view == "transcript":
+            values["transcript"] = oracle.joiner.join(entries)
+            return [*start, ("user", fill(judge["prompt"], values))]
+        before = oracle.chats.get(seat)
+        opening = [fill(judge["prompt"], values)] if before is None else []
+        self.entries[seat] = []
+        question = [part for part in [*opening, *entries, judge.get("ask", "")] if part]
+        return [*(before or start), ("user", oracle.joiner.join(question))]
+
+    def _entry(self, speaker: str, text: str, claims: list[str]) -> str:
+        side = self.oracle.raw.get("sides", {}).get(speaker)
+        labels = self.judge.get("labels", ["A", "B"])
+        label = "" if side is None else labels[claims.index(self.task.choices[side])]
+        entry = self.judge.get("entry", "{{ seat }}: {{ text }}")
+        return fill(entry, {"label": label, **self.oracle.message(speaker, text)})
