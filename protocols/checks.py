@@ -33,7 +33,7 @@ def phased_problems(rules: Phased) -> list[Problem]:
     found += [("phases", f"two phases are called {name!r}; names must differ") for name in sorted(doubles)]
     if rules.judge is not None:
         found += judge_problems(rules.judge, rules.seats, {s for phase in rules.phases for s in phase.seats})
-    return [*found, *_pay_problems(rules)]
+    return [*found, *_vote_problems(rules), *_listen_problems(rules), *_pay_problems(rules)]
 
 
 def _judges(rules: Phased) -> tuple[str, ...]:
@@ -189,10 +189,38 @@ def _stop_problems(phase: Phase, path: str) -> Iterable[Problem]:
         yield path, "has no effect on a turn that is the last of its phase anyway; raise repeat"
 
 
+def _vote_problems(rules: Phased) -> Iterable[Problem]:
+    choosing = [phase.name for phase in rules.phases if phase.moves == "choices"]
+    if rules.vote and rules.judge is not None:
+        yield "vote", "the judge decides, and so the vote has no effect; valid: one of the two"
+    if rules.vote and rules.vote not in choosing:
+        yield "vote", _no("phase with moves: choices", rules.vote, choosing)
+
+
+def _listen_problems(rules: Phased) -> Iterable[Problem]:
+    speaking = dict.fromkeys(seat for phase in rules.phases for seat in phase.seats)
+    for seat, heard in rules.listens.items():
+        if seat not in rules.seats:
+            yield f"listens.{seat}", _no("seat", seat, rules.seats)
+        for other in heard:
+            if other not in speaking or other == seat:
+                others = [name for name in speaking if name != seat]
+                yield f"listens.{seat}", _no("other seat that speaks", other, others)
+    for phase in rules.phases:
+        deaf = [s for s in rules.listens if {*phase.seats} - {s, *rules.listens[s]}]
+        if phase.moves == "evidence" and deaf:
+            yield (
+                f"listens.{deaf[0]}",
+                f"reveals are public, and {deaf[0]!r} would miss some of {phase.name!r}",
+            )
+
+
 def _pay_problems(rules: Phased) -> Iterable[Problem]:
     has: set[Source] = {"turns"}
     if any(phase.moves != "free" for phase in rules.phases):
         has.add("legal moves")
+    if any(phase.moves == "choices" for phase in rules.phases):
+        has.add("choices")
     limited = [i for i, phase in enumerate(rules.phases) if phase.soft_words or phase.min_words]
     if limited:
         has.add("word limits")

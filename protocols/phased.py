@@ -86,9 +86,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Phased(Protocol):
-    """Seats speak in phases and a judge's belief over `Task.choices` decides.
+    """Seats speak in phases, and a judge's belief over `Task.choices` decides, or a vote among the seats.
 
-    Outcome.score: 1 where the judge's last belief is highest for `Task.answer`, 0.5 on a tie, 0 otherwise.
+    Outcome.score: 1 where the judge's last belief, or the share of votes, is highest for `Task.answer`, 0.5 on a
+    tie, 0 otherwise.
     """
 
     kind: ClassVar[str] = "phased"
@@ -100,6 +101,11 @@ class Phased(Protocol):
     prompts: dict[str, RolePrompt] = field(default_factory=dict)
     """role -> prompts, for every role that speaks in a phase."""
     judge: JudgeRules | None = None
+    vote: str = ""
+    """In place of a judge: the phase (moves: choices) in which seats vote. The last legal vote of each counts; where
+    nobody's does, the play is invalid."""
+    listens: dict[str, list[str]] = field(default_factory=dict)
+    """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
     rewards: list[RewardTerm] = field(default_factory=list)
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""
@@ -239,6 +245,8 @@ class Phased(Protocol):
         audience = tuple(
             other
             for other, role in self.seats.items()
-            if other != seat and {"all", other, role} & {*phase.visible_to}
+            if other != seat
+            and {"all", other, role} & {*phase.visible_to}
+            and seat in self.listens.get(other, self.seats)
         )
         return Speaker(seat, self.seats[seat], situation, audience)

@@ -14,7 +14,9 @@ from protocols.types import Reward
 
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
-Source = Literal["turns", "word limits", "legal moves", "beliefs", "final belief", "verifier", "sub-plays"]
+Source = Literal[
+    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays"
+]
 """What a reward reads, and what a protocol may have to offer."""
 
 
@@ -45,6 +47,8 @@ class Move:
     """Not written in the parts that its phase asks for: nobody heard it."""
     off_length: float = 0.0
     """By what share of the limit the words that were to be heard are more than soft_words or fewer than min_words."""
+    right: bool | None = None
+    """Whether it chose the right answer; None where it was not to choose, or which is right is not known."""
     before: int | None = None
     """Index into `Record.beliefs` of the last belief before the move; None where the judge did not see it."""
     after: int | None = None
@@ -150,6 +154,13 @@ def correct(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(move.seat, move.turn, record.score, "correct")
 
 
+def right_choice(record: Record, params: Params) -> Iterator[Reward]:
+    """1 for each choice of the right answer, 0 for another or for none of the choices."""
+    for move in record.moves:
+        if move.right is not None:
+            yield Reward(move.seat, move.turn, float(move.right), "right_choice")
+
+
 def learnability(record: Record, params: Params) -> Iterator[Reward]:
     """4p(1 - p), p the mean score of the sub-plays: 1 where they are won half of the time, 0 where always or never.
 
@@ -178,6 +189,7 @@ REWARDS: dict[str, Rule] = {
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
+    "right_choice": Rule(right_choice, "choices"),
     "correct": Rule(correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
@@ -234,6 +246,7 @@ _LACKING: dict[Source, str] = {
     "turns": "turns",
     "word limits": "a phase with soft_words or min_words",
     "legal moves": "a phase that lists its legal moves (moves: evidence or choices)",
+    "choices": "a phase in which seats choose (moves: choices)",
     "beliefs": "a judge polled at the start and after each turn (judge.when: each_turn)",
     "final belief": "the judgment of a judge",
     "verifier": "an exact verifier",

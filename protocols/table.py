@@ -52,6 +52,8 @@ class Table:
         self._chats: dict[str, Chat] = {}
         self._moves: list[Move] = []
         self._cuts = 0
+        self._votes: dict[str, int] = {}
+        """seat -> index of the claim that it voted for last."""
         self._pending: list[Move] = []
         self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
         judges = () if rules.judge is None else rules.judge.seats
@@ -93,7 +95,7 @@ class Table:
 
     def take(self, phase: Phase, answers: Sequence[Answer]) -> None:
         """The replies of the round that was asked for; only now does anyone hear them."""
-        heard = []
+        heard, truth = [], self._truth()
         for (speaker, legal), answer in zip(self._asked, answers, strict=True):
             reply = as_reply(answer)
             chat = self._chats[speaker.seat]
@@ -106,6 +108,7 @@ class Table:
                 unfinished=reply.truncated or not reply.text.strip(),
                 unparsed=parsed is None,
                 off_length=0.0 if silenced else self._off_length(phase, statement),
+                right=statement == self.task.answer if phase.moves == "choices" and truth is not None else None,
             )  # fmt: skip
             self._note(move, speaker)
             chat.said(reply.text)
@@ -113,6 +116,8 @@ class Table:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
                 self.revealed[statement] = None
+            elif phase.name == self.rules.vote:
+                self._votes[speaker.seat] = self.task.choices.index(statement)
             elif phase.max_words is not None:
                 statement = self._cut(statement, phase.max_words)
             if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
@@ -132,7 +137,7 @@ class Table:
         bench = self.bench
         metrics = self._counts()
         if bench is None:
-            return Outcome(rewards=pay(self.rules.rewards, self._record()), metrics=metrics)
+            return self._voted(metrics)
         judgments = tuple(bench.judgments)
         if bench.failure:
             return Outcome("invalid", judgments, metrics=metrics, reason=bench.failure)
@@ -148,6 +153,20 @@ class Table:
         if bench.rules.orders == "both":
             metrics["swap_gap"] = bench.swap_gap
         return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
+
+    def _voted(self, metrics: dict[str, float]) -> Outcome:
+        """What a play without a judge came to."""
+        score, votes = None, list(self._votes.values())
+        if self.rules.vote:
+            if not votes:
+                return Outcome(
+                    "invalid", metrics=metrics, reason=f"no vote in phase {self.rules.vote!r} is readable"
+                )
+            shares = tuple(votes.count(i) / len(votes) for i in range(len(self.task.choices)))
+            metrics["agreement"] = max(shares)
+            if (truth := self._truth()) is not None:
+                score, metrics["votes_truth"] = _won(shares, truth), shares[truth]
+        return Outcome("ok", (), pay(self.rules.rewards, self._record()), score, metrics)
 
     def _counts(self) -> dict[str, float]:
         counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}

@@ -176,6 +176,32 @@ def test_a_word_ends_a_phase_only_on_a_line_of_its_own() -> None:
     assert not any(says(text, "DONE") for text in ("", "done", "DONE.", "I am DONE", "> DONE"))
 
 
+def test_a_vote_among_the_seats_decides_where_there_is_no_judge() -> None:
+    seats = {"ann": "speaker", "ben": "speaker", "cid": "speaker"}
+    vote = Phase("vote", [*seats], order="simultaneous", moves="choices", enforce=False, visible_to=[])
+    rules = protocol(
+        vote, seats=seats, sides={}, judge=None, vote="vote", rewards=[RewardTerm("right_choice")]
+    )
+    for said, score, paid in [
+        ({"ann": "yes", "ben": "no", "cid": " yes"}, 1.0, [1.0, 0.0, 1.0]),
+        ({"ann": "yes", "ben": "no", "cid": "perhaps"}, 0.5, [1.0, 0.0, 0.0]),
+        ({"ann": "?", "ben": "no", "cid": "?"}, 0.0, [0.0, 0.0, 0.0]),
+        ({"ann": "?", "ben": "?", "cid": "?"}, None, []),
+    ]:
+        outcome = play(rules, lambda ask: said[ask.seat]).outcome  # noqa: B023
+        assert (outcome.score, [r.value for r in outcome.rewards]) == (score, paid)
+        assert outcome.status == ("invalid" if score is None else "ok")
+
+
+def test_seats_listen_to_whom_they_are_told_to() -> None:
+    talk = Phase("talk", ["ann", "ben"])
+    rules = protocol(talk, Phase("end", ["ann"]), listens={"jay": ["ben"], "ann": []})
+    trace = play(rules, lambda ask: f"{ask.seat} {ask.turn}")
+    assert shown(trace) == "ben: ben 0"
+    last = [ask for ask in trace.requests() if ask.seat == "ann"][-1]
+    assert [m.text for m in last.messages if m.speaker == "user"] == ["", ""]
+
+
 # ---- judges ------------------------------------------------------------------------------------------
 
 TALK = Phase("talk", ["ann", "ben"])

@@ -20,8 +20,8 @@ Patch = Callable[[contextlib.ExitStack], None]
 MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
 """name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
 SHIPPED = HERE.parents[1] / "configs" / "protocol"
-COUNCIL, HEARING, SALON, JURY = (
-    HERE / "protocols" / f"{name}.yaml" for name in ("council", "hearing", "salon", "jury")
+COUNCIL, HEARING, SALON, JURY, ASSEMBLY = (
+    HERE / "protocols" / f"{name}.yaml" for name in ("council", "hearing", "salon", "jury", "assembly")
 )
 PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_debate.yaml",
@@ -318,6 +318,25 @@ def held_out_judge_decides(conclude: Any) -> Any:
 @mutant(SALON, "judgments are", bench, "favourites")
 def majority_is_the_first_label(favourites: Any) -> Any:
     return lambda scores: [0]
+
+
+@mutant(ASSEMBLY, "votes right and", table, "_won")
+def tied_vote_is_won(won: Any) -> Any:
+    return lambda belief, truth: float(won(belief, truth) > 0)
+
+
+@mutant(ASSEMBLY, "readable vote scored", table.Table, "_voted")
+def no_vote_is_an_outcome(voted: Any) -> Any:
+    def broken(self: Any, metrics: Any) -> Any:
+        self._votes = self._votes or {"nobody": 0}
+        return voted(self, metrics)
+
+    return broken
+
+
+@mutant(ASSEMBLY, "which it may not see", phased.Phased, "_speaker")
+def everyone_listens_to_everyone(speaker: Any) -> Any:
+    return lambda self, phase, place, seat: speaker(replace(self, listens={}), phase, place, seat)
 
 
 @mutant(HEARING, "not 0", rewards, "_sided")

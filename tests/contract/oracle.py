@@ -36,6 +36,8 @@ class PhasedOracle:
         self.rejections: list[tuple[str, int]] = []
         self.malformed: list[tuple[str, int]] = []
         self.off_length: dict[tuple[str, int], float] = {}
+        self.votes: dict[str, str] = {}
+        self.chosen: dict[tuple[str, int], bool] = {}
         self.stopped: set[str] = set()
         self.bench = BenchOracle(self)
 
@@ -127,6 +129,10 @@ class PhasedOracle:
                 heard = None
             elif phase.get("moves") == "evidence":
                 self.revealed.append(str(heard))
+            elif phase["name"] == self.raw.get("vote"):
+                self.votes[seat] = str(heard)
+            if phase.get("moves") == "choices":
+                self.chosen[seat, request.turn] = heard == self.task.answer
             if heard is None:
                 self.due[seat].append(self.neutral)
             told.append((seat, self.neutral if heard is None else heard))
@@ -143,6 +149,8 @@ class PhasedOracle:
         hearers = []
         for seat, role in self.raw["seats"].items():
             heard_by = phase.get("visible_to", ["all"])
+            if speaker not in self.raw.get("listens", {}).get(seat, [speaker]):
+                continue
             if seat == speaker or not ("all" in heard_by or seat in heard_by or role in heard_by):
                 continue
             hearers.append(seat)
@@ -166,7 +174,7 @@ class PhasedOracle:
         self.due[seat] = []
         expected = [*before, ("user", self.joiner.join(part for part in parts if part))]
         where = f"{seat} in {phase['name']}"
-        picks = phase.get("moves") == "choices" and seat not in self.raw["sides"]
+        picks = phase.get("moves") == "choices" and seat not in self.raw.get("sides", {})
         self.same(where, request, expected)
         self.marked(where, request)
         for name, is_, should in [
@@ -217,6 +225,15 @@ class PhasedOracle:
             self.found.append(f"{where}: speakers do not alternate: {speakers}")
 
     def _outcome(self, outcome: Outcome) -> None:
+        if self.raw.get("vote") and not self.votes:
+            if outcome.status != "invalid" or outcome.rewards or outcome.score is not None:
+                self.found.append("a play without a readable vote scored")
+            return
+        if self.raw.get("vote"):
+            right = sum(vote == self.task.answer for vote in self.votes.values())
+            wrong = len(self.votes) - right
+            if outcome.score != (right > wrong) + 0.5 * (right == wrong):
+                self.found.append(f"score {outcome.score} with {right} votes right and {wrong} wrong")
         self.bench.outcome(outcome)
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
@@ -249,6 +266,14 @@ class PhasedOracle:
         if "illegal" in terms and fined != sorted(self.rejections):
             self.found.append(f"fined {fined}, rejected {self.rejections}")
         self._fines(rewards)
+        paid = {(r.seat, r.turn): r.value for r in rewards if r.name == "right_choice"}
+        due = {
+            turn: terms["right_choice"] * right
+            for turn, right in self.chosen.items()
+            if "right_choice" in terms
+        }
+        if paid != due:
+            self.found.append(f"paid {paid} for choices that were right: {self.chosen}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
         if "belief_change" in terms:
