@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.load import load_protocol
 from protocols.judging import JudgeRules, UnreadableVerdict, read_vote
 from protocols.phased import Phase, Phased, RolePrompt, Stop
 from protocols.rewards import RewardTerm
 from protocols.speech import first_words, off_length, says, shown_parts
 from protocols.types import Reply, Task, TurnRequest
-from tests.contract.drive import Trace, drive
+from tests.contract import mutants, suite
+from tests.contract.drive import Scripted, Trace, drive
+from tests.contract.tasks import synthetic
 
 TASK = Task("t", "Why?", "yes", ("yes", "no"), evidence=("e1", "e2", "e3", "e4"))
 SEATS = {"ann": "speaker", "ben": "speaker", "jay": "judge"}
@@ -310,3 +315,74 @@ def test_only_one_judge_s_probabilities_can_be_searched() -> None:
     assert "votes" in voting.search_problem()
     with pytest.raises(ValueError, match="votes"):
         voting.judge_requests(TASK, [])
+
+
+# ---- a protocol that only its author knows ---------------------------------------------------------------
+
+OUTSIDE = """
+    # Three debaters, two of them a team that plans in private; a cross-examiner who may stop; a panel of three judges.
+    kind: phased
+    seats: {ann: debater, ben: debater, cid: debater, eve: examiner, j1: strict, j2: mild, j3: mild}
+    sides: {ann: 0, ben: 0, cid: 1}
+    zero_sum: true
+    rejected: "(unreadable)"
+    prompts:
+      debater:
+        system: You debate as {{ seat }}.
+        opening: "{{ question }} You argue for {{ claim }}, not {{ other }}."
+        heard: "{{ seat }} wrote:\\n{{ quoted }}"
+      examiner: {opening: "{{ question }} It is one of {{ choices }}."}
+    phases:
+      - {name: strategy, seats: [ann, ben], repeat: 2, visible_to: [ann, ben], prompt: Agree on a plan.}
+      - {name: open, seats: [ann, ben, cid], order: simultaneous, parts: {thinking: private, argument: shown}}
+      - {name: cross, seats: [eve, ann, cid], repeat: 3, stop: {seat: eve, says: DONE}, max_words: 40}
+      - {name: close, seats: [cid, ben], speakers: shuffled}
+    judge:
+      panel: [j1, j2, j3]
+      view: transcript
+      when: end
+      votes: 2
+      retries: 4
+      prompt: "{{ question }}\\nA: {{ a }}\\nB: {{ b }}\\n{{ transcript }}\\nEnd with a line that holds A or B."
+      entry: "{{ label }}:\\n{{ quoted }}"
+    rewards:
+      - {name: win_probability}
+"""
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("elsewhere") / "my_debate.yaml"
+    path.write_text(textwrap.dedent(OUTSIDE), encoding="utf-8")
+    return path
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_new_protocol_is_yaml_alone(outside: Path, seed: int) -> None:
+    made = load_protocol(outside)
+    assert suite.violations(made, suite.read_raw(outside), seed) == []
+
+
+def test_its_private_round_stays_private_and_its_examiner_may_stop(outside: Path) -> None:
+    made, raw = load_protocol(outside), suite.read_raw(outside)
+    lengths = set()
+    for seed in range(12):
+        trace = drive(made, synthetic(raw, seed), seed, Scripted.of(raw, seed))
+        turns = [(ask, reply) for asks in trace.rounds for ask, reply in asks]
+        plans = {reply.text.split("\n")[0] for ask, reply in turns if ask.phase == "strategy"}
+        for ask, _ in turns:
+            seen = "\n".join(m.text for m in ask.messages)
+            assert (ask.seat in ("ann", "ben")) or not any(plan in seen for plan in plans)
+        lengths.add(sum(ask.phase == "cross" for ask, _ in turns))
+        assert [j.seat for j in trace.outcome.judgments] == ["j1", "j2", "j3", "panel"]
+    assert 1 in lengths and 9 in lengths, "stopped at once, and not at all"
+
+
+@pytest.mark.parametrize(
+    "fault", ["public_scratchpad", "private_part_shown", "deaf_to_the_stop", "panel_of_one"]
+)
+def test_the_suite_sees_faults_in_it(outside: Path, fault: str) -> None:
+    made, raw = load_protocol(outside), suite.read_raw(outside)
+    with mutants.seeded(fault):
+        assert any(suite.violations(made, raw, seed) for seed in range(6))
