@@ -20,8 +20,9 @@ Patch = Callable[[contextlib.ExitStack], None]
 MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
 """name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
 SHIPPED = HERE.parents[1] / "configs" / "protocol"
-COUNCIL, HEARING, SALON, JURY, ASSEMBLY = (
-    HERE / "protocols" / f"{name}.yaml" for name in ("council", "hearing", "salon", "jury", "assembly")
+COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO = (
+    HERE / "protocols" / f"{name}.yaml"
+    for name in ("council", "hearing", "salon", "jury", "assembly", "trio")
 )
 PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_debate.yaml",
@@ -301,6 +302,11 @@ def retries_without_a_budget(take: Any) -> Any:
     return broken
 
 
+@mutant(TRIO, "judgments are", bench, "favourites")
+def torn_member_votes_for_the_first(favourites: Any) -> Any:
+    return lambda scores: favourites(scores)[:1]
+
+
 @mutant(JURY, "judgments are", bench.Bench, "_together")
 def panel_of_one(together: Any) -> Any:
     return lambda self, beliefs: together(self, beliefs[:1])
@@ -320,7 +326,7 @@ def majority_is_the_first_label(favourites: Any) -> Any:
     return lambda scores: [0]
 
 
-@mutant(ASSEMBLY, "votes right and", table, "_won")
+@mutant(ASSEMBLY, "by votes", table, "_won")
 def tied_vote_is_won(won: Any) -> Any:
     return lambda belief, truth: float(won(belief, truth) > 0)
 

@@ -210,7 +210,7 @@ class PhasedOracle:
         values = {"question": self.task.question, "choices": ", ".join(claims), "seat": seat, "role": role}
         if seat in self.raw.get("sides", {}):
             side = self.raw["sides"][seat]
-            values |= {"claim": claims[side], "other": claims[1 - side]}
+            values |= {"claim": claims[side], "other": ", ".join(c for c in claims if c != claims[side])}
         return values | {name: self.task.hidden[name].text for name in hidden}
 
     def same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
@@ -230,10 +230,8 @@ class PhasedOracle:
                 self.found.append("a play without a readable vote scored")
             return
         if self.raw.get("vote"):
-            right = sum(vote == self.task.answer for vote in self.votes.values())
-            wrong = len(self.votes) - right
-            if outcome.score != (right > wrong) + 0.5 * (right == wrong):
-                self.found.append(f"score {outcome.score} with {right} votes right and {wrong} wrong")
+            counts = [sum(vote == claim for vote in self.votes.values()) for claim in self.task.choices]
+            self._score(outcome, counts, "votes")
         self.bench.outcome(outcome)
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
@@ -276,13 +274,16 @@ class PhasedOracle:
             self.found.append(f"paid {paid} for choices that were right: {self.chosen}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
-        if "belief_change" in terms:
+        if "belief_change" in terms and len(self.task.choices) == 2:
             self._belief_change(outcome)
-        if beliefs := self.bench.beliefs:
-            truth = beliefs[-1][self.task.choices.index(self.task.answer or "")]
-            tie = abs(truth - 0.5) < 1e-9
-            if outcome.score != (0.5 if tie else 1.0 if truth > 0.5 else 0.0):
-                self.found.append(f"score {outcome.score} at a belief of {truth} in the truth")
+        if self.bench.beliefs:
+            self._score(outcome, self.bench.beliefs[-1], "beliefs")
+
+    def _score(self, outcome: Outcome, shares: Sequence[float], what: str) -> None:
+        truth = self.task.choices.index(self.task.answer or "")
+        first = [i for i, share in enumerate(shares) if max(shares) - share < 1e-9]
+        if outcome.score != (0.0 if truth not in first else 1.0 if first == [truth] else 0.5):
+            self.found.append(f"score {outcome.score} by {what} {shares}, the truth being number {truth}")
 
     def _belief_change(self, outcome: Outcome) -> None:
         term = next(term for term in self.raw["rewards"] if term["name"] == "belief_change")

@@ -77,7 +77,7 @@ class BenchOracle:
                 unread.append((seat, order))
             else:
                 self.verdicts.setdefault((seat, order), []).append(verdict)
-                favourite = answers[0] if verdict[0] >= verdict[1] else answers[1]
+                favourite = answers[verdict.index(max(verdict))]
                 self.oracle.chats[seat] = [*pairs(request), ("assistant", favourite)]
             if self.judge.get("votes"):
                 self.oracle.said |= {trace for trace in traces(reply.text) if trace.startswith("zq")}
@@ -117,26 +117,36 @@ class BenchOracle:
             if seat in self.gone:
                 self.expected.append((seat, (), False, decides, self.public))
                 continue
-            first = [sum(vote[0 if order == 0 else 1] for vote in self.verdicts[seat, order])
-                     / len(self.verdicts[seat, order]) for order in range(orders)]  # fmt: skip
-            beliefs[seat] = (sum(first) / orders, 1 - sum(first) / orders)
+            belief = [0.0] * len(self.task.choices)
+            for order in range(orders):
+                votes = self.verdicts[seat, order]
+                for claim in range(len(belief)):
+                    label = claim if order == 0 else len(belief) - 1 - claim
+                    belief[claim] += sum(vote[label] for vote in votes) / len(votes) / orders
+            beliefs[seat] = tuple(belief)
             self.expected.append((seat, beliefs[seat], True, decides, self.public))
         together: tuple[float, ...] = ()
         if not self.failed:
-            shares = [beliefs[seat][0] for seat in self.deciding]
+            members = [beliefs[seat] for seat in self.deciding]
             if self.judge.get("combine") == "majority":
-                shares = [0.5 if abs(p - 0.5) < 1e-9 else round(p) for p in shares]
-            together = (sum(shares) / len(shares), 1 - sum(shares) / len(shares))
+                members = [self._ballot(belief) for belief in members]
+            together = tuple(sum(column) / len(members) for column in zip(*members))
             self.beliefs.append(together)
         if not alone:
             self.expected.append(("panel", together, not self.failed, True, self.public))
+
+    @staticmethod
+    def _ballot(belief: tuple[float, ...]) -> tuple[float, ...]:
+        """One vote, shared by the claims that are believed most."""
+        first = [max(belief) - p < 1e-9 for p in belief]
+        return tuple(won / sum(first) for won in first)
 
     def _read(self, reply: Reply, answers: list[str]) -> list[float] | None:
         if self.judge.get("votes"):
             named = [re.search(rf"(?:\A|\n)\s*{re.escape(a)}\s*\Z", reply.text) is not None for a in answers]
             return list(map(float, named)) if sum(named) == 1 and not reply.truncated else None
         probs = list(reply.probs)
-        sound = len(probs) == 2 and all(0 <= p <= 1 for p in probs) and abs(sum(probs) - 1) < 1e-3
+        sound = len(probs) == len(answers) and all(0 <= p <= 1 for p in probs) and abs(sum(probs) - 1) < 1e-3
         return probs if sound else None
 
     def _request(self, seat: str, order: int, request: TurnRequest) -> list[str]:
@@ -167,7 +177,7 @@ class BenchOracle:
         """What a judge must be shown. `claims`: in the order of the labels."""
         oracle, judge = self.oracle, self.judge
         values = {"question": self.task.question}
-        for letter, claim in zip("ab", claims):
+        for letter, claim in zip("abcdefgh", claims):
             values[letter] = claim
             argued = [
                 s for s, side in oracle.raw.get("sides", {}).items() if self.task.choices[side] == claim

@@ -190,7 +190,8 @@ def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     found += _private_parts(protocol, raw, seed)
     judge = raw.get("judge", {})
     if judge and judge.get("view", "evidence") == "evidence":
-        swapped = replace(protocol, sides={s: 1 - side for s, side in raw["sides"].items()})  # type: ignore[type-var]
+        last = len(task.choices) - 1
+        swapped = replace(protocol, sides={s: last - side for s, side in raw["sides"].items()})  # type: ignore[type-var]
         twin = _views(drive(swapped, task, seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role in {raw["seats"][seat] for seat in seats_of(judge)} and chat != twin_chat:

@@ -34,11 +34,14 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     hidden_names(raw, roles)
     hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
     hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
-    choices = (f"cl{next(words)}", f"cl{next(words)}")
+    phased = raw.get("child", raw)
+    labels = phased.get("judge", {}).get("labels", ["A", "B"])
+    claims = max([len(labels), *(side + 1 for side in phased.get("sides", {}).values())])
+    choices = tuple(f"cl{next(words)}" for _ in range(claims))
     solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
     return Task(
         id=f"task{seed}", question=f"qu{next(words)}",
-        answer=f"an{next(words)}" if solves else choices[rng.randrange(2)], choices=choices,
+        answer=f"an{next(words)}" if solves else choices[rng.randrange(claims)], choices=choices,
         evidence=tuple(f"ev{next(words)}" for _ in range(evidence)), hidden=hidden,
         proposals=tuple(f"pr{next(words)}" for _ in range(9)), domain=Markers(),
     )  # fmt: skip
