@@ -116,7 +116,7 @@ class Juror:
 
     def belief(self) -> Belief:
         """What it believes after a poll: the mean over its votes and over the orders of the claims."""
-        means = [[math.fsum(column) / len(votes) for column in zip(*votes)] for votes in self._verdicts]
+        means = [_mean(votes) for votes in self._verdicts]
         if len(means) == 2:
             self.swap_gap = max(self.swap_gap, *(abs(p - q) for p, q in zip(means[0], reversed(means[1]))))
         return mean_belief(self.orders, means)
@@ -163,7 +163,10 @@ class Bench:
                 f"{len(rules.labels)} labels ({', '.join(rules.labels)})"
             )
         self.rules = rules
-        self.jurors = {seat: Juror(rules, seat, roles[seat], task, sides, joiner) for seat in rules.seats}
+        self.jurors = {
+            seat: Juror(rules, seat, roles[seat], task, sides, joiner)
+            for seat in (*rules.held_out, *rules.deciding)  # so that the judgments that decide come last
+        }
         self.deciding = [self.jurors[seat] for seat in rules.deciding]
         self.beliefs: list[Belief] = []
         self.judgments: list[Judgment] = []
@@ -198,18 +201,21 @@ class Bench:
 
     def _conclude(self, present: Sequence[Juror], after_turn: int) -> None:
         """Record the judgments, the one that decides last."""
-        alone = len(self.deciding) == 1
-        for juror in sorted(present, key=self.deciding.__contains__):
+        alone, beliefs = len(self.deciding) == 1, {}
+        for juror in present:
             decides = alone and juror in self.deciding
             if juror.failure:
                 self.judgments.append(Judgment(juror.seat, (), False, after_turn, juror.failure, decides))
             elif not juror.open:
-                self.judgments.append(Judgment(juror.seat, juror.belief(), True, after_turn, "", decides))
+                beliefs[juror.seat] = juror.belief()
+                self.judgments.append(
+                    Judgment(juror.seat, beliefs[juror.seat], True, after_turn, "", decides)
+                )
         failed = [juror for juror in self.deciding if juror.failure]
         if failed:
             self.failure = f"{failed[0].seat} after turn {after_turn}: {failed[0].failure}"
         else:
-            self.beliefs.append(self._together([juror.belief() for juror in self.deciding]))
+            self.beliefs.append(self._together([beliefs[juror.seat] for juror in self.deciding]))
         if not alone:
             belief = () if failed else self.beliefs[-1]
             self.judgments.append(Judgment(PANEL, belief, not failed, after_turn, self.failure))
@@ -220,6 +226,10 @@ class Bench:
             ballots = [favourites(belief) for belief in beliefs]
             width = range(len(beliefs[0]))
             beliefs = [tuple(float(i in won) / len(won) for i in width) for won in ballots]
-        if len(beliefs) == 1:
-            return beliefs[0]
-        return tuple(math.fsum(column) / len(beliefs) for column in zip(*beliefs))
+        return _mean(beliefs)
+
+
+def _mean(beliefs: Sequence[Belief]) -> Belief:
+    if len(beliefs) == 1:
+        return beliefs[0]
+    return tuple(math.fsum(column) / len(beliefs) for column in zip(*beliefs))

@@ -75,7 +75,7 @@ class JudgeRules:
 
     @property
     def seats(self) -> tuple[str, ...]:
-        """Every judge, those who decide first."""
+        """Every judge."""
         return (*self.deciding, *self.held_out)
 
 

@@ -18,8 +18,8 @@ Expected = tuple[str, tuple[float, ...], bool, bool, int]
 
 
 def seats_of(judge: Raw, held_out: bool = True) -> list[str]:
-    """The judges, those who decide first."""
-    return [*(judge.get("panel") or [judge["seat"]]), *(judge.get("held_out", []) if held_out else [])]
+    """The judges, those who decide last."""
+    return [*(judge.get("held_out", []) if held_out else []), *(judge.get("panel") or [judge["seat"]])]
 
 
 class BenchOracle:
@@ -110,7 +110,7 @@ class BenchOracle:
     def _conclude(self, before: list[str], orders: int) -> None:
         beliefs: dict[str, tuple[float, ...]] = {}
         alone = len(self.deciding) == 1
-        for seat in [*self.judges[len(self.deciding) :], *self.deciding]:
+        for seat in self.judges:
             decides = alone and seat in self.deciding
             if seat in before or seat in self.pending:
                 continue
