@@ -174,7 +174,9 @@ def verdicts(episodes: Iterable[Episode]) -> list[Verdict]:
     found = []
     for episode in episodes:
         truth = truth_index(episode.task)
-        judgments = [judgment for judgment in episode.outcome.judgments if judgment.valid and judgment.decides]
+        judgments = [
+            judgment for judgment in episode.outcome.judgments if judgment.valid and judgment.decides
+        ]
         if truth is None or not judgments or len(judgments[-1].scores) < 2:
             continue
         scores = judgments[-1].scores
