@@ -61,9 +61,10 @@ class Juror:
             answers[order.index(task.choices.index(task.answer))] if task.answer in task.choices else None
             for order, answers in zip(self.orders, self._answers)
         ]
+        self._system = render(rules.system, {"seat": seat, "role": role})
         self._chat: Chat | None = None
         if rules.view == "chat":
-            self._chat = Chat(rules.system, render(rules.prompt, self._shown[0]), joiner)
+            self._chat = Chat(self._system, render(rules.prompt, self._shown[0]), joiner)
 
     def reveal(self, *statements: str) -> None:
         """Statements that the judge may now see as evidence."""
@@ -132,13 +133,13 @@ class Juror:
         values = self._shown[i]
         if self.rules.view == "evidence":
             values = {**values, "evidence": " ".join(self._revealed)}
-            return fresh_chat(self.rules.system, render(self.rules.prompt, values).strip())
+            return fresh_chat(self._system, render(self.rules.prompt, values).strip())
         entries = [self._entry(*entry, self.orders[i]) for entry in self._entries]
         values = {**values, "transcript": self.joiner.join(entries)}
-        return fresh_chat(self.rules.system, render(self.rules.prompt, values))
+        return fresh_chat(self._system, render(self.rules.prompt, values))
 
     def _claims(self, order: tuple[int, ...]) -> dict[str, str]:
-        values = {"question": self.task.question}
+        values = {"question": self.task.question, "seat": self.seat, "role": self.role}
         for letter, claim in zip(LETTERS, order):
             values[letter] = self.task.choices[claim]
             values[f"seat_{letter}"] = ", ".join(s for s, side in self.sides.items() if side == claim)

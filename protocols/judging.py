@@ -33,9 +33,10 @@ class JudgeRules:
     seat: str = ""
     """The one judge. Several are a `panel`."""
     prompt: str = ""
-    """What it is shown. Names: question; a, b, ... (the claim under the first, second, ... label); seat_a,
-    seat_b, ... (who argues it); evidence or transcript, as the view says."""
+    """What it is shown. Names: question; seat, role (its own); a, b, ... (the claim under the first, second, ...
+    label); seat_a, seat_b, ... (who argues it); evidence or transcript, as the view says."""
     system: str = ""
+    """Names: seat, role (of the judge), so that the members of a panel can be told who they are."""
     view: Literal["evidence", "transcript", "chat"] = "evidence"
     """evidence: a fresh chat with what was revealed, in canonical order, not by whom. transcript: a fresh chat
     with all that it may hear. chat: one growing chat that opens with `prompt`."""
@@ -130,14 +131,14 @@ def judge_problems(rules: JudgeRules, seats: Collection[str], speaking: Collecti
     if labels < 2 or labels > len(LETTERS) or len(set(rules.labels)) < labels or "" in rules.labels:
         found.append(("judge.labels", f"needs 2 to {len(LETTERS)} different labels, for example [A, B]"))
     letters = LETTERS[:labels]
-    valid = ["question", *letters, *(f"seat_{letter}" for letter in letters)]
+    valid = ["question", "seat", "role", *letters, *(f"seat_{letter}" for letter in letters)]
     if rules.view != "chat":
         valid.append(rules.view)
     if not rules.prompt:
         found.append(("judge.prompt", f"missing; it may use: {', '.join(valid)}"))
     for path, message in template_problems("judge.prompt", rules.prompt, valid):
         found.append((path, message + " (a judge is shown no hidden material)"))
-    found += template_problems("judge.system", rules.system, ())
+    found += template_problems("judge.system", rules.system, ("seat", "role"))
     found += template_problems("judge.ask", rules.ask, ())
     found += template_problems("judge.entry", rules.entry, ("seat", "role", "label", "text", "quoted"))
     if rules.view == "chat" and rules.orders == "both":

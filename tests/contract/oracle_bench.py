@@ -176,14 +176,15 @@ class BenchOracle:
     def _chat(self, seat: str, claims: list[str]) -> list[tuple[str, str]]:
         """What a judge must be shown. `claims`: in the order of the labels."""
         oracle, judge = self.oracle, self.judge
-        values = {"question": self.task.question}
+        own = {"seat": seat, "role": oracle.raw["seats"][seat]}
+        values = {"question": self.task.question, **own}
         for letter, claim in zip("abcdefgh", claims):
             values[letter] = claim
             argued = [
                 s for s, side in oracle.raw.get("sides", {}).items() if self.task.choices[side] == claim
             ]
             values[f"seat_{letter}"] = ", ".join(argued)
-        system = judge.get("system", "")
+        system = fill(judge.get("system", ""), own)
         start = [("system", system)] if system else []
         view = judge.get("view", "evidence")
         entries = [self._entry(*entry, claims) for entry in self.entries[seat]]
