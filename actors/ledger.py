@@ -65,8 +65,8 @@ class Ledger:
         """Records one root play: the episode whose id is `root_id` and its sub-plays, in any order.
 
         Returns False, and records nothing, when `root_id` is committed already. With `train`, a root that
-        is `ok` is queued for `batch` as a group of its own. Raises ValueError unless exactly one episode has no parent and its id
-        is `root_id`; OSError (nothing recorded) when the disk refuses.
+        is `ok` is queued for `batch` as a group of its own. Raises ValueError unless exactly one episode has
+        no parent and its id is `root_id`; OSError (nothing recorded) when the disk refuses.
         """
         if root_id in self._committed:
             self.counts["duplicates"] += 1

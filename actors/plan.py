@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from configs.machine import Machine, Need, needs, parameters, peak
-from configs.schema import ModelConfig, PolicyConfig, RunConfig
+from configs.schema import ModelConfig, PolicyConfig, RemoteConfig, RunConfig
 from protocols.base import Answer, Protocol, SubPlay
 from protocols.types import Domain, Hidden, Outcome, Reply, Task, TurnRequest
 
@@ -30,6 +32,8 @@ class PolicyPlan:
     parameters: int | None
     trained: bool
     needs: tuple[Need, ...]
+    key: str = ""
+    """Remote policies: whether the API key is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,20 @@ def _policy(config: RunConfig, name: str, policy: PolicyConfig, found: list[Need
     own = tuple(need for need in found if need.policy == name)
     if policy.kind == "uniform":
         return PolicyPlan(name, roles, "uniform", 0, False, own)
+    if policy.kind == "remote":
+        host = urlsplit(policy.remote.url).netloc
+        return PolicyPlan(
+            name, roles, f"{policy.remote.model} at {host}", 0, False, own, key_state(policy.remote)
+        )
     return PolicyPlan(name, roles, _model(policy.model), parameters(policy.model), policy.trained, own)
+
+
+def key_state(remote: RemoteConfig) -> str:
+    """Whether the key of a remote policy is set, in words."""
+    if not remote.api_key_env:
+        return "no key is sent"
+    state = "is set" if os.environ.get(remote.api_key_env) else "is NOT set: train will refuse to start"
+    return f"key: {remote.api_key_env} {state}"
 
 
 def _model(model: ModelConfig) -> str:
@@ -180,7 +197,7 @@ def _policy_table(plan: Plan) -> RenderableType:
     for policy in plan.policies:
         size = "" if not policy.parameters else _count(policy.parameters)
         idle = "played in the driver" if policy.model == "uniform" else "nothing to do"
-        processes = "\n".join(_need(need) for need in policy.needs) or idle
+        processes = policy.key or "\n".join(_need(need) for need in policy.needs) or idle
         roles = ", ".join(policy.roles) or "none"
         size = "unknown" if policy.parameters is None else size
         name = policy.name + (" (trained)" if policy.trained else "")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 from actors.chat import ChatCodec
 from actors.messages import GenRequest, GenResult
+from actors.players import Player
 from actors.router import Router
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
@@ -81,3 +83,13 @@ class EnginePlayer:
         best = max(range(len(probs)), key=probs.__getitem__)
         trace = TokenTrace(tuple(prompt_ids), (), (), tuple(result.versions))
         return Reply(request.choices[best], probs, trace)
+
+
+class AtTemperature:
+    """A player whose every reply is sampled at one temperature, whatever the policy's and the protocol's."""
+
+    def __init__(self, player: Player, temperature: float):
+        self.player, self.temperature = player, temperature
+
+    async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
+        return await self.player(replace(request, temperature=self.temperature), history)

@@ -44,9 +44,13 @@ async def run_play(
     id: str,
     parent: str | None = None,
     meta: Mapping[str, Any] | None = None,
+    seats: Mapping[str, Seated] | None = None,
 ) -> list[Episode]:
-    """Plays `protocol` on `task` to its end. Errors of players propagate; nothing half-played is returned."""
-    play = _Play(players, id)
+    """Plays `protocol` on `task` to its end. Errors of players propagate; nothing half-played is returned.
+
+    `players`: role -> who plays it. `seats`: seat -> who takes it instead.
+    """
+    play = _Play(players, id, seats or {})
     generator = protocol.play(task, random.Random(seed))
     answers: list[Answer] | None = None
     while True:
@@ -56,6 +60,11 @@ async def run_play(
             outcome: Outcome = end.value
             break
         answers = await play.answer(asks)
+        unreadable = play.unreadable(asks, answers)
+        if unreadable:
+            generator.close()
+            outcome = Outcome("invalid", reason=unreadable)
+            break
     recorded = replace(task, domain=None)
     root = Episode(id, protocol.name, recorded, seed, tuple(play.turns), outcome, parent, meta or {})
     return [root, *play.children]
@@ -64,8 +73,8 @@ async def run_play(
 class _Play:
     """The state of one running play: what each seat has said, and the finished sub-plays."""
 
-    def __init__(self, players: Mapping[str, Seated], id: str):
-        self.players, self.id = players, id
+    def __init__(self, players: Mapping[str, Seated], id: str, seats: Mapping[str, Seated]):
+        self.players, self.id, self.seats = players, id, seats
         self.turns: list[Turn] = []
         self.children: list[Episode] = []
         self._histories: dict[str, tuple[Turn, ...]] = {}
@@ -86,22 +95,34 @@ class _Play:
                 answers.append(reply)
         return answers
 
+    @staticmethod
+    def unreadable(asks: list[Ask], answers: list[Answer]) -> str:
+        """Why the play cannot go on: a move that was to be one of the legal ones and that nobody could read. What
+        becomes of a verdict that cannot be read is the protocol's own rule."""
+        for ask, answer in zip(asks, answers):
+            if isinstance(answer, Reply) and answer.unreadable and not getattr(ask, "read", False):
+                return f"{getattr(ask, 'seat', '')} in {getattr(ask, 'phase', '')}: {answer.unreadable}"
+        return ""
+
     def _one(self, ask: Ask) -> Awaitable[Any]:
         if isinstance(ask, SubPlay):
             id = f"{self.id}/{ask.key}"
-            return run_play(ask.protocol, ask.task, ask.seed, self.players, id, parent=self.id)
-        seated = self._seated(ask.role)
-        return seated.player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
+            return run_play(
+                ask.protocol, ask.task, ask.seed, self.players, id, parent=self.id, seats=self.seats
+            )
+        return self._seated(ask).player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
 
-    def _seated(self, role: str) -> Seated:
+    def _seated(self, ask: TurnRequest) -> Seated:
+        if ask.seat in self.seats:
+            return self.seats[ask.seat]
         try:
-            return self.players[role]
+            return self.players[ask.role]
         except KeyError:
-            raise MissingPlayer(role, tuple(self.players)) from None
+            raise MissingPlayer(ask.role, tuple(self.players)) from None
 
     def _record(self, ask: TurnRequest, reply: Reply) -> None:
         turn = Turn(
-            seat=ask.seat, role=ask.role, policy=self.players[ask.role].policy, turn=ask.turn, phase=ask.phase,
+            seat=ask.seat, role=ask.role, policy=self._seated(ask).policy, turn=ask.turn, phase=ask.phase,
             messages=ask.messages, text=reply.text, choices=ask.choices, probs=reply.probs, read=ask.read,
             fresh=ask.fresh, target=ask.target, situation=ask.situation, truncated=reply.truncated,
             trace=reply.trace,

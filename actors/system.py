@@ -17,7 +17,8 @@ from typing import Any
 
 from actors.chat import ChatCodec
 from actors.players import UniformPlayer
-from actors.policy import EnginePlayer
+from actors.policy import AtTemperature, EnginePlayer
+from actors.remote import RemotePlayer
 from actors.router import EngineLost, Router
 from actors.runner import Seated, gather_or_cancel
 from configs.schema import ClusterConfig, PolicyConfig
@@ -72,11 +73,13 @@ class ServedPolicy:
 
 
 class System:
-    """The engines of a run. `uniform` policies have none: they are played in the driver."""
+    """The engines of a run. `uniform` and `remote` policies have none: the driver plays or asks for them."""
 
     def __init__(self, policies: Mapping[str, PolicyConfig], seed: int):
         self.policies, self.seed = policies, seed
         self.served: dict[str, ServedPolicy] = {}
+        self.remote: dict[str, RemotePlayer] = {}
+        """One player per remote policy: its budget is that of the whole run."""
 
     async def serve(self, name: str, model_dir: str, codec: ChatCodec, version: int = 0) -> ServedPolicy:
         """Starts the engines of policy `name` on the weights in `model_dir` and waits until they answer."""
@@ -156,13 +159,20 @@ class System:
                     raise EngineLost(f"engine of {served.name!r} did not come back: {error}") from error
                 await asyncio.sleep(0.5)
 
-    def players(self, roles: Mapping[str, str]) -> dict[str, Seated]:
-        """role -> who plays it, for roles bound to served or uniform policies."""
-        return {role: Seated(policy, self._player(policy)) for role, policy in roles.items()}
+    def players(self, roles: Mapping[str, str], temperature: float | None = None) -> dict[str, Seated]:
+        """role -> who plays it, for roles bound to served, uniform or remote policies. `temperature`: of all."""
+        players = {role: self._player(policy) for role, policy in roles.items()}
+        if temperature is not None:
+            players = {role: AtTemperature(player, temperature) for role, player in players.items()}
+        return {role: Seated(policy, players[role]) for role, policy in roles.items()}
 
     def _player(self, policy: str) -> Any:
         if self.policies[policy].kind == "uniform":
             return UniformPlayer(seed=self.seed)
+        if self.policies[policy].kind == "remote":
+            if policy not in self.remote:
+                self.remote[policy] = RemotePlayer(policy, self.policies[policy])
+            return self.remote[policy]
         return self.served[policy].player
 
     async def statuses(self) -> dict[str, list[dict[str, Any]]]:

@@ -5,80 +5,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ConfigError
+from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.ranges import INF, RANGES, show_range
+from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
-    AdvantageConfig,
-    ArmConfig,
-    ClusterConfig,
-    EngineConfig,
-    EvalConfig,
-    LearnerConfig,
-    LossConfig,
     ModelConfig,
     PolicyConfig,
     RunConfig,
     StageConfig,
-    TrackConfig,
     WarmStartConfig,
 )
 from configs.source import KeyPath, Source, show_key
 from protocols.base import Protocol
 
-_INF = float("inf")
-_TINY = 1e-12  # for numbers that must be more than zero
-_COUNT, _FROM_0 = (1, _INF), (0, _INF)
-RANGES: dict[type, dict[str, tuple[float, float]]] = {
-    ModelConfig: {
-        **dict.fromkeys(("hidden_size", "layers", "heads", "kv_heads", "intermediate_size"), _COUNT),
-        "max_len": (2, _INF),
-    },
-    EngineConfig: {
-        **dict.fromkeys(("replicas", "max_num_seqs", "kv_cache_mb", "tensor_parallel", "threads"), _COUNT),
-        "max_model_len": _FROM_0,
-        "gpus": (_TINY, _INF),
-        "gpu_memory_utilization": (_TINY, 1),
-    },
-    LossConfig: {"clip_low": (0, 1), "clip_high": _FROM_0, "entropy": _FROM_0},
-    AdvantageConfig: {"discount": (0, 1)},
-    LearnerConfig: {
-        **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
-        **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),
-        **dict.fromkeys(("lr", "gpus"), (_TINY, _INF)),
-        "zero_stage": (0, 3),
-    },
-    WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (_TINY, _INF), "per_play": _FROM_0},
-    PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
-    StageConfig: {
-        **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
-        **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
-        **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
-    },
-    ArmConfig: {"episodes": _COUNT},
-    EvalConfig: {"ceiling_episodes": _COUNT},
-    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
-    ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, _INF)},
-}
-GROUPED = ("grpo", "dr_grpo", "rloo")
-"""Advantages that compare the members of a group: in a group of one they are zero."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the learners' side knows, handed in because `configs` does not import `learners`."""
-
-    losses: Mapping[str, frozenset[str]]
-    """Loss kind -> fields of LossConfig that it reads."""
-    advantages: Collection[str]
-    """Advantage kinds."""
-    group_fields: Collection[str]
-    """What AdvantageConfig.group_by may name."""
-    check_learner: Callable[[LearnerConfig, str], object]
-    """Raises ValueError("setting: what is wrong") for what no learner can run on a device (cpu or cuda)."""
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
+"""Advantages and signals that compare the members of a group: in a group of one they are zero."""
 
 
 @dataclass
@@ -151,18 +98,28 @@ class Checker:
             limits = RANGES.get(type(value), {})
             for field in dataclasses.fields(value):
                 below = getattr(value, field.name)
-                low, high = limits.get(field.name, (-_INF, _INF))
+                low, high = limits.get(field.name, (-INF, INF))
                 if isinstance(below, (int, float)) and not low <= below <= high:
-                    self.error((*path, field.name), f"{below:g} is out of range", _range(low, high))
+                    self.error((*path, field.name), f"{below:g} is out of range", show_range(low, high))
                 self.ranges(below, (*path, field.name))
 
     # policies
 
     def policy(self, name: str, policy: PolicyConfig, path: KeyPath) -> None:
-        if policy.kind == "uniform":
-            others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name != "kind")
-            self.unused(path, others, "on a uniform policy", (*path, "kind"))
+        if name == HUMAN:
+            self.error(path, f"{HUMAN!r} is the policy of people (launch.py play)", "another name")
+        if policy.kind != "lm":
+            used = (
+                {"kind", "remote", "temperature", "max_tokens", "trained"}
+                if policy.kind == "remote"
+                else {"kind"}
+            )
+            others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name not in used)
+            self.unused(path, others, f"on a {policy.kind} policy", (*path, "kind"))
+            for key, message, valid in remote_problems(policy) if policy.kind == "remote" else ():
+                self.error((*path, *key.split(".")), message, valid)
             return
+        self.unused(path, ["remote"], "on a policy that is not remote", (*path, "kind"))
         warm, model = policy.warm_start, policy.model
         self.model(model, (*path, "model"))
         self.engine(policy, path)
@@ -213,27 +170,28 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "advantage"], why, (*path[:-1], "trained"))
+            self.unused(path, ["lr", "loss", "signal", "advantage"], why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":
             self.unused(path, ["threads"], "with device: cuda", (*path, "device"))
         if self.known is None:
             return
-        loss, advantage = learner.loss.kind, learner.advantage.kind
-        if self.named(loss, self.known.losses, "loss", (*path, "loss", "kind")):
-            idle = {f.name for f in dataclasses.fields(LossConfig)} - {"kind"} - self.known.losses[loss]
-            self.unused((*path, "loss"), sorted(idle), f"on the loss {loss!r}", (*path, "loss", "kind"))
-        self.named(advantage, self.known.advantages, "advantage", (*path, "advantage", "kind"))
-        for index, part in enumerate(learner.advantage.group_by):
-            here = (*path, "advantage", "group_by", index)
-            self.named(part, self.known.group_fields, "part of a group key,", here)
+        kinds = [(part, getattr(learner, part).kind, known) for part, known in self.known.kinds.items()]
+        sound = [self.named(kind, known, part, (*path, part, "kind")) for part, kind, known in kinds]
+        for setting, why, switch in self.known.idle(learner) if all(sound) else ():
+            *parents, name = setting.split(".")
+            self.unused((*path, *parents), [name], why, (*path, *switch.split(".")))
+        for keys in ("group_by", "baseline_by"):
+            for index, part in enumerate(getattr(learner.advantage, keys)):
+                here = (*path, "advantage", keys, index)
+                self.named(part, self.known.group_fields, "part of a group key,", here)
         try:
             self.known.check_learner(learner, resolve_device(learner.device, self.machine or Machine(1, 0)))
         except ValueError as error:
             key, _, message = str(error).partition(": ")
             if not any(e.key.endswith(f".learner.{key}") for e in self.errors):
-                self.error((*path, key), message)
+                self.error((*path, *key.split(".")), message)
 
     def warm_start(self, warm: WarmStartConfig, path: KeyPath) -> None:
         if not self.named(warm.protocol, self.protocols, "protocol", (*path, "protocol")):
@@ -292,6 +250,13 @@ class Checker:
             self.error((*path, "roles"), message, _list(self.config.policies))
         for role in roles:
             self.has_role(protocol, role, (*path, "roles", role))
+        built = self.protocols[protocol]
+        remote = {role: self.config.policies[name].remote for role, name in roles.items()
+                  if name in self.config.policies and self.config.policies[name].kind == "remote"}  # fmt: skip
+        for role, message, valid in (
+            deaf_to(built, self.config.protocols[protocol], remote) if built and remote else ()
+        ):
+            self.error((*path, "roles", role), message, valid)
 
     def stage(self, stage: StageConfig, path: KeyPath) -> None:
         self.bindings(stage.protocol, stage.roles, path)
@@ -332,11 +297,12 @@ class Checker:
             return
         repeated = _repeated_roles(protocol)
         for name in sorted(self.updated(stage)):
-            advantage = self.config.policies[name].learner.advantage
+            learner = self.config.policies[name].learner
+            kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
             alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
-            if alone and advantage.kind in GROUPED and "task" in advantage.group_by:
+            if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (
-                    f"groups of one: {advantage.kind} compares the plays of {name!r} as {_list(alone)} with others "
+                    f"groups of one: {kind} compares the plays of {name!r} as {_list(alone)} with others "
                     f"of the same task, and each task is played once"
                 )
                 valid = f"2 or more, or policies.{name}.learner.advantage.group_by without task"
@@ -353,7 +319,7 @@ class Checker:
         players = set(used_policies(self.config))
         updated = {name for stage in self.config.stages.values() for name in self.updated(stage)}
         for name, policy in self.config.policies.items():
-            if policy.trained and name in players - updated:
+            if policy.trained and policy.kind != "remote" and name in players - updated:
                 self.error(("policies", name, "trained"), "has no effect: no stage updates this policy")
 
     # hardware
@@ -400,9 +366,3 @@ def _list(names: Iterable[str]) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def _range(low: float, high: float) -> str:
-    if low == _TINY:
-        return "more than 0" + (f", at most {high:g}" if high < _INF else "")
-    return f"{low:g} or more" if high == _INF else f"{low:g} to {high:g}"

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.build import Builder, Kinds
-from configs.checks import Checker, Known
+from configs.checks import Checker
 from configs.errors import ConfigError, ConfigErrors, Mark
+from configs.known import Known
 from configs.machine import Machine
 from configs.schema import RunConfig
 from configs.source import KeyPath, Source, override, read
@@ -66,6 +67,7 @@ def load(
                 path_to = ("policies", name, "warm_start", "tasks")
                 _own_tasks(builder, config.tasks, policy.warm_start.tasks, path_to)
     protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
+    _proposers(builder, config, protocols)
     Checker(config, source, protocols, machine, known, errors).run()
     if errors:
         raise ConfigErrors(_sorted(errors))
@@ -134,6 +136,22 @@ def _own_tasks(builder: Builder, base: Mapping[str, Any], own: Mapping[str, Any]
         builder.error((*path, "kind"), "the kind of tasks is the run's", "settings of that kind")
     elif own:
         _checked(builder, _sources(), {**base, **own}, path)
+
+
+def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:
+    """Where nobody proposes, the tasks of a stage must say what to play."""
+    for name, stage in config.stages.items():
+        protocol = protocols.get(stage.protocol)
+        if protocol is None or protocol.kind == "propose_solve" or config.tasks is None:
+            continue
+        try:
+            source = load_task_source({**config.tasks, **stage.tasks})
+        except ConfigErrors:
+            continue  # noted already
+        if source.needs_proposer():
+            message = f"nobody proposes in a protocol of kind {protocol.kind}, and these tasks need a proposer"
+            valid = "a protocol of kind propose_solve, or other tasks: in this stage"
+            builder.error(("stages", name, "protocol"), message, valid)
 
 
 def _checked(builder: Builder, kinds: Kinds, raw: Any, path: KeyPath) -> Any:

@@ -67,6 +67,23 @@ class LossConfig:
     """A key of learners.losses.LOSSES."""
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
+    """clip: where the advantage is negative, the ratio counts at most this much (more than 1); 0: no such bound."""
+    normalise: Literal["auto", "token", "sequence", "constant"] = "auto"
+    """Every token weighs the same (DAPO), every reply (GRPO), or every reply as if it had `constant` tokens
+    (Dr. GRPO). auto: as the paper of the loss says."""
+    constant: int = 0
+    """normalise: constant. Tokens, such as the longest reply allowed."""
+    correction: Literal["none", "truncate", "mask", "reject"] = "none"
+    """What to do where the learner's probabilities at the start of a step are not the sampler's, w their ratio:
+    truncate weighs a token by min(w, correction_high); mask by w, or 0 outside [correction_low, correction_high];
+    reject drops replies whose geometric mean of w is outside."""
+    correction_low: float = 0.5
+    correction_high: float = 2.0
+    kl: float = 0.0
+    """Weight of the KL divergence (nats per token) from the policy to a frozen reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """All have the gradient of the divergence; they differ in variance."""
     entropy: float = 0.0
     """Weight of the entropy bonus (nats)."""
 
@@ -79,8 +96,29 @@ class AdvantageConfig:
     """A key of learners.advantages.ADVANTAGES."""
     group_by: list[str] = field(default_factory=lambda: ["task", "protocol", "role", "situation", "turn"])
     """The group key: rewards are compared within equal values of these."""
+    baseline_by: list[str] = field(default_factory=lambda: ["protocol", "role", "situation", "opponent"])
+    """role_ema: each combination of these has a moving average of its own."""
+    decay: float = 0.95
+    """role_ema: weight of the old average at each step of it."""
+    credit: Literal["turn", "trajectory"] = "turn"
+    """turn: a turn is credited with its own rewards and, by `discount`, with what followed. trajectory: every turn
+    of a seat with all that the seat was paid in the episode."""
     discount: float = 0.0
-    """A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+    """credit: turn. A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+
+
+@dataclass
+class SignalConfig:
+    """What a policy learns from its turns: how they compare, or which of them to imitate."""
+
+    kind: str = "advantage"
+    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    threshold: float = 0.0
+    """winners: a turn is imitated when its credit is above this."""
+    best: int = 1
+    """rejection: how many of each group are imitated."""
+    temperature: float = 1.0
+    """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
 
 
 @dataclass
@@ -108,6 +146,7 @@ class LearnerConfig:
     threads: int = 1
     """CPU only: torch threads of one rank."""
     loss: LossConfig = field(default_factory=LossConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
@@ -133,13 +172,42 @@ class WarmStartConfig:
 
 
 @dataclass
+class RemoteConfig:
+    """A model behind an OpenAI-compatible chat-completions API."""
+
+    url: str = ""
+    """Up to and without `/chat/completions`, for example https://api.example.org/v1."""
+    model: str = ""
+    """What it is called there."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key, never the key itself. Empty: none is sent."""
+    timeout_s: float = 120.0
+    """Seconds for one request."""
+    retries: int = 5
+    """How often a request is sent again after a timeout, a broken connection, 429 or 5xx."""
+    rereads: int = 2
+    """How often a choice is asked for again when the reply is none of the legal ones."""
+    concurrency: int = 8
+    """Most requests under way at once."""
+    budget_requests: int = 10_000
+    """Most requests of one run, repeated ones too; the run then ends."""
+    budget_tokens: int = 10_000_000
+    """Most tokens of one run, prompts and replies as the server counts them; the run then ends. Requests under way
+    when it is reached are still paid for."""
+    logprobs: bool = False
+    """The API gives the probabilities of a reply's first token (top_logprobs): a judge's verdict is read from them."""
+
+
+@dataclass
 class PolicyConfig:
     """Named weights behind one or several roles."""
 
-    kind: Literal["lm", "uniform"] = "lm"
-    """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control)."""
+    kind: Literal["lm", "uniform", "remote"] = "lm"
+    """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control). remote: a model
+    behind a URL, never trained."""
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     trained: bool = False
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Used by warm starts too, with the warm start's learning rate."""
@@ -191,6 +259,8 @@ class ArmConfig:
     when: Literal["start", "end"] = "end"
     """start: before any training (warm-started weights). end: after all stages."""
     episodes: int = 500
+    temperature: float | None = None
+    """Of every reply in this arm; 0: the likeliest one. Unset: that of each policy, as in training."""
 
 
 @dataclass

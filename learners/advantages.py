@@ -1,13 +1,15 @@
 """Advantages: how the rewards of one group are compared with each other.
 
-Each function maps `rewards_G` (axis G: the members of one group) to `advantages_G`. What a group *is* is
-not decided here but by `group_by` in the config: with `group_by: []` the whole batch is one group, so
-`dr_grpo` is then REINFORCE with the batch mean as baseline. The learner never knows which of these ran.
+A kind is made of up to three small functions: what happens within a group (`ADVANTAGES`: `rewards_G` to
+`advantages_G`, axis G: the members of one group), over the whole batch afterwards (`OVER_BATCH`), or against a
+moving average that outlives the batch (`role_ema`). What a group *is* is not decided here but by `group_by`
+in the config: with `group_by: []` the whole batch is one group, so `dr_grpo` is then REINFORCE with the batch
+mean as baseline. The learner never knows which of these ran. Axis B: all members of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,9 +68,93 @@ def reinforce(rewards_G: Floats) -> Floats:
     return rewards_G.copy()
 
 
-ADVANTAGES: dict[str, Callable[[Floats], Floats]] = {
+def whiten(rewards_B: Floats) -> Floats:
+    """(r - mean) / (std + 1e-6) over the whole batch: global advantage normalisation, REINFORCE++,
+    arXiv 2501.03262. Exactly 0 where the batch is flat.
+
+    A member is a turn, whatever its length. GRPO divides by the standard deviation of a few siblings, which
+    depends on each of them; that of a whole batch hardly does.
+    """
+    return grpo(rewards_B)
+
+
+def scale(advantages_B: Floats) -> Floats:
+    """a / (std + 1e-6), std over the whole batch: REINFORCE++ with a baseline, arXiv 2501.03262, after each
+    group's mean has been subtracted. The mean is 0 already; members of flat groups stay exactly 0.
+    """
+    scaled_B: Floats = advantages_B / (advantages_B.std() + STD_EPSILON)
+    return scaled_B
+
+
+def role_ema(
+    rewards_G: Floats, trajectories_G: Sequence[Hashable], baseline: float, decay: float
+) -> tuple[Floats, float]:
+    """r - b, b an exponential moving average per role, and the b to go on with. SPIRAL, arXiv 2506.24119,
+    role-conditioned advantage estimation, with decay .95 and 0 at the start.
+
+    b is subtracted *before* the reward moves it, so that no member is compared with itself:
+    A_i = r_i - b, then b = decay b + (1 - decay) r_i, in the order of the batch. The members of one trajectory
+    (equal entries, side by side: a seat's turns in an episode) meet the same b and move it once, by their mean.
+    """
+    advantages_G = np.zeros_like(rewards_G)
+    start = 0
+    for end in range(1, len(rewards_G) + 1):
+        if end < len(rewards_G) and trajectories_G[end] == trajectories_G[start]:
+            continue
+        advantages_G[start:end] = rewards_G[start:end] - baseline
+        baseline = decay * baseline + (1.0 - decay) * float(rewards_G[start:end].mean())
+        start = end
+    return advantages_G, baseline
+
+
+GroupAdvantage = Callable[[Floats], Floats]
+
+ADVANTAGES: dict[str, GroupAdvantage] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
     "reinforce": reinforce,
+    "reinforce_pp": reinforce,
+    "reinforce_pp_baseline": dr_grpo,
+    "role_ema": reinforce,
 }
+"""What each kind does within a group. `role_ema` has a baseline from elsewhere: see `compare`."""
+
+OVER_BATCH: dict[str, GroupAdvantage] = {"reinforce_pp": whiten, "reinforce_pp_baseline": scale}
+"""What some kinds do with all groups together afterwards."""
+
+Key = tuple[str, ...]
+
+
+def compare(
+    kind: str,
+    rewards_B: Floats,
+    keys_B: Sequence[Key],
+    trajectories_B: Sequence[Hashable],
+    decay: float,
+    baselines: MutableMapping[str, float],
+) -> Floats:
+    """Advantages of a whole batch. Members with equal keys are a group; `trajectories_B` as in `role_ema`.
+
+    `baselines`: key joined by " / " -> moving average. Read and moved by `role_ema`, ignored by all others; whoever
+    calls this keeps it between batches.
+    """
+    advantages_B = np.zeros_like(rewards_B)
+    for key, members in groups(keys_B).items():
+        if kind == "role_ema":
+            name = " / ".join(key)
+            ids = [trajectories_B[i] for i in members]
+            old = baselines.get(name, 0.0)
+            advantages_B[members], baselines[name] = role_ema(rewards_B[members], ids, old, decay)
+        else:
+            advantages_B[members] = ADVANTAGES[kind](rewards_B[members])
+    over_batch = OVER_BATCH.get(kind)
+    return advantages_B if over_batch is None or not len(rewards_B) else over_batch(advantages_B)
+
+
+def groups(keys_B: Sequence[Key]) -> dict[Key, list[int]]:
+    """key -> its members' indices, both in the order of the batch."""
+    found: dict[Key, list[int]] = {}
+    for i, key in enumerate(keys_B):
+        found.setdefault(key, []).append(i)
+    return found

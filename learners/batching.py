@@ -19,7 +19,8 @@ class BadSample(ValueError):
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One forward pass. `index_L` says which sample of the batch each token came from."""
+    """One forward pass. `index_L` says which sample of the batch each token came from, `segments_L` which of
+    this micro-batch's replies (a reply is never cut)."""
 
     inputs: dict[str, Tensor]
     """Arguments of TokenModel.forward."""
@@ -27,12 +28,26 @@ class MicroBatch:
     advantages_L: Tensor
     versions_L: Tensor
     index_L: Tensor
+    segments_L: Tensor
+    proximal_logprobs_L: Tensor | None
+    reference_logprobs_L: Tensor | None
+
+
+def count(samples: Sequence[Sample]) -> tuple[int, int]:
+    """Tokens that carry loss, and replies that have any."""
+    tokens = sum(len(sample.positions_L) for sample in samples)
+    return tokens, sum(len(set(_segments(sample))) for sample in samples)
+
+
+def _segments(sample: Sample) -> list[int]:
+    return [0] * len(sample.positions_L) if sample.segments_L is None else sample.segments_L
 
 
 def check(sample: Sample) -> None:
     """Raises BadSample when lengths disagree, a position predicts nothing or a target is illegal."""
     lists: list[Sized] = [sample.positions_L, sample.advantages_L, sample.logprobs_L, sample.versions_L]
-    lengths = {len(values) for values in [*lists, *([] if sample.allowed_L is None else [sample.allowed_L])]}
+    optional = [sample.allowed_L, sample.segments_L, sample.proximal_logprobs_L, sample.reference_logprobs_L]
+    lengths = {len(values) for values in [*lists, *(values for values in optional if values is not None)]}
     if len(lengths) != 1:
         raise BadSample(f"sample {sample.group!r}: lists per loss token have lengths {sorted(lengths)}")
     if not sample.temperature > 0:
@@ -91,10 +106,16 @@ def collate(samples: Sequence[Sample], index: Sequence[int], device: torch.devic
     old = [p for s in chosen for p in s.logprobs_L]
     versions = [v for s in chosen for v in s.versions_L]
     owners = [i for i in index for _ in samples[i].positions_L]
+    numbers: dict[tuple[int, int], int] = {}
+    replies = [(i, segment) for i in index for segment in _segments(samples[i])]
+    segments = [numbers.setdefault(reply, len(numbers)) for reply in replies]
+    proximal = _known([s.proximal_logprobs_L for s in chosen])
+    reference = _known([s.reference_logprobs_L for s in chosen])
     legal_rows, legal_tokens = _legal(chosen)
     if not targets:
         rows, cols, targets, temperatures = [0], [0], [0], [1.0]
-        advantages, old, versions, owners = [0.0], [0.0], [0], [-1]
+        advantages, old, versions, owners, segments = [0.0], [0.0], [0], [-1], [0]
+        proximal = reference = [0.0]
 
     def integers(values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -111,7 +132,21 @@ def collate(samples: Sequence[Sample], index: Sequence[int], device: torch.devic
     }
     if legal_rows:
         inputs |= {"legal_rows_K": integers(legal_rows), "legal_tokens_K": integers(legal_tokens)}
-    return MicroBatch(inputs, floats(old), floats(advantages), integers(versions), integers(owners))
+    return MicroBatch(
+        inputs=inputs,
+        old_logprobs_L=floats(old),
+        advantages_L=floats(advantages),
+        versions_L=integers(versions),
+        index_L=integers(owners),
+        segments_L=integers(segments),
+        proximal_logprobs_L=None if proximal is None else floats(proximal),
+        reference_logprobs_L=None if reference is None else floats(reference),
+    )
+
+
+def _known(lists: Sequence[list[float] | None]) -> list[float] | None:
+    """All of them as one; None where any is missing."""
+    return None if any(values is None for values in lists) else [v for values in lists for v in values or ()]
 
 
 def _legal(chosen: Sequence[Sample]) -> tuple[list[int], list[int]]:

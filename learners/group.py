@@ -103,7 +103,8 @@ class LearnerGroup:
     ) -> dict[str, float]:
         """Learns from a batch (LearnerRank.step has the arguments); the figures of all ranks as one:
 
-        loss, entropy, entropy/<role>, approx_kl, clip_fraction: means over loss tokens and updates;
+        loss, entropy, entropy/<role>, approx_kl, clip_fraction, correction_weight, correction_dropped (tokens
+        that weigh nothing), reference_kl: means over loss tokens and updates, however the loss is normalised;
         ratio_max; sampler_gap, sampler_gap_max: absolute difference in nats between the learner's and the
         sampler's log-probabilities before the first update; grad_norm before clipping; lr; tokens
         (loss tokens, once per pass); sequences; updates; skipped. Raises BadSample, LearnerDied.

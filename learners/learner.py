@@ -15,11 +15,12 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import LearnerConfig
+from configs.schema import LearnerConfig, LossConfig
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, resolve_dtype
 from learners.tally import Tally
 from learners.types import Sample
@@ -135,14 +136,16 @@ class LearnerRank:
         """Learns from this rank's share of a batch; figures of this rank, for `tally.merge`.
 
         loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
-        loss by name (the warm start's "sft"): one pass, one optimizer step. lr None: `config.lr`; the
-        warm-up of `config.warmup_steps` applies to either. version: the step of the weights that this learner
-        holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss or gradient is not finite
-        changes nothing and is counted in `skipped`. Samples are sound (batching.check).
+        loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says.
+        lr None: `config.lr`; the warm-up of `config.warmup_steps` applies to either. version: the step of the
+        weights that this learner holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss
+        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check).
         """
-        kind, passes, parts = loss or self.config.loss.kind, self.config.epochs, self.config.minibatches
+        config, passes, parts = self.config.loss, self.config.epochs, self.config.minibatches
         if loss is not None:
-            passes, parts = 1, 1
+            config, passes, parts = replace(config, kind=loss, normalise="auto"), 1, 1
+        if config.correction != "none" and passes * parts > 1:  # else the weights move only afterwards
+            samples = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
         shuffler = random.Random(f"{seed}/{self.rank}")
         tally = Tally()
         tally.total("sequences", len(samples))
@@ -152,8 +155,8 @@ class LearnerRank:
             shuffler.shuffle(order)
             for part in range(parts):
                 # Only before the first update are these the weights that sampled: later gaps are learning.
-                gap = kind != "sft" and updates + skipped == 0
-                figures = self._update([samples[i] for i in order[part::parts]], kind, lr, gap, version)
+                gap = config.kind != "sft" and updates + skipped == 0
+                figures = self._update([samples[i] for i in order[part::parts]], config, lr, gap, version)
                 if figures is None:
                     skipped += 1
                 else:
@@ -164,29 +167,31 @@ class LearnerRank:
         return tally
 
     def _update(
-        self, samples: list[Sample], kind: str, lr: float | None, gap: bool, version: int | None
+        self, samples: list[Sample], config: LossConfig, lr: float | None, gap: bool, version: int | None
     ) -> Figures | None:
         """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
         import torch
 
-        from learners.batching import collate, split_by_length
+        from learners.batching import collate, count, split_by_length
         from learners.figures import Figures
-        from learners.losses import token_loss
+        from learners.losses import token_loss, token_weights
 
         figures = Figures(samples)
         parts = split_by_length(samples, self.config.micro_tokens)
-        tokens, micro_batches = self._agree(sum(len(s.positions_L) for s in samples), len(parts))
+        tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
         if tokens == 0:
             return figures
         figures.tally.mean("lr", self._set_lr(lr), 1.0)
         for i in range(micro_batches):
             batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
-            logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=self.config.loss.entropy != 0)
+            logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
             loss_L, metrics = token_loss(
-                kind, self.config.loss, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L
-            )
-            # Padding (index -1) weighs nothing. DeepSpeed averages over ranks; the loss is a mean over tokens.
-            loss = (loss_L * (batch.index_L >= 0)).sum() * (self.world / tokens)
+                config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
+                batch.segments_L, batch.proximal_logprobs_L, batch.reference_logprobs_L,
+            )  # fmt: skip
+            # Padding (index -1) weighs nothing. DeepSpeed averages over ranks; the weights add up over all of them.
+            weights_L = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
+            loss = (loss_L * weights_L).sum() * self.world
             if not bool(torch.isfinite(loss)):
                 loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
             self.engine.backward(loss, scale_wrt_gas=False)
@@ -201,17 +206,18 @@ class LearnerRank:
         self.updates += 1
         return figures
 
-    def _agree(self, tokens: int, micro_batches: int) -> tuple[int, int]:
-        """Loss tokens on all ranks together, and the most micro-batches that any of them has."""
+    def _agree(self, tokens: int, replies: int, micro_batches: int) -> tuple[int, int, int]:
+        """Loss tokens and replies on all ranks together, and the most micro-batches that any of them has."""
         if self.world == 1:
-            return tokens, micro_batches
+            return tokens, replies, micro_batches
         import torch
         from torch import distributed as dist
 
-        mine = torch.tensor([tokens, micro_batches], device=self.device)
+        mine = torch.tensor([tokens, replies, micro_batches], device=self.device)
         everyones = [torch.zeros_like(mine) for _ in range(self.world)]
         dist.all_gather(everyones, mine)
-        return int(sum(x[0] for x in everyones)), int(max(x[1] for x in everyones))
+        tokens, replies = (int(sum(x[i] for x in everyones)) for i in (0, 1))
+        return tokens, replies, int(max(x[2] for x in everyones))
 
     def _set_lr(self, lr: float | None) -> float:
         """Linear warm-up over `config.warmup_steps` optimizer steps, the first of which already moves."""
@@ -238,7 +244,7 @@ class LearnerRank:
         from learners.batching import collate, split_by_length
 
         parts = split_by_length(samples, self.config.micro_tokens)
-        _, micro_batches = self._agree(0, len(parts))
+        *_, micro_batches = self._agree(0, 0, len(parts))
         found: list[list[float]] = [[] for _ in samples]
         with torch.no_grad():
             for i in range(micro_batches):

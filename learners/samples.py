@@ -1,11 +1,14 @@
 """Episodes -> Samples: which turns train, what each is worth, and how they pack into sequences.
 
-1. *Credit.* A turn's credit is the sum of its own rewards, plus `discount` times the credit of the seat's
-   next turn. A reward for the whole episode (`turn` None) is credited in full to every turn of the seat:
-   what adding it to the last turn and discounting it by 1 would give. A turn that nothing rewards is
-   missing data, not a zero: it trains nothing and is counted.
+1. *Credit.* With `credit: turn`, a turn's credit is the sum of its own rewards, plus `discount` times the
+   credit of the seat's next turn. A reward for the whole episode (`turn` None) is credited in full to every
+   turn of the seat: what adding it to the last turn and discounting it by 1 would give. With `credit:
+   trajectory`, every turn is credited with the sum of all that its seat was paid. A turn that nothing rewards
+   is missing data, not a zero: it trains nothing and is counted.
 2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
-   default), never across an agent's own turns.
+   default), never across an agent's own turns. `role_ema` compares with moving averages, one for each
+   combination of `baseline_by` values; `reinforce_pp` with the whole batch. Other signals than `advantage` give
+   a turn a weight instead: whether, and how much, to imitate it (learners/signals.py).
 3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
 
 Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
@@ -15,14 +18,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import AdvantageConfig
-from learners.advantages import ADVANTAGES, is_flat
-from learners.types import Sample
+from configs.schema import AdvantageConfig, SignalConfig
+from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
+from learners.settings import ADVANTAGE_USES, SIGNAL_USES
+from learners.signals import SIGNALS
+from learners.types import Pair, Sample
 from protocols.types import Episode, TokenTrace, Turn
 
 GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
@@ -32,19 +37,20 @@ GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
     "situation": lambda episode, turn: turn.situation,
     "turn": lambda episode, turn: str(turn.turn),
     "seat": lambda episode, turn: turn.seat,
+    "opponent": lambda episode, turn: _opponent(episode, turn),
 }
-"""What `group_by` may name."""
+"""What `group_by` and `baseline_by` may name."""
 
 
 class UnknownSetting(ValueError):
-    """An `advantage:` setting that names nothing there is."""
+    """A setting that names nothing there is."""
 
     def __init__(self, key: str, value: str, valid: tuple[str, ...]):
         super().__init__(key, value, valid)
         self.key, self.value, self.valid = key, value, valid
 
     def __str__(self) -> str:
-        return f"advantage.{self.key}: {self.value!r} is not known; valid: {', '.join(self.valid)}"
+        return f"{self.key}: {self.value!r} is not known; valid: {', '.join(self.valid)}"
 
 
 @dataclass(slots=True)
@@ -58,24 +64,31 @@ class _Step:
     group: str = ""
     advantage: float = 0.0
     live: bool = False
-    """Whether any member of its group has an advantage."""
+    """Whether any member of its group has an advantage; other signals: whether it has a weight itself."""
 
 
 def build_samples(
-    episodes: Iterable[Episode], policy: str, config: AdvantageConfig
+    episodes: Iterable[Episode],
+    policy: str,
+    config: AdvantageConfig,
+    baselines: MutableMapping[str, float] | None = None,
+    signal: SignalConfig | None = None,
 ) -> tuple[list[Sample], dict[str, float]]:
-    """The policy-gradient samples of `policy`, and figures about them (names below in `_metrics`).
+    """The samples of `policy`, and figures about them (names below in `_metrics`). `signal` None: advantages.
 
+    `baselines`: the policy's moving averages, which `role_ema` reads and moves; keep them from batch to batch.
     Raises `UnknownSetting`.
     """
-    _check(config)
+    signal = signal or SignalConfig()
+    _check(config, signal)
     counts: Counter[str] = Counter()
     steps = [
-        step
-        for episode in _grounded(episodes, counts)
-        for step in _rewarded(episode, policy, config.discount, counts)
+        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
     ]
-    _set_advantages(steps, config, counts)
+    if signal.kind == "advantage":
+        _set_advantages(steps, config, {} if baselines is None else baselines, counts)
+    else:
+        _set_weights(steps, config, signal, counts)
     samples = _pack([step for step in steps if step.live])
     return samples, _metrics(steps, samples, counts)
 
@@ -94,6 +107,34 @@ def imitation_samples(episodes: Iterable[Episode], roles: Collection[str]) -> li
         if turn.trace is not None and _loss_steps(turn.trace)
     ]
     return _pack(steps)
+
+
+def preference_pairs(
+    episodes: Iterable[Episode], policy: str, config: AdvantageConfig, gamma: float = 7.0
+) -> list[Pair]:
+    """The best and the worst of all replies of `policy` that a group holds to the same prompt, token by token: two
+    replies after different histories are no preference. None where their credits are alike.
+
+    The probability is 1 / (1 + e^(-gamma (r1 - r2))), r the credits (arXiv 2409.16636, whose rewards are in [0, 1] and
+    whose gamma is 7). Of `config`, `group_by`, `credit` and `discount` are read.
+    """
+    _check(config, SignalConfig())
+    counts: Counter[str] = Counter()
+    steps = [
+        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
+    ]
+    prompts: dict[tuple[Key, tuple[int, ...], float], list[_Step]] = defaultdict(list)
+    for step, key in zip(steps, _keys(steps, config.group_by)):
+        step.advantage, step.group = 1.0, " ".join(key)
+        prompts[key, tuple(step.trace.prompt_ids_P), step.trace.temperature].append(step)
+    pairs: list[Pair] = []
+    for members in prompts.values():
+        if is_flat(np.array([step.credit for step in members])):
+            continue
+        best, worst = (choose(members, key=lambda step: step.credit) for choose in (max, min))
+        chosen, rejected = (_pack([step])[0] for step in (best, worst))
+        pairs.append(Pair(chosen, rejected, 1.0 / (1.0 + math.exp(-gamma * (best.credit - worst.credit)))))
+    return pairs
 
 
 # -- credit
@@ -115,7 +156,9 @@ def _seats(turns: Iterable[Turn]) -> list[list[Turn]]:
     return list(by_seat.values())
 
 
-def _rewarded(episode: Episode, policy: str, discount: float, counts: Counter[str]) -> Iterator[_Step]:
+def _rewarded(
+    episode: Episode, policy: str, config: AdvantageConfig, counts: Counter[str]
+) -> Iterator[_Step]:
     """The turns of `policy` that were sampled and rewarded, with their credit. Counts the others."""
     rewards: dict[tuple[str, int | None], float] = defaultdict(float)
     for reward in episode.outcome.rewards:
@@ -127,7 +170,12 @@ def _rewarded(episode: Episode, policy: str, discount: float, counts: Counter[st
         counts["rewards_unmatched"] += sum(
             seat == turns[0].seat and index is not None and index not in taken for seat, index in rewards
         )
-        for turn, credit in zip(turns, _credits(turns, rewards, discount)):
+        if config.credit == "trajectory":
+            paid = [value for (seat, _), value in rewards.items() if seat == turns[0].seat]
+            credits: list[float | None] = [math.fsum(paid) if paid else None] * len(turns)
+        else:
+            credits = _credits(turns, rewards, config.discount)
+        for turn, credit in zip(turns, credits):
             counts["turns"] += 1
             if credit is None:
                 counts["turns_without_reward"] += 1
@@ -159,28 +207,67 @@ def _credits(
 # -- advantage
 
 
-def _check(config: AdvantageConfig) -> None:
+def _check(config: AdvantageConfig, signal: SignalConfig) -> None:
+    if signal.kind not in SIGNAL_USES:
+        raise UnknownSetting("signal.kind", signal.kind, tuple(SIGNAL_USES))
     if config.kind not in ADVANTAGES:
-        raise UnknownSetting("kind", config.kind, tuple(ADVANTAGES))
-    for name in config.group_by:
-        if name not in GROUP_FIELDS:
-            raise UnknownSetting("group_by", name, tuple(GROUP_FIELDS))
+        raise UnknownSetting("advantage.kind", config.kind, tuple(ADVANTAGES))
+    for key in ("group_by", "baseline_by"):
+        for name in getattr(config, key):
+            if name not in GROUP_FIELDS:
+                raise UnknownSetting(f"advantage.{key}", name, tuple(GROUP_FIELDS))
 
 
-def _set_advantages(steps: Sequence[_Step], config: AdvantageConfig, counts: Counter[str]) -> None:
-    groups: dict[tuple[str, ...], list[_Step]] = defaultdict(list)
-    for step in steps:
-        groups[tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in config.group_by])].append(step)
-    for key, members in groups.items():
-        rewards_G = np.array([step.credit for step in members])
-        advantages_G = ADVANTAGES[config.kind](rewards_G)
+def _opponent(episode: Episode, turn: Turn) -> str:
+    """The policies of the other seats that took turns, judges that were only read apart; "" without any.
+    A seat of one's own policy is an opponent too (self-play)."""
+    others = {other.policy for other in episode.turns if other.seat != turn.seat and not other.read}
+    return "+".join(sorted(others))
+
+
+def _set_advantages(
+    steps: Sequence[_Step],
+    config: AdvantageConfig,
+    baselines: MutableMapping[str, float],
+    counts: Counter[str],
+) -> None:
+    used = ADVANTAGE_USES[config.kind]
+    fields = config.baseline_by if "baseline_by" in used else config.group_by if "group_by" in used else []
+    keys_B = _keys(steps, fields)
+    credits_B = np.array([step.credit for step in steps])
+    trajectories_B = [(step.episode.id, step.turn.seat) for step in steps]
+    advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines)
+    for members in _count_groups(steps, keys_B, fields, counts):
+        live = bool(advantages_B[members].any())
+        for i in members:
+            steps[i].advantage, steps[i].live = float(advantages_B[i]), live
+
+
+def _set_weights(
+    steps: Sequence[_Step], config: AdvantageConfig, signal: SignalConfig, counts: Counter[str]
+) -> None:
+    for members in _count_groups(steps, _keys(steps, config.group_by), config.group_by, counts):
+        weights_G = SIGNALS[signal.kind](np.array([steps[i].credit for i in members]), signal)
+        for i, weight in zip(members, weights_G):
+            steps[i].advantage, steps[i].live = float(weight), bool(weight > 0)
+
+
+def _keys(steps: Sequence[_Step], fields: Sequence[str]) -> list[Key]:
+    return [tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in fields]) for step in steps]
+
+
+def _count_groups(
+    steps: Sequence[_Step], keys_B: Sequence[Key], fields: Sequence[str], counts: Counter[str]
+) -> Iterator[list[int]]:
+    """The members of each group, as indices of `steps`. Names and counts it."""
+    for key, members in groups(keys_B).items():
         counts["groups"] += 1
         counts["singleton_groups"] += len(members) == 1
-        counts["zero_variance_groups"] += len(members) > 1 and is_flat(rewards_G)
-        live = bool(advantages_G.any())
-        name = " ".join(f"{field}={value}" for field, value in zip(config.group_by, key))
-        for step, advantage in zip(members, advantages_G):
-            step.group, step.advantage, step.live = name, float(advantage), live
+        credits_G = np.array([steps[i].credit for i in members])
+        counts["zero_variance_groups"] += len(members) > 1 and is_flat(credits_G)
+        for i in members:
+            steps[i].group = " ".join(f"{field}={value}" for field, value in zip(fields, key))
+        yield members
 
 
 # -- packing
@@ -227,7 +314,8 @@ def _start(step: _Step) -> Sample:
     turn = step.turn
     tags = {"episode": step.episode.id, "seat": turn.seat, "role": turn.role}
     masked = bool(step.trace.allowed_T)
-    return Sample([], [], [], [], [], [] if masked else None, step.trace.temperature, step.group, tags)
+    allowed_L: list[tuple[int, ...]] | None = [] if masked else None
+    return Sample([], [], [], [], [], allowed_L, step.trace.temperature, step.group, tags, segments_L=[])
 
 
 def _append(sample: Sample, step: _Step) -> None:
@@ -244,6 +332,8 @@ def _append(sample: Sample, step: _Step) -> None:
     sample.advantages_L += [step.advantage] * len(loss_steps)
     sample.logprobs_L += [trace.logprobs_T[i] if trace.logprobs_T else 0.0 for i in loss_steps]
     sample.versions_L += [trace.versions_T[i] for i in loss_steps]
+    assert sample.segments_L is not None
+    sample.segments_L += [max(sample.segments_L, default=-1) + 1] * len(loss_steps)
     if sample.allowed_L is not None:
         sample.allowed_L += [trace.allowed_T[i] for i in loss_steps]
 

@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
-from configs.schema import LearnerConfig
+from configs.schema import LearnerConfig, LossConfig
 
+_ANY = frozenset({"normalise", "constant"})
+_POLICY_GRADIENT = _ANY | {"correction", "correction_low", "correction_high", "kl", "kl_estimator", "entropy"}
 LOSS_USES: dict[str, frozenset[str]] = {
-    "clip": frozenset({"clip_low", "clip_high", "entropy"}),
-    "reinforce": frozenset({"entropy"}),
-    "sft": frozenset(),
+    "clip": _POLICY_GRADIENT | {"clip_low", "clip_high", "dual_clip"},
+    "reinforce": _POLICY_GRADIENT,
+    "sft": _ANY,
+    "gspo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
+    "cispo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
 }
 """Loss kind -> the fields of LossConfig that it reads. Any other field set beside it has no effect."""
+
+CORRECTION_USES: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "truncate": frozenset({"correction_high"}),
+    "mask": frozenset({"correction_low", "correction_high"}),
+    "reject": frozenset({"correction_low", "correction_high"}),
+}
+"""LossConfig.correction -> the bounds that it reads."""
+
+NORMALISE = {"clip": "token", "reinforce": "token", "sft": "token", "gspo": "sequence", "cispo": "token"}
+"""What `normalise: auto` is for each loss."""
+
+_EACH_GROUP = frozenset({"credit", "discount", "group_by"})
+ADVANTAGE_USES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp_baseline"), _EACH_GROUP),
+    "reinforce_pp": frozenset({"credit", "discount"}),
+    "role_ema": frozenset({"credit", "discount", "baseline_by", "decay"}),
+}
+"""Advantage kind -> the fields of AdvantageConfig that it reads (`discount` with `credit: turn` only)."""
+
+SIGNAL_USES: dict[str, frozenset[str]] = {
+    "advantage": frozenset(),
+    "winners": frozenset({"threshold"}),
+    "rejection": frozenset({"best"}),
+    "reward_weighted": frozenset({"temperature"}),
+}
+"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, all but `advantage` read
+`_EACH_GROUP` only."""
+
+KINDS: dict[str, dict[str, frozenset[str]]] = {
+    "loss": LOSS_USES,
+    "signal": SIGNAL_USES,
+    "advantage": ADVANTAGE_USES,
+}
+"""Sections of LearnerConfig that have a kind."""
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -20,6 +61,60 @@ EPS = 1e-8
 
 class LearnerConfigError(ValueError):
     """Settings that no learner can run."""
+
+
+def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
+    """(setting, why it has no effect, the setting that makes it so), dotted below `learner`. Kinds are known."""
+    signal = config.signal.kind
+    for part, uses in KINDS.items():
+        section = getattr(config, part)
+        if part == "advantage" and signal != "advantage":
+            for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
+                yield f"advantage.{name}", f"with the signal {signal!r}", "signal.kind"
+            continue
+        read = uses[section.kind]
+        why = f"on the {part} {section.kind!r}, which reads {', '.join(sorted(read)) or 'no other setting'}"
+        for name in sorted({f.name for f in fields(section)} - {"kind"} - read):
+            yield f"{part}.{name}", why, f"{part}.kind"
+    loss = config.loss
+    for name in sorted({"correction_low", "correction_high"} - CORRECTION_USES[loss.correction]):
+        yield f"loss.{name}", f"with correction: {loss.correction}", "loss.correction"
+    if normalisation(loss) != "constant":
+        yield "loss.constant", f"with normalise: {normalisation(loss)}", "loss.normalise"
+    if loss.kl == 0:
+        yield "loss.kl_estimator", "without kl", "loss.kl"
+    if config.advantage.credit == "trajectory":
+        yield "advantage.discount", "with credit: trajectory", "advantage.credit"
+
+
+def normalisation(config: LossConfig) -> str:
+    """token, sequence or constant."""
+    return NORMALISE[config.kind] if config.normalise == "auto" else config.normalise
+
+
+def check_loss(config: LossConfig) -> None:
+    """Raises LearnerConfigError for settings of a loss that contradict each other."""
+    if 0 < config.dual_clip <= 1:
+        raise LearnerConfigError(
+            f"loss.dual_clip: {config.dual_clip:g} must be more than 1, or 0 for no bound"
+        )
+    if config.normalise == "constant" and config.constant < 1:
+        raise LearnerConfigError("loss.constant: normalise: constant needs a number of tokens, 1 or more")
+    low, high = config.correction_low, config.correction_high
+    if config.correction in ("mask", "reject") and not low < 1 < high:
+        raise LearnerConfigError(
+            f"loss.correction_{'low' if low >= 1 else 'high'}: [{low:g}, {high:g}] must have 1 inside"
+        )
+    if config.correction == "truncate" and high < 1:
+        raise LearnerConfigError(f"loss.correction_high: {high:g} must be 1 or more")
+    if config.kl:
+        raise LearnerConfigError("loss.kl: no learner starts a reference model yet; valid: 0")
+
+
+def check_learner(config: LearnerConfig, device: str) -> None:
+    """Raises LearnerConfigError("setting: what is wrong") for what no learner can run on `device`."""
+    deepspeed_json(config, device)
+    check_loss(config.loss)
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:

@@ -13,7 +13,7 @@ class Sample:
     positions_L: list[int]
     """Indices into token_ids_S of the tokens that carry loss; each is predicted from the token before it."""
     advantages_L: list[float]
-    """Policy gradient: advantage of each token. SFT: its weight."""
+    """Policy gradient: advantage of each token. Imitation: its weight."""
     logprobs_L: list[float]
     """Log-probability under the policy that sampled it (0 where unknown, as in SFT)."""
     versions_L: list[int]
@@ -24,3 +24,19 @@ class Sample:
     """The group key (task, protocol, role, situation, turn) as text, for inspection."""
     tags: dict[str, str] = field(default_factory=dict)
     """episode, role, ...: for metrics per role."""
+    segments_L: list[int] | None = None
+    """Which reply of the sequence each token belongs to, for losses and normalisation per reply; None: all to one."""
+    proximal_logprobs_L: list[float] | None = None
+    """Log-probability under the learner's weights at the start of the step; None: not computed."""
+    reference_logprobs_L: list[float] | None = None
+    """Log-probability under a frozen reference, with the same mask and temperature; None: there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two replies to the same prompt, one sample each, for the losses of learners/preference.py."""
+
+    chosen: Sample
+    rejected: Sample
+    probability: float
+    """That the chosen one is better, from the rewards of both; more than 1/2."""

@@ -64,6 +64,8 @@ class Record:
     beliefs: Sequence[Belief] = ()
     score: float | None = None
     """Of an exact verifier: 1 right, 0 wrong."""
+    grade: float = 0.0
+    """Of an exact verifier: how much of the answer is right, in [0, 1]."""
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
@@ -154,6 +156,14 @@ def correct(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(move.seat, move.turn, record.score, "correct")
 
 
+def partly_correct(record: Record, params: Params) -> Iterator[Reward]:
+    """How much of the answer is right, in [0, 1], as the exact verifier grades it: a task too hard to be solved by
+    chance still tells better tries from worse ones."""
+    assert record.score is not None, "the verifier has not spoken"
+    for move in record.moves:
+        yield Reward(move.seat, move.turn, record.grade, "partly_correct")
+
+
 def right_choice(record: Record, params: Params) -> Iterator[Reward]:
     """1 for each choice of the right answer, 0 for another or for none of the choices."""
     for move in record.moves:
@@ -191,6 +201,7 @@ REWARDS: dict[str, Rule] = {
     "length": Rule(length, "word limits", {"cap": 1.0}),
     "right_choice": Rule(right_choice, "choices"),
     "correct": Rule(correct, "verifier"),
+    "partly_correct": Rule(partly_correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
 }

@@ -43,11 +43,12 @@ class Solve(Protocol):
         reply = as_reply(answers[0])
         try:
             right = task.domain.check(task, reply.text)
+            grade = task.domain.grade(task, reply.text)
         except VerifierError as error:
             return Outcome("invalid", reason=f"verifier: {error}")
         move = Move(self.seat, 0, unfinished=reply.truncated or not reply.text.strip())
         score = 1.0 if right else 0.0
-        rewards = pay(self.rewards, Record(self.roles(), [move], score=score))
+        rewards = pay(self.rewards, Record(self.roles(), [move], score=score, grade=grade))
         return Outcome("ok", rewards=rewards, score=score, metrics={"unfinished": float(move.unfinished)})
 
     def roles(self) -> Mapping[str, str]:

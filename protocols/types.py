@@ -57,6 +57,11 @@ class Domain(ABC):
     def check(self, task: Task, answer: str) -> bool:
         """Whether `answer` is right. Raises `VerifierError` when that cannot be decided."""
 
+    def grade(self, task: Task, answer: str) -> float:
+        """How much of `answer` is right, in [0, 1], and 1 for right answers only. All or nothing unless a domain
+        knows better. Raises `VerifierError`."""
+        return float(self.check(task, answer))
+
 
 Speaker = Literal["system", "user", "assistant"]
 
@@ -121,6 +126,8 @@ class Reply:
     probs: tuple[float, ...] = ()
     trace: TokenTrace | None = None
     truncated: bool = False
+    unreadable: str = ""
+    """Why no legal reply could be read from what was said. Missing data: it ends the play as invalid."""
 
 
 @dataclass(frozen=True, slots=True)

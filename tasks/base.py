@@ -48,6 +48,11 @@ class TaskSource(ABC):
         other, and intervals are made over clusters."""
         return task.parent or task.id
 
+    def needs_proposer(self) -> bool:
+        """Whether training tasks neither carry a proposal nor list any: only a protocol with a proposer can be
+        trained on them."""
+        return False
+
     @abstractmethod
     def root(self, task_id: str) -> Task:
         """The root task of that id, without a proposal. Raises KeyError."""

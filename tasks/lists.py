@@ -78,6 +78,12 @@ class ListDomain(Domain):
     def check(self, task: Task, answer: str) -> bool:
         return answer.split() == (task.answer or "").split()
 
+    def grade(self, task: Task, answer: str) -> float:
+        """The share of words before the first wrong, missing or superfluous one."""
+        said, right = answer.split(), (task.answer or "").split()
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(said, right))
+        return sum(1 for _ in same) / max(len(said), len(right), 1)
+
     def _length(self, words: list[str]) -> int:
         if self.op == "add":
             if words.count(PLUS) != 1:
@@ -147,6 +153,9 @@ class Lists(TaskSource):
     def derived_heldout(self, n: int, seed: int) -> list[Task]:
         domain = self._domain()
         return [domain.derive(task, carried_proposal(task) or "") for task in self.heldout(n, seed)]
+
+    def needs_proposer(self) -> bool:
+        return self.sampler == "proposer"
 
     def cluster(self, task: Task) -> str:
         return task.id

@@ -93,7 +93,14 @@ def test_a_role_without_policy_is_named_with_those_there_are(tmp_path: Path) -> 
     assert "consultant, debater, judge, proposer" in done.stderr
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["plan", str(CONFIGS / "pixel_debate.yaml")], ["doctor"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"], ["plan", str(CONFIGS / "pixel_debate.yaml")], ["doctor"],
+        ["protocol", "show", str(CONFIGS / "protocol" / "debate.yaml")],
+        ["protocol", "check", str(CONFIGS / "protocol" / "debate.yaml")],
+    ],
+)  # fmt: skip
 def test_quick_commands_import_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
     assert heavy_imports(argv, tmp_path) == []
 

@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from configs.build import Builder
-from configs.checks import Known
 from configs.errors import ConfigError, ConfigErrors
+from configs.known import Known
 from configs.load import Loaded, build_protocols, load, load_protocol, load_task_source, to_yaml
 from configs.machine import Machine, needs, parameters, peak
 from configs.schema import ModelConfig, PolicyConfig, RunConfig, StageConfig
 from configs.source import Source
-from learners.advantages import ADVANTAGES
 from learners.samples import GROUP_FIELDS
-from learners.settings import LOSS_USES, deepspeed_json
+from learners.settings import KINDS, check_learner, idle
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
-KNOWN = Known(LOSS_USES, tuple(ADVANTAGES), tuple(GROUP_FIELDS), deepspeed_json)
+KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 BASE = """\
 tasks: {kind: pixels}
@@ -129,9 +128,9 @@ def test_a_cycle_of_extends_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]) -> None:
-    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists}").config
+    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists, sampler: uniform}").config
     assert config.policies["judge"] == PolicyConfig(kind="uniform")
-    assert config.tasks == {"kind": "lists"}
+    assert config.tasks == {"kind": "lists", "sampler": "uniform"}
 
 
 def test_saved_copy_stands_alone_and_means_the_same(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -219,6 +218,9 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
     assert text.partition("=")[2] in error.message
 
 
+ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
@@ -234,9 +236,38 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
         (["LEARNER.advantage.kind=gro"], "LEARNER.advantage.kind", "no advantage"),
         (["LEARNER.advantage.group_by=[tusk]"], "LEARNER.advantage.group_by[0]", "task"),
         (["LEARNER.loss={kind: sft, clip_low: .1}"], "LEARNER.loss.clip_low", "no effect"),
+        (["LEARNER.signal.kind=winner"], "LEARNER.signal.kind", "did you mean winners?"),
+        (["LEARNER={signal: {kind: winners, best: 2}}"], "LEARNER.signal.best", "'winners', which reads threshold"),
+        (["LEARNER.signal={threshold: 1}"], "LEARNER.signal.threshold", "reads no other setting"),
+        (
+            ["LEARNER={signal: {kind: winners}, advantage: {kind: rloo}}"],
+            "LEARNER.advantage.kind",
+            "no effect with the signal 'winners'",
+        ),
+        (["LEARNER={signal: {kind: rejection}}"], "stages.main.repeats", "groups of one: rejection compares"),
+        (["LEARNER.signal={kind: winners, threshold: high}"], "LEARNER.signal.threshold", "must be a number"),
+        (["LEARNER.loss={kind: gspo, dual_clip: 3}"], "LEARNER.loss.dual_clip", "'gspo', which reads clip_high"),
+        (["LEARNER.loss={dual_clip: .5}"], "LEARNER.loss.dual_clip", "more than 1"),
+        (["LEARNER.loss={normalise: word}"], "LEARNER.loss.normalise", "sequence"),
+        (["LEARNER.loss={normalise: constant}"], "LEARNER.loss.constant", "1 or more"),
+        (["LEARNER.loss={kind: gspo, constant: 9}"], "LEARNER.loss.constant", "with normalise: sequence"),
+        (["LEARNER.loss={correction_high: 3}"], "LEARNER.loss.correction_high", "with correction: none"),
+        (["LEARNER.loss={correction: truncate, correction_low: 0}"], "LEARNER.loss.correction_low", "truncate"),
+        (["LEARNER.loss={kl_estimator: k1}"], "LEARNER.loss.kl_estimator", "without kl"),
+        (["LEARNER.loss={kl: .1}"], "LEARNER.loss.kl", "no learner starts a reference"),
+        (["LEARNER.advantage={kind: grpo, decay: .9, group_by: [role]}"], "LEARNER.advantage.decay", "group_by"),
+        (["LEARNER.advantage={kind: role_ema, group_by: [role]}"], "LEARNER.advantage.group_by", "baseline_by"),
+        (["LEARNER.advantage={kind: role_ema, baseline_by: [rle]}"], "LEARNER.advantage.baseline_by[0]", "role"),
+        (
+            ["LEARNER.advantage={kind: reinforce, credit: trajectory, discount: .5}"],
+            "LEARNER.advantage.discount",
+            "with credit: trajectory",
+        ),
+        (["LEARNER.advantage={kind: reinforce, credit: game}"], "LEARNER.advantage.credit", "trajectory"),
         (["LEARNER.loss.kind=ppo"], "LEARNER.loss.kind", "there is no loss 'ppo'"),
         (["LEARNER.dtype=bfloat16"], "LEARNER.dtype", "zero_stage"),
         (["LEARNER.zero_stage=4"], "LEARNER.zero_stage", "out of range"),
+        ([ARM], "eval.arms.a.temperature", "0 or more"),
         (["policies.debater.temperature=0"], "policies.debater.temperature", "must explore"),
         (["JUDGE.learner.lr=1"], "JUDGE.learner", "neither trained nor warm-started"),
         (["JUDGE.trained=true", "stages.main.train=[debater]"], "JUDGE.trained", "no stage updates"),
@@ -282,6 +313,12 @@ def test_an_override_may_switch_off_what_a_file_set_up(write: Callable[..., Path
     arm = "{protocol: debate, roles: {debater: debater, judge: judge}}"
     extra = f"    eval_every: 2\n    eval_arm: a\neval: {{arms: {{a: {arm}}}}}\n"
     assert read(write(more=extra), "stages.main.eval_every=0").config.stages["main"].eval_every == 0
+
+
+def test_tasks_that_need_a_proposer_get_one() -> None:
+    sampler = "stages.uniform.tasks.sampler=proposer"
+    [(key, error)] = mistakes(CONFIGS / "propose_solve_controls.yaml", sampler).items()
+    assert key == "stages.uniform.protocol" and "nobody proposes" in error.message
 
 
 def test_errors_survive_pickling(write: Callable[..., Path]) -> None:

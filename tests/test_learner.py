@@ -192,6 +192,8 @@ def test_ranks_get_about_the_same_tokens() -> None:
         ({"advantages_L": []}, "lengths"),
         ({"allowed_L": [(1, 2)]}, "token 7 at 2"),
         ({"temperature": 0.0}, "temperature"),
+        ({"segments_L": [0, 0]}, "lengths"),
+        ({"reference_logprobs_L": []}, "lengths"),
     ],
 )
 def test_unsound_samples_are_named(change: dict[str, Any], message: str) -> None:

@@ -180,5 +180,24 @@ def test_words_cover_every_text(op: str) -> None:
 def test_problems_name_the_setting() -> None:
     assert Lists().problems() == []
     bad = Lists(op="multiply", sampler="hard", min_len=1, max_len=0, warm_decay=0.0, easy_max_len=5)
-    assert [key for key, _ in bad.problems()] == ["op", "sampler", "min_len", "max_len", "easy_max_len", "warm_decay"]
+    assert [key for key, _ in bad.problems()] == [
+        "op",
+        "sampler",
+        "min_len",
+        "max_len",
+        "easy_max_len",
+        "warm_decay",
+    ]
     assert Lists(op="add", min_len=1, max_len=4, easy_max_len=2).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "grade"),
+    [("1 1 3 4", 1.0), ("1 1 4 3", 0.5), ("1 1 3", 0.75), ("1 1 3 4 5", 0.8), ("", 0.0), ("3 1 1 4", 0.0)],
+)
+def test_a_grade_is_the_share_before_the_first_mistake(answer: str, grade: float) -> None:
+    source = Lists(op="sort", min_len=2, max_len=6)
+    task = derive(source, "3 1 4 1")
+    assert task.domain is not None
+    assert task.domain.grade(task, answer) == grade
+    assert task.domain.check(task, answer) == (grade == 1.0)

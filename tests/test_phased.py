@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.contract import suite
+from configs.contract.drive import Scripted, Trace, drive
+from configs.contract.tasks import synthetic
 from configs.load import load_protocol
 from protocols.judging import JudgeRules, UnreadableVerdict, read_vote
 from protocols.phased import Phase, Phased, RolePrompt, Stop
 from protocols.rewards import RewardTerm
 from protocols.speech import first_words, off_length, says, shown_parts
 from protocols.types import Reply, Task, TurnRequest
-from tests.contract import mutants, suite
-from tests.contract.drive import Scripted, Trace, drive
-from tests.contract.tasks import synthetic
+from tests.contract import mutants
 
 TASK = Task("t", "Why?", "yes", ("yes", "no"), evidence=("e1", "e2", "e3", "e4"))
 SEATS = {"ann": "speaker", "ben": "speaker", "jay": "judge"}

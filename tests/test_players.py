@@ -10,6 +10,7 @@ import pytest
 
 from actors.chat import ChatCodec
 from actors.players import NoChoices, ScriptedPlayer, UniformPlayer, walk
+from actors.policy import AtTemperature
 from learners.models import build_tokenizer
 from protocols.types import Message, Reply, Turn, TurnRequest
 
@@ -89,3 +90,16 @@ def test_walk_by_hand():
 def test_scripted_players_say_what_they_are_told():
     assert play(ScriptedPlayer(lambda request: request.choices[1])).text == "B"
     assert play(ScriptedPlayer(lambda request: Reply("x", truncated=True))).truncated
+
+
+def test_an_arm_may_set_the_temperature_of_every_reply():
+    asked = []
+
+    async def player(request, history):
+        asked.append((request.temperature, request.seat, history))
+        return Reply("A")
+
+    greedy = AtTemperature(player, 0.0)
+    assert play(greedy).text == "A"
+    play(greedy, replace(ASK, temperature=0.7))
+    assert asked == [(0.0, "alice", ()), (0.0, "alice", ())]

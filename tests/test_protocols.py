@@ -15,6 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.contract import suite
+from configs.contract.drive import Scripted, drive
+from configs.contract.tasks import synthetic
 from configs.errors import ConfigErrors
 from configs.load import load_protocol
 from protocols.judging import JudgeRules, UnreadableVerdict
@@ -26,9 +29,7 @@ from protocols.templates import TemplateError, names, quote, render, template_pr
 from protocols.types import Hidden, Reply, Task, TurnRequest
 from protocols.views import MaterialError
 from tasks.base import with_example, with_proposal
-from tests.contract import mutants, suite
-from tests.contract.drive import Scripted, drive
-from tests.contract.tasks import synthetic
+from tests.contract import mutants
 
 TESTS = Path(__file__).resolve().parent
 SHIPPED = TESTS.parent / "configs" / "protocol"
@@ -62,9 +63,9 @@ DIGESTS = """
 import sys
 from pathlib import Path
 from configs.load import load_protocol
-from tests.contract.drive import Scripted, drive
-from tests.contract.suite import read_raw
-from tests.contract.tasks import synthetic
+from configs.contract.drive import Scripted, drive
+from configs.contract.suite import read_raw
+from configs.contract.tasks import synthetic
 for name in sys.argv[1:]:
     path = Path(name)
     trace = drive(load_protocol(path), synthetic(read_raw(path), 5), 5, Scripted(5, illegal=0.3))

@@ -1,11 +1,12 @@
 """Samples: who is compared with whom, what each token is worth, and what never trains. Numbers by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from configs.schema import AdvantageConfig
-from learners.samples import UnknownSetting, build_samples, imitation_samples
+from configs.schema import AdvantageConfig, SignalConfig
+from learners.samples import UnknownSetting, build_samples, imitation_samples, preference_pairs
 from protocols.types import Episode, Message, Outcome, Reward, Task, TokenTrace, Turn
 
 DR_GRPO = AdvantageConfig(kind="dr_grpo")
@@ -152,6 +153,17 @@ def test_credit_is_the_own_reward_and_the_discounted_rest():
     assert credits({0: 1.0, 1: 2.0, 2: 4.0}, 0.5)[0] == {0: 3.0, 1: 4.0, 2: 4.0}
 
 
+def test_trajectory_credit_is_all_that_the_seat_was_paid():
+    def found(rewards):
+        config = AdvantageConfig(kind="reinforce", credit="trajectory")
+        samples, metrics = build_samples([three_turns(rewards)], "p", config)
+        return [sample.advantages_L[0] for sample in samples], metrics["turns_without_reward"]
+
+    assert found({0: 1.0, 2: 4.0}) == ([5.0, 5.0, 5.0], 0)
+    assert found({1: 2.0, None: 3.0}) == ([5.0, 5.0, 5.0], 0)
+    assert found({}) == ([], 3)
+
+
 def test_a_turn_that_nothing_rewards_is_missing_not_zero():
     found, metrics = credits({1: 2.0}, 0.0)
     assert found == {1: 2.0} and metrics["turns_without_reward"] == 2
@@ -180,6 +192,135 @@ def test_a_reward_that_meets_no_turn_is_counted():
 def test_a_reward_that_is_no_number_stops_everything():
     with pytest.raises(AssertionError, match="nan"):
         build_samples(siblings([float("nan")]), "p", DR_GRPO)
+
+
+# -- baselines of other kinds than groups
+
+
+def test_role_ema_keeps_an_average_per_situation_and_opponent():
+    def game(id, first, second, rewards):
+        turns = [
+            turn(seat="alice", role="player", situation="first", policy=first),
+            turn(seat="bob", role="player", situation="second", policy=second),
+        ]
+        return episode(turns, {("alice", 0): rewards[0], ("bob", 0): rewards[1]}, id=id)
+
+    config = AdvantageConfig(kind="role_ema", decay=0.5)
+    baselines: dict[str, float] = {}
+    episodes = [
+        game("e1", "p", "p", (8.0, -8.0)),
+        game("e2", "p", "p", (8.0, -8.0)),
+        game("e3", "p", "old", (8.0, -8.0)),
+    ]
+    samples, _ = build_samples(episodes, "p", config, baselines)
+    # The second self-play meets 0.5 * 0 + 0.5 * 8 = 4; a new opponent starts from 0.
+    assert [sample.advantages_L[0] for sample in samples] == [8.0, -8.0, 4.0, -4.0, 8.0]
+    assert baselines == {
+        "debate / player / first / p": 6.0,
+        "debate / player / second / p": -6.0,
+        "debate / player / first / old": 4.0,
+    }
+    samples, _ = build_samples(episodes[:1], "p", config, baselines)
+    assert [sample.advantages_L[0] for sample in samples] == [2.0, -2.0]
+
+
+def test_judges_that_are_only_read_are_no_opponents():
+    judge = turn(seat="judge", role="judge", policy="j", read=True)
+    baselines: dict[str, float] = {}
+    config = AdvantageConfig(kind="role_ema", baseline_by=["opponent"])
+    build_samples([episode([turn(), judge], {("alice", 0): 1.0})], "p", config, baselines)
+    assert baselines == {"": pytest.approx(0.05)}
+
+
+def test_reinforce_pp_compares_across_groups():
+    episodes = [episode([turn()], {("alice", 0): v}, id=str(v), task=str(v)) for v in (0.0, 2.0, 4.0, 6.0)]
+    samples, metrics = build_samples(episodes, "p", AdvantageConfig(kind="reinforce_pp"))
+    assert [sample.advantages_L[0] for sample in samples] == pytest.approx(
+        [-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-4
+    )
+    assert metrics["groups"] == 1
+
+
+# -- signals that imitate
+
+
+def test_winners_are_imitated_and_nobody_else():
+    win = episode([turn(seat="alice"), turn(seat="bob")], {("alice", None): 1.0, ("bob", None): -1.0}, id="w")
+    tie = episode([turn(seat="alice"), turn(seat="bob")], {("alice", None): 0.0, ("bob", None): 0.0}, id="t")
+    samples, metrics = build_samples([win, tie], "p", AdvantageConfig(), signal=SignalConfig("winners"))
+    assert [(s.tags["episode"], s.tags["seat"], s.advantages_L) for s in samples] == [("w", "alice", [1.0])]
+    assert (metrics["turns"], metrics["turns_trained"]) == (4, 1)
+
+
+def test_rejection_keeps_the_best_of_each_group():
+    episodes = siblings([1.0, 4.0, 2.0]) + [episode([turn()], {("alice", 0): 0.5}, id="u", task="other")]
+    for best, kept in ((1, ["e1"]), (2, ["e1", "e2"])):
+        signal = SignalConfig("rejection", best=best)
+        samples, metrics = build_samples(episodes, "p", AdvantageConfig(), signal=signal)
+        assert [(s.tags["episode"], s.advantages_L) for s in samples] == [(id, [1.0]) for id in kept]
+        assert metrics["singleton_groups"] == 1
+
+
+def test_reward_weighted_turns_of_a_trajectory():
+    rewards = [{0: 0.0, 1: 1.0, 2: 1.0}, {0: 0.0, 1: 0.0, 2: 2.0 - math.log(3)}]
+    config = AdvantageConfig(credit="trajectory")
+    signal = SignalConfig("reward_weighted")
+    episodes = [three_turns(given, id=f"e{i}") for i, given in enumerate(rewards)]
+    samples, _ = build_samples(episodes, "p", config, signal=signal)
+    # Odds 3 to 1, times a group of 2: 1.5 and 0.5, for each of the three turns.
+    assert [s.advantages_L[0] for s in samples] == pytest.approx([1.5] * 3 + [0.5] * 3)
+
+
+def test_one_record_feeds_each_policy_its_own_signal():
+    def play(id, won):
+        debater = turn(seat="alice", policy="p")
+        critic = turn(seat="carol", role="critic", policy="c")
+        return episode([debater, critic], {("alice", 0): won, ("carol", 0): won}, id=id)
+
+    episodes = [play("e0", 1.0), play("e1", -1.0)]
+    debater, _ = build_samples(episodes, "p", DR_GRPO)
+    critic, _ = build_samples(episodes, "c", AdvantageConfig(), signal=SignalConfig("winners"))
+    assert advantages(debater) == {"e0": [1.0], "e1": [-1.0]}
+    assert advantages(critic) == {"e0": [1.0]} and critic[0].tags["role"] == "critic"
+
+
+# -- pairs
+
+
+def test_pairs_are_the_best_and_the_worst_reply_to_one_prompt():
+    # Two prompts in one group (the second turn after different histories), one of them answered three times.
+    outputs = {"e0": ((1, 2), 7, 0.2), "e1": ((1, 2), 8, 0.5), "e2": ((1, 2), 9, 0.4), "e3": ((1, 3), 7, 0.9)}
+    episodes = [
+        episode([turn(prompt=prompt, output=(token,))], {("alice", 0): credit}, id=id)
+        for id, (prompt, token, credit) in outputs.items()
+    ]
+    (pair,) = preference_pairs(episodes, "p", AdvantageConfig())
+    assert (pair.chosen.tags["episode"], pair.rejected.tags["episode"]) == ("e1", "e0")
+    assert pair.chosen.token_ids_S == [1, 2, 8] and pair.rejected.token_ids_S == [1, 2, 7]
+    assert pair.chosen.positions_L == pair.rejected.positions_L == [2] and pair.chosen.segments_L == [0]
+    assert pair.chosen.advantages_L == [1.0] and pair.chosen.allowed_L == [(7, 8, 9)]
+    assert pair.probability == pytest.approx(0.890903, abs=1e-6)  # sigma(7 * 0.3)
+    assert preference_pairs(episodes, "p", AdvantageConfig(), gamma=0.0)[0].probability == 0.5
+
+
+def test_no_pairs_without_a_difference_nor_across_situations_nor_from_invalid_plays():
+    assert preference_pairs(siblings([1.0, 1.0]), "p", AdvantageConfig()) == []
+    apart = siblings([1.0]) + siblings([2.0], situation="second")
+    assert preference_pairs(apart, "p", AdvantageConfig()) == []
+    invalid = [replace(one, outcome=replace(one.outcome, status="invalid")) for one in siblings([0.0, 1.0])]
+    assert preference_pairs(invalid, "p", AdvantageConfig()) == []
+
+
+def test_turns_of_one_seat_are_pairs_of_their_own():
+    def two(id, first, second):
+        turns = [turn(0, prompt=(1, 2), output=(7,)), turn(1, prompt=(1, 2, 7, 5), output=(8,))]
+        return episode(turns, {("alice", 0): first, ("alice", 1): second}, id=id)
+
+    pairs = preference_pairs([two("a", 0.0, 1.0), two("b", 1.0, 0.0)], "p", AdvantageConfig())
+    assert [(pair.chosen.tags["episode"], pair.chosen.positions_L) for pair in pairs] == [
+        ("b", [2]),
+        ("a", [4]),
+    ]
 
 
 # -- what never trains
@@ -214,6 +355,7 @@ def test_forced_tokens_inside_a_reply_carry_no_loss():
     assert sample.token_ids_S == [1, 2, 7, 4, 9] and sample.positions_L == [2, 4]
     assert sample.allowed_L == [(7, 8), (9, 3)] and sample.logprobs_L == [-0.1, pytest.approx(-0.3)]
     assert sample.advantages_L == [1.0, 1.0] and metrics["loss_tokens"] == 4
+    assert sample.segments_L == [0, 0]
 
 
 # -- packing
@@ -229,7 +371,7 @@ def test_a_chat_that_grew_is_one_sequence():
     (sample,) = packed(turn(1, prompt=(1, 2, 7, 5, 6), output=(8,), allowed=((8, 9),)))
     assert sample.token_ids_S == [1, 2, 7, 5, 6, 8]
     assert sample.positions_L == [2, 5] and sample.advantages_L == [1.0, 2.0]
-    assert sample.allowed_L == [(7, 8, 9), (8, 9)]
+    assert sample.allowed_L == [(7, 8, 9), (8, 9)] and sample.segments_L == [0, 1]
     assert sample.group.count("; ") == 1 and "turn=0" in sample.group and "turn=1" in sample.group
 
 
@@ -301,8 +443,14 @@ def test_imitation_skips_what_is_not_ok():
     [
         (AdvantageConfig(kind="ppo"), "grpo, dr_grpo, rloo"),
         (AdvantageConfig(group_by=["colour"]), "situation"),
+        (AdvantageConfig(baseline_by=["colour"]), "advantage.baseline_by: 'colour'.*opponent"),
     ],
 )
 def test_unknown_settings_name_what_is_valid(config, named):
     with pytest.raises(UnknownSetting, match=named):
         build_samples([], "p", config)
+
+
+def test_unknown_signals_name_the_known_ones():
+    with pytest.raises(UnknownSetting, match=r"signal\.kind: 'losers'.*winners, rejection"):
+        build_samples([], "p", AdvantageConfig(), signal=SignalConfig("losers"))

@@ -1,1 +1,1 @@
-"""The contract that every protocol keeps: `suite.violations` checks one, `mutants` shows that the suite bites."""
+"""Seeded faults (`mutants`) that show that the suite of `configs/contract` bites, and protocols made for it."""

@@ -378,8 +378,8 @@ def missing_data_scores_zero(conclude: Any) -> Any:
 
 def noticed(name: str, seeds: int = 6) -> list[str]:
     """What the suite says about a seeded fault, on the first seed on which it says anything."""
+    from configs.contract import suite
     from configs.load import load_protocol
-    from tests.contract import suite
 
     path = MUTANTS[name][0]
     protocol, raw = load_protocol(path), suite.read_raw(path)

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from configs.contract.drive import Trace
+from configs.contract.oracle_bench import BenchOracle
+from configs.contract.text import Raw, fill, heard_of, pairs, quoted, traces, up_to
 from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
-from tests.contract.drive import Trace
-from tests.contract.oracle_bench import BenchOracle, Raw
-from tests.contract.text import fill, heard_of, pairs, quoted, traces, up_to
 
 
 class PhasedOracle:
@@ -76,7 +76,7 @@ class PhasedOracle:
             self.found.append(f"shuffled phases have several orders: {self.orders}")
 
     def _line_up(self, phase: Raw, repeat: int) -> list[str]:
-        seats = self.orders.get(phase["name"], phase["seats"])
+        seats: list[str] = self.orders.get(phase["name"]) or phase["seats"]
         return seats[::-1] if phase.get("speakers") == "alternating" and repeat % 2 else seats
 
     def _expected(self) -> Iterator[tuple[str, Raw, list[str]]]:

@@ -71,11 +71,31 @@ def drive(protocol: Protocol, task: Task, seed: int, player: Player, limit: int 
     raise Endless(f"{limit} yields and no end")
 
 
+def nested(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A protocol's YAML and that of what it plays, and so on."""
+    return [raw, *(nested(raw["child"]) if raw.get("child") else [])]
+
+
+def phases_of(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The phases of a protocol and of what it plays."""
+    return [phase for each in nested(raw) for phase in each.get("phases") or []]
+
+
+def parts_of(raw: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
+    """phase -> the parts in which its turns are written: name -> private or shown."""
+    return {phase["name"]: phase["parts"] for phase in phases_of(raw) if phase.get("parts")}
+
+
+def asks_vote(request: TurnRequest) -> bool:
+    """Whether a judge is asked for reasons and a last line with its verdict."""
+    return request.phase == "judge" and not request.read and not request.enforce and len(request.choices) > 1
+
+
 @dataclass
 class Scripted:
     """Answers at random, the same for the same (seed, seat, turn). Every free reply holds a marker of its own.
 
-    `illegal`: how often a reply that must be legal is not. `unreadable`: how often a verdict is.
+    `illegal`: how often a reply that must be legal is not. `unreadable`: how often a verdict or a vote is.
     """
 
     seed: int
@@ -85,15 +105,16 @@ class Scripted:
     """phase -> the parts that its turns should have."""
     stops: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """phase -> the seat that may end it, and what it says to do so."""
+    votes: frozenset[str] = frozenset()
+    """Phases in which the seats vote in place of a judge."""
     said: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any], seed: int, **settings: float) -> Scripted:
+    def of(cls, raw: Mapping[str, Any], seed: int, **settings: Any) -> Scripted:
         """A player who knows the form of turns that the YAML `raw` asks for."""
-        phases = raw.get("phases", []) + raw.get("child", {}).get("phases", [])
-        parts = {phase["name"]: phase["parts"] for phase in phases if "parts" in phase}
-        stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases if "stop" in p}
-        return cls(seed, **settings, parts=parts, stops=stops)
+        stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw) if p.get("stop")}
+        votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
+        return cls(seed, **settings, parts=parts_of(raw), stops=stops, votes=votes)
 
     def __call__(self, request: TurnRequest) -> Reply:
         key = f"{self.seed}/{request.seat}/{request.turn}"
@@ -104,10 +125,11 @@ class Scripted:
         self.said.append(marker)
         if request.read:
             return self._verdict(request, rng)
-        if request.phase == "judge":
+        if asks_vote(request):
             return self._vote(request, rng, marker)
         if request.choices:
-            bad = rng.random() < self.illegal
+            unreadable = self.unreadable if request.phase in self.votes else 0.0
+            bad = rng.random() < max(self.illegal, unreadable)
             return Reply(f"{marker} {request.choices[0]}" if bad else f" {rng.choice(request.choices)}\n")
         if request.phase in ("solve", "propose"):
             return Reply(self._answer(request, rng, marker))
@@ -123,16 +145,16 @@ class Scripted:
 
     def _in_parts(self, names: list[str], rng: random.Random, marker: str, forged: str) -> str:
         """Each part has a marker of its own, and so has what stands between them."""
-        texts = [f"<{name}>\n{marker}p{i}{forged} </{name}>" for i, name in enumerate(names)]
+        texts = [f"<{name}>\n{marker}p{i:02d}{forged} </{name}>" for i, name in enumerate(names)]
         if rng.random() < self.illegal:
             last = names[-1]
             texts = rng.choice(
                 [
                     texts[:-1], texts[1:], texts[::-1], [*texts, texts[-1]], [texts[0][:-2], *texts[1:]],
-                    [f"<{last}>{texts[0]}", *texts[1:]], [*texts[:-1], f"<{last}> \n</{last}>"], [f"{marker}p0"],
+                    [f"<{last}>{texts[0]}", *texts[1:]], [*texts[:-1], f"<{last}> \n</{last}>"], [f"{marker}p00"],
                 ]
             )  # fmt: skip
-        chatter = f"\n{marker}p{len(names)}\n" if rng.random() < 0.3 else "\n"
+        chatter = f"\n{marker}p{len(names):02d}\n" if rng.random() < 0.3 else "\n"
         return chatter.join(texts)
 
     def _answer(self, request: TurnRequest, rng: random.Random, marker: str) -> str:

@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
+from configs.contract.drive import Scripted, Trace, drive, parts_of, phases_of
+from configs.contract.oracle import PhasedOracle
+from configs.contract.oracle_bench import seats_of
+from configs.contract.tasks import NOBODY, synthetic
+from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
 from protocols.types import Hidden, Outcome, Reply, Task, TurnRequest
 from tasks.base import with_proposal
-from tests.contract.drive import Scripted, Trace, drive
-from tests.contract.oracle import PhasedOracle
-from tests.contract.oracle_bench import Raw, seats_of
-from tests.contract.tasks import NOBODY, synthetic
 
 PLAYS: dict[str, dict[str, Any]] = {
     "legal": {},
@@ -29,23 +30,54 @@ PLAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_raw(path: Path) -> Raw:
-    """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place."""
-    raw: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for base in raw.pop("extends", [])[::-1]:
-        raw = _over(read_raw(path.parent / base), raw)
-    if isinstance(raw.get("child"), str):
-        raw["child"] = read_raw(path.parent / raw["child"])
-    return raw
+class _File(dict[str, Any]):
+    """Read from a file of its own: it replaces what stands in its place."""
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place.
+
+    Read as `configs.load` reads it. A setting that is null is left away: it has its default.
+    """
+    return cast(
+        "dict[str, Any]", _plain(OmegaConf.to_container(OmegaConf.create(_plain(_read(path))), resolve=True))
+    )
+
+
+def _read(path: Path) -> _File:
+    tree = OmegaConf.create(path.read_text(encoding="utf-8"))  # reads 1e-3 as a number, as configs.load does
+    return _File(_expanded(cast("dict[str, Any]", OmegaConf.to_container(tree)), path.parent))
+
+
+def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`raw`, written in a file of `folder`, with what its `extends` and `child` name."""
+    child = raw.get("child")
+    if child is not None:
+        raw["child"] = _read(folder / child) if isinstance(child, str) else _expanded(child, folder)
+    bases = raw.pop("extends", [])
+    below: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        below = _over(below, _read(folder / base))
+    return _over(below, raw)
 
 
 def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; everything else is replaced."""
-    merged = dict(base)
+    """Mappings are merged key by key; everything else is replaced, and so is a file by another."""
+    merged = type(base)(base)
     for key, value in own.items():
         old = merged.get(key)
-        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and not isinstance(value, _File):
+            merged[key] = _over(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and lists without what is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
@@ -65,7 +97,7 @@ def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
 def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -> list[str]:
     """In a shuffled phase everyone must be first in some plays. By chance two seats fail once in 2^23."""
     found = []
-    for phase in raw.get("phases", []):
+    for phase in phases_of(raw):
         if phase.get("speakers") == "shuffled":
             task, first = synthetic(raw, seed), set()
             for i in range(plays):
@@ -77,10 +109,13 @@ def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -
 
 
 def check_trace(raw: Raw, trace: Trace) -> list[str]:
-    """One play against what its YAML says."""
-    if raw["kind"] == "phased":
-        return PhasedOracle(raw, trace.task).run(trace)
-    return (_check_solve if raw["kind"] == "solve" else _check_proposed)(raw, trace)
+    """One play against what its YAML says. Nothing is said about a kind without an oracle."""
+    oracle = ORACLES.get(raw["kind"])
+    return [] if oracle is None else oracle(raw, trace)
+
+
+def _check_phased(raw: Raw, trace: Trace) -> list[str]:
+    return PhasedOracle(raw, trace.task).run(trace)
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:
@@ -99,8 +134,13 @@ def _check_solve(raw: Raw, trace: Trace) -> list[str]:
         found.append(
             f"{outcome.status} with score {outcome.score} for a reply that is {reply.text == task.answer}"
         )
-    elif _pay(raw, outcome, "correct", {}) != outcome.score:
-        found.append(f"score {outcome.score} was paid {outcome.rewards}")
+    else:  # the synthetic verifier grades all or nothing
+        for term in raw.get("rewards", [{"name": "correct"}]):
+            paid = [r.value for r in outcome.rewards if r.name == term["name"]]
+            if term["name"] in ("correct", "partly_correct") and paid != [
+                outcome.score * term.get("weight", 1.0)
+            ]:
+                found.append(f"score {outcome.score} was paid {outcome.rewards}")
     return found
 
 
@@ -170,43 +210,59 @@ def _secrets(request: TurnRequest, task: Task) -> list[str]:
             if hidden.text in chat and request.role not in hidden.roles]  # fmt: skip
 
 
+ORACLES: dict[str, Callable[[Raw, Trace], list[str]]] = {
+    "phased": _check_phased,
+    "solve": _check_solve,
+    "propose_solve": _check_proposed,
+}
+"""Kinds whose plays are worked out from the YAML and compared word for word."""
+
+
 def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     """Plays that differ only in what somebody may not know must look the same to them."""
+    found = [
+        *answer_shows(protocol, raw, seed),
+        *hidden_shows(protocol, raw, seed),
+        *side_shows(protocol, raw, seed),
+        *private_shows(protocol, raw, seed),
+    ]
+    if raw["kind"] == "propose_solve":
+        task = synthetic(raw, seed)
+        trace = drive(protocol, with_proposal(task, task.proposals[0]), seed, Scripted.of(raw, seed))
+        found += [f"replayed proposal: {wrong}" for wrong in check_trace(raw, trace)]
+    return found
+
+
+def answer_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """Nobody is asked anything else when another answer is the right one."""
+    task = synthetic(raw, seed)
+    if task.answer not in task.choices:  # an exact verifier's: `_check_solve` looks for it
+        return []
+    other = next(choice for choice in task.choices if choice != task.answer)
+    base, twin = (
+        _views(drive(protocol, t, seed, Scripted.of(raw, seed))) for t in (task, replace(task, answer=other))
+    )
+    return [] if base == twin else ["the right answer shows in what a seat is asked"]
+
+
+def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """Hidden material changes nothing for roles that may not see it."""
     found = []
     task = synthetic(raw, seed)
+    assert NOBODY in task.hidden
     base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
-    other = (
-        next(c for c in (*task.choices, "") if c != task.answer) if raw["kind"] == "phased" else task.answer
-    )
-    twin = _views(drive(protocol, replace(task, answer=other), seed, Scripted.of(raw, seed)))
-    if twin != base:
-        found.append("the right answer shows in what a seat is asked")
     for name, hidden in task.hidden.items():
         changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
         twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:
                 found.append(f"hidden {name!r} shows in what {role} is asked")
-    found += _private_parts(protocol, raw, seed)
-    judge = raw.get("judge", {})
-    if judge and judge.get("view", "evidence") == "evidence":
-        last = len(task.choices) - 1
-        swapped = replace(protocol, sides={s: last - side for s, side in raw["sides"].items()})  # type: ignore[type-var]
-        twin = _views(drive(swapped, task, seed, Scripted.of(raw, seed)))
-        for (role, chat), (_, twin_chat) in zip(base, twin):
-            if role in {raw["seats"][seat] for seat in seats_of(judge)} and chat != twin_chat:
-                found.append("who argues which side shows in what the judge is asked")
-    if raw["kind"] == "propose_solve":
-        proposal = task.proposals[0]
-        trace = drive(protocol, with_proposal(task, proposal), seed, Scripted.of(raw, seed))
-        found += [f"replayed proposal: {wrong}" for wrong in check_trace(raw, trace)]
-    assert NOBODY in task.hidden
     return found
 
 
-def _private_parts(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
-    """A play in which every private part, and all between the parts, reads otherwise: nobody else may notice."""
-    parts = {phase["name"]: phase["parts"] for phase in raw.get("phases", []) if "parts" in phase}
+def private_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """What is written in private, in a part or between the parts, may read otherwise: nobody else notices."""
+    parts = parts_of(raw)
     if not parts:
         return []
     scripted = Scripted.of(raw, seed)
@@ -227,6 +283,32 @@ def _private_parts(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         for t in (first, other)
     ]
     return [] if said[0] == said[1] else ["what a seat wrote in private shows in what is asked"]
+
+
+def has_oracle(raw: Raw) -> bool:
+    """Whether plays of this protocol can be worked out from its YAML."""
+    return raw["kind"] in ORACLES
+
+
+def judges_evidence(raw: Raw) -> bool:
+    """Whether a judge is shown evidence alone."""
+    judge = raw.get("judge") or {}
+    return bool(judge) and judge.get("view", "evidence") == "evidence"
+
+
+def side_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """A judge of the evidence alone is not told who argues which side."""
+    if not judges_evidence(raw):
+        return []
+    task = synthetic(raw, seed)
+    base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
+    last = len(task.choices) - 1
+    swapped = replace(protocol, sides={s: last - side for s, side in raw.get("sides", {}).items()})  # type: ignore[type-var]
+    twin = _views(drive(swapped, task, seed, Scripted.of(raw, seed)))
+    judges = {raw["seats"][seat] for seat in seats_of(raw["judge"])}
+    if any(role in judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
+        return ["who argues which side shows in what the judge is asked"]
+    return []
 
 
 def _views(trace: Trace) -> list[tuple[str, tuple[tuple[str, str], ...]]]:

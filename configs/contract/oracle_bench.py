@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from configs.contract.text import Raw, fill, pairs, traces
 from protocols.types import Outcome, Reply, TurnRequest
-from tests.contract.text import fill, pairs, traces
 
 if TYPE_CHECKING:
-    from tests.contract.oracle import PhasedOracle
+    from configs.contract.oracle import PhasedOracle
 
-Raw = Mapping[str, Any]
 Expected = tuple[str, tuple[float, ...], bool, bool, int]
 """Of a judgment: seat, scores, valid, decides, after_turn."""
 
@@ -31,7 +30,7 @@ class BenchOracle:
         self.deciding = seats_of(self.judge, held_out=False) if self.judge else []
         self.entries: dict[str, list[tuple[str, str]]] = {seat: [] for seat in self.judges}
         self.heard = dict.fromkeys(self.judges, 0)
-        self.left = dict.fromkeys(self.judges, self.judge.get("retries", 0))
+        self.left = {seat: int(self.judge.get("retries", 0)) for seat in self.judges}
         self.public = 0
         self.gone: list[str] = []
         self.open: list[tuple[str, int]] = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from configs.contract.drive import nested
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
 NOBODY = "nobody"
@@ -34,17 +35,21 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     hidden_names(raw, roles)
     hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
     hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
-    phased = raw.get("child", raw)
-    labels = phased.get("judge", {}).get("labels", ["A", "B"])
-    claims = max([len(labels), *(side + 1 for side in phased.get("sides", {}).values())])
-    choices = tuple(f"cl{next(words)}" for _ in range(claims))
+    choices = tuple(f"cl{next(words)}" for _ in range(_claims(raw)))
     solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
     return Task(
         id=f"task{seed}", question=f"qu{next(words)}",
-        answer=f"an{next(words)}" if solves else choices[rng.randrange(claims)], choices=choices,
+        answer=f"an{next(words)}" if solves else choices[rng.randrange(len(choices))], choices=choices,
         evidence=tuple(f"ev{next(words)}" for _ in range(evidence)), hidden=hidden,
         proposals=tuple(f"pr{next(words)}" for _ in range(9)), domain=Markers(),
     )  # fmt: skip
+
+
+def _claims(raw: Mapping[str, Any]) -> int:
+    """How many claims compete in what is played in the end: one per label of the judge, and for every side."""
+    played = nested(raw)[-1]
+    labels = (played.get("judge") or {}).get("labels") or ()
+    return max(2, len(labels), *(1 + side for side in (played.get("sides") or {}).values()))
 
 
 def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from protocols.types import TurnRequest
+
+Raw = Mapping[str, Any]
+"""A protocol's YAML as plain data."""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -38,7 +42,7 @@ def up_to(text: str, words: int) -> str:
 
 def traces(text: str) -> set[str]:
     """What gives away that `text` was seen: the markers of scripted players in it, or else itself."""
-    return {*re.findall("zq[0-9a-f]{10}(?:p[0-9])?", text)} or {text}
+    return {*re.findall("zq[0-9a-f]{10}(?:p[0-9]{2})?", text)} or {text}
 
 
 def pairs(request: TurnRequest) -> list[tuple[str, str]]:

@@ -1,0 +1,44 @@
+"""docs/learners.md names every kind there is, and its YAML is YAML that acts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.build import Builder
+from configs.schema import LearnerConfig
+from configs.source import Source
+from learners.advantages import ADVANTAGES
+from learners.losses import CORRECTIONS, LOSSES
+from learners.preference import PREFERENCES
+from learners.settings import KINDS, check_loss, idle
+from learners.signals import SIGNALS
+
+TEXT = (Path(__file__).resolve().parent.parent / "docs" / "learners.md").read_text()
+YAML = re.findall(r"\| `([a-z]+: \{.*?\})`", TEXT)
+
+
+@pytest.mark.parametrize("names", [ADVANTAGES, LOSSES, CORRECTIONS, SIGNALS, PREFERENCES])
+def test_every_kind_has_a_row(names: dict[str, Any]) -> None:
+    for name in names:
+        assert f"\n| `{name}`" in TEXT, name
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_yaml_of_the_tables_is_sound(text: str) -> None:
+    raw = yaml.safe_load(text)
+    errors: list[Any] = []
+    config = Builder(Source({"learner": raw}), errors).build(LearnerConfig, raw, ("learner",))
+    assert not errors
+    assert all(getattr(config, part).kind in kinds for part, kinds in KINDS.items())
+    check_loss(config.loss)
+    set_here = {f"{part}.{name}" for part, settings in raw.items() for name in settings}
+    assert not set_here & {setting for setting, _, _ in idle(config)}
+
+
+def test_there_are_tables() -> None:
+    assert len(YAML) >= 20
