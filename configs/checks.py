@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
@@ -140,6 +141,8 @@ class Checker:
         ]
         if model.path:
             self.unused(path, tiny, "beside model.path: it describes the tiny model", (*path, "path"))
+            if self.machine is not None:  # on a remote cluster the folder may lie elsewhere
+                self.folder(model.path, (*path, "path"))
             return
         self.unused(path, ["trust_remote_code"], "without model.path", (*path, "path"))
         if min(model.heads, model.kv_heads) < 1:
@@ -150,6 +153,16 @@ class Checker:
         if model.heads % model.kv_heads:
             message = f"{model.heads} heads are not a multiple of {model.kv_heads} kv_heads"
             self.error((*path, "kv_heads"), message)
+
+    def folder(self, name: str, path: KeyPath) -> None:
+        """A model that is given as a local folder has to be one; else it is a Hugging Face name, looked up later."""
+        folder = Path(name).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            below = [str(found.parent) for found in sorted(folder.glob("*/config.json"))]
+            valid = _list(below) if below else "a Hugging Face name, or a folder in its format"
+            self.error(path, f"{name} holds no config.json, so it is no model", valid)
+        elif not folder.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+            self.error(path, f"there is no folder {name}", "a Hugging Face name, or a folder in its format")
 
     def engine(self, policy: PolicyConfig, path: KeyPath) -> None:
         engine, here = policy.engine, (*path, "engine")

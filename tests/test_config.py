@@ -272,6 +272,7 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["JUDGE.learner.lr=1"], "JUDGE.learner", "neither trained nor warm-started"),
         (["JUDGE.trained=true", "stages.main.train=[debater]"], "JUDGE.trained", "no stage updates"),
         (["policies.judge={kind: uniform, temperature: 1}"], "JUDGE.temperature", "on a uniform policy"),
+        (["JUDGE.model={path: ./nowhere}"], "JUDGE.model.path", "there is no folder ./nowhere"),
         (["JUDGE.model={path: x, layers: 1}"], "JUDGE.model.layers", "beside model.path"),
         (["JUDGE.model.hidden_size=30"], "JUDGE.model.hidden_size", "multiple of twice the 4 heads"),
         (["JUDGE.model.kv_heads=3"], "JUDGE.model.kv_heads", "not a multiple of 3"),
@@ -319,6 +320,16 @@ def test_tasks_that_need_a_proposer_get_one() -> None:
     sampler = "stages.uniform.tasks.sampler=proposer"
     [(key, error)] = mistakes(CONFIGS / "propose_solve_controls.yaml", sampler).items()
     assert key == "stages.uniform.protocol" and "nobody proposes" in error.message
+
+
+def test_a_folder_that_is_no_model_names_those_below_that_are(write: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "run" / "warm").mkdir(parents=True)
+    (tmp_path / "run" / "warm" / "config.json").write_text("{}")
+    [(key, error)] = mistakes(write(), f"policies.judge.model={{path: {tmp_path}/run}}").items()
+    assert key == "policies.judge.model.path" and "holds no config.json" in error.message
+    assert error.valid == f"{tmp_path}/run/warm"
+    read(write(), f"policies.judge.model={{path: {tmp_path}/run/warm}}")
+    read(write(), "policies.judge.model={path: Qwen/Qwen3-0.6B}")
 
 
 def test_errors_survive_pickling(write: Callable[..., Path]) -> None:
