@@ -104,6 +104,7 @@ class JudgmentRecord(msgspec.Struct, omit_defaults=True, gc=False):
     valid: bool = True
     after_turn: int = 0
     rationale: str = ""
+    decides: bool = True
 
 
 class RewardRecord(msgspec.Struct, omit_defaults=True, gc=False):
@@ -223,7 +224,7 @@ def _pack(episode: Episode) -> EpisodeRecord:
         reason=outcome.reason,
         task=_pack_task(episode.task),
         judgments=[
-            JudgmentRecord(j.seat, _floats(j.scores), j.valid, j.after_turn, j.rationale)
+            JudgmentRecord(j.seat, _floats(j.scores), j.valid, j.after_turn, j.rationale, j.decides)
             for j in outcome.judgments
         ],
         rewards=[RewardRecord(r.seat, r.name, _float(r.value), r.turn) for r in outcome.rewards],
@@ -327,7 +328,7 @@ def _unpack(record: EpisodeRecord) -> Episode:
     outcome = Outcome(
         status=record.status,
         judgments=tuple(
-            Judgment(j.seat, tuple(map(float, j.scores)), j.valid, j.after_turn, j.rationale)
+            Judgment(j.seat, tuple(map(float, j.scores)), j.valid, j.after_turn, j.rationale, j.decides)
             for j in record.judgments
         ),
         rewards=tuple(Reward(r.seat, r.turn, float(r.value), r.name) for r in record.rewards),

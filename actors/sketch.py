@@ -1,19 +1,20 @@
 """What a protocol does, seen from outside: whose turn it is when, and who gets to see it. For `protocol show`.
 
-Nothing here reads the definition. The protocol is driven with scripted players that say unique marks, on a task whose
-every text is a mark, and a seat has seen a text if its mark stands in a request to that seat. A reply picked from a
-list has no mark of its own: there the play is driven again with another pick, and who is asked something else has
-seen it.
+The protocol is driven with scripted players that say unique marks, on a task whose every text is a mark, and a seat has
+seen a text if its mark stands in a request to that seat. A reply picked from a list has no mark of its own: there the
+play is driven again with another pick, and who is asked something else has seen it. The definition is read for how
+replies are written alone (their parts, the word that ends a phase); what comes of it is seen in the play.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from configs.contract.drive import Trace, drive
-from configs.contract.oracle import Raw
+from configs.contract.drive import Trace, asks_vote, drive, parts_of, phases_of
 from configs.contract.tasks import Markers, synthetic
+from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
 from protocols.types import Reply, Task, TurnRequest
 
@@ -22,6 +23,8 @@ CHARS_PER_TOKEN = 4
 MAX_TOKENS = 64
 """Length of a reply that the protocol does not limit: the default of `policies.NAME.max_tokens`."""
 SEED = 0
+ORDERS = 16
+"""Seeds on which an order that is drawn shows: two seats are the same way round on all once in 2^15."""
 
 Place = tuple[tuple[str, ...], int, int]
 """A turn: path of the sub-play, yield within it, place within the yield."""
@@ -46,6 +49,10 @@ class Step:
     seen: dict[str, bool | None]
     fork: int = 1
     """How many equal sub-plays run side by side, of which this is a turn of one."""
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """seat -> the parts of the reply that it has seen, where these are not all."""
+    ends: bool = False
+    """Whether turns fall away if the seat says so here."""
 
 
 @dataclass
@@ -75,13 +82,15 @@ class Sketch:
     """What of the task is shown to whom: question, claims, evidence, proposals and hidden material by name."""
     loads: dict[str, Load] = field(default_factory=dict)
     """role -> work"""
+    drawn: bool = False
+    """Whether another play has another order of turns: then this is one of them."""
 
 
 def sketch(protocol: Protocol, raw: Raw) -> Sketch:
     """Drives `protocol`, which `raw` (its YAML) describes, on a task made for the purpose. Raises `Unplayable`."""
     task = replace(synthetic(raw, SEED), domain=_Derived())
     try:
-        trace = drive(protocol, task, SEED, _Marked())
+        trace = drive(protocol, task, SEED, _Marked(raw))
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         raise Unplayable(f"protocol {protocol.name} cannot be played on a made-up task: {said}") from error
@@ -93,20 +102,50 @@ def sketch(protocol: Protocol, raw: Raw) -> Sketch:
         if any(not part.endswith("#0") for part in place[0]):
             continue  # sub-plays of one yield are alike: the first stands for all
         own_mark = not request.choices or reply.text in task.evidence
-        twin = None if own_mark else list(_turns(drive(protocol, task, SEED, _Marked(other=index))))
-        how = "judges" if request.read else "picks" if request.choices else "writes"
+        twin = None if own_mark else list(_turns(drive(protocol, task, SEED, _Marked(raw, other=index))))
+        judges = request.read or asks_vote(request)
+        how = "judges" if judges else "picks" if request.choices else "writes"
         seen = {seat: _seen(turns, twin, index, seat) for seat in seats if seat != request.seat}
         fork = forks.get(place[0], 1)
         number = ".".join(str(int(part.partition("#")[0]) + 1) for part in (*place[0], str(place[1])))
-        steps.append(Step(number, request.seat, request.role, request.phase, how, seen, fork))
+        parts = _parts_seen(raw, turns, index, seats)
+        ends = _ends(protocol, raw, task, turns, index)
+        steps.append(Step(number, request.seat, request.role, request.phase, how, seen, fork, parts, ends))
     return Sketch(
         protocol.name,
         str(raw["kind"]),
         seats,
         tuple(steps),
         _material(task, turns, seats),
-        _loads(protocol, task),
+        _loads(protocol, raw, task),
+        len({_order(drive(protocol, task, seed, _Marked(raw))) for seed in range(ORDERS)}) > 1,
     )
+
+
+def _order(trace: Trace) -> tuple[tuple[str, str], ...]:
+    return tuple((request.seat, request.phase) for _, request, _ in _turns(trace))
+
+
+def _parts_seen(raw: Raw, turns: Turns, index: int, seats: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """seat -> the parts of turn `index` that it has seen, for seats that have seen some and not all."""
+    request, names = turns[index][1], list(parts_of(raw).get(turns[index][1].phase, ()))
+    found = {}
+    for seat in seats:
+        told = "\n".join(_told(turns[i][1]) for i in _asked(turns, index, seat) or ())
+        seen = tuple(name for place, name in enumerate(names) if _mark(index, place) in told)
+        if seat != request.seat and 0 < len(seen) < len(names):
+            found[seat] = seen
+    return found
+
+
+def _ends(protocol: Protocol, raw: Raw, task: Task, turns: Turns, index: int) -> bool:
+    """Whether the play is shorter if the word that ends the phase is said in turn `index`."""
+    words = {phase["name"]: phase["stop"]["says"] for phase in phases_of(raw) if phase.get("stop")}
+    word = words.get(turns[index][1].phase)
+    if word is None:
+        return False
+    ended = drive(protocol, task, SEED, _Marked(raw, says=(index, word)))
+    return len(list(_turns(ended))) < len(turns)
 
 
 class _Derived(Markers):
@@ -123,11 +162,15 @@ class _Derived(Markers):
 class _Marked:
     """Says what no one else says: a mark of its own in free text, a statement that nobody has picked from a list.
 
-    `other`: the index of one turn that is answered otherwise. `reply_chars`: length of free replies to fill up to.
+    `other`: the index of one turn that is answered otherwise. `says`: the index of one turn, and what is said in it.
+    `longest`: replies are as long as they may be, and all that they can hold is in what others hear.
     """
 
-    def __init__(self, other: int = -1, length: Callable[[TurnRequest], int] | None = None) -> None:
-        self.other, self.length = other, length
+    def __init__(
+        self, raw: Raw, other: int = -1, says: tuple[int, str] = (-1, ""), longest: bool = False
+    ) -> None:
+        self.parts = parts_of(raw)
+        self.other, self.says, self.longest = other, says, longest
         self.count = 0
 
     def __call__(self, request: TurnRequest) -> Reply:
@@ -138,15 +181,26 @@ class _Marked:
             rest = (1 - first) / max(1, len(request.choices) - 1)
             probs = (first, *[rest] * (len(request.choices) - 1))
             return Reply(request.choices[probs.index(max(probs))], probs)
+        room = CHARS_PER_TOKEN * (request.max_tokens or MAX_TOKENS) if self.longest else 0
         if request.choices:
-            return Reply(request.choices[-1 if changed else 0])
-        mark = _mark(index) + ("x" if changed else "")
-        length = self.length(request) if self.length else 0
-        return Reply((mark + " and so on" * (length // 10))[: max(length, len(mark))])
+            pick = request.choices[-1 if changed else 0]
+            return Reply(f"{_filler(room - len(pick) - 1)}\n{pick}" if asks_vote(request) and room else pick)
+        parts = self.parts.get(request.phase, {"": "shown"})
+        texts = [
+            self.says[1] if index == self.says[0] else _mark(index, place) for place in range(len(parts))
+        ]
+        said = [f"<{name}>{text}</{name}>" if name else text for name, text in zip(parts, texts)]
+        heard = [*parts.values()].index("shown")
+        said[heard] = said[heard].replace(texts[heard], texts[heard] + _filler(room - sum(map(len, said))))
+        return Reply("".join(said))
 
 
-def _mark(index: int) -> str:
-    return f"zq{index:05d}said"
+def _filler(length: int) -> str:
+    return (" and so on" * (length // 10 + 1))[: max(0, length)]
+
+
+def _mark(index: int, part: int = 0) -> str:
+    return f"zq{index:05d}said{part:02d}"
 
 
 def _turns(trace: Trace, path: tuple[str, ...] = ()) -> Iterator[tuple[Place, TurnRequest, Reply]]:
@@ -194,7 +248,9 @@ def _seen(turns: Turns, twin: Turns | None, index: int, seat: str) -> bool | Non
     if later is None:
         return None
     if twin is None:
-        return any(turns[index][2].text in _told(turns[i][1]) for i in later)
+        reply = turns[index][2].text
+        marks = re.findall(r"zq\d{5}said\d+", reply) or [reply]
+        return any(mark in _told(turns[i][1]) for i in later for mark in marks)
     return any(i >= len(twin) or _told(twin[i][1]) != _told(turns[i][1]) for i in later)
 
 
@@ -214,15 +270,11 @@ def _material(task: Task, turns: Turns, seats: dict[str, str]) -> dict[str, dict
     return {name: row for name, row in shown.items() if name == "question" or any(row.values())}
 
 
-def _loads(protocol: Protocol, task: Task) -> dict[str, Load]:
+def _loads(protocol: Protocol, raw: Raw, task: Task) -> dict[str, Load]:
     """Work of a play with the longest replies."""
-
-    def length(request: TurnRequest) -> int:
-        return CHARS_PER_TOKEN * (request.max_tokens or MAX_TOKENS)
-
     loads: dict[str, Load] = {}
     before: dict[tuple[tuple[str, ...], str], int] = {}
-    for (path, _, _), request, reply in _turns(drive(protocol, task, SEED, _Marked(length=length))):
+    for (path, _, _), request, reply in _turns(drive(protocol, task, SEED, _Marked(raw, longest=True))):
         load = loads.setdefault(request.role, Load())
         size = _tokens(sum(len(message.text) for message in request.messages))
         known = 0 if request.fresh else before.get((path, request.seat), 0)

@@ -24,7 +24,21 @@ def render(found: Sketch) -> RenderableType:
     """Turn order with who sees what, the task's material, and the work of each role."""
     from rich.console import Group
 
-    return Group(_turn_table(found), LEGEND, "", _material_table(found), "", _load_table(found), _note())
+    return Group(
+        _turn_table(found), _legend(found), "", _material_table(found), "", _load_table(found), _note()
+    )
+
+
+def _legend(found: Sketch) -> str:
+    """Of the table of turns, with what is special about this protocol."""
+    lines = [LEGEND]
+    if found.drawn:
+        lines.append("The order of turns is drawn for each play: this is one of them.")
+    if any(step.parts for step in found.steps):
+        lines.append("sees NAME: of a reply written in parts, these alone.")
+    if any(step.ends for step in found.steps):
+        lines.append("may end: the seat can end the phase with this turn; nobody does here.")
+    return "\n".join(lines)
 
 
 def _note() -> str:
@@ -46,14 +60,22 @@ def _turn_table(found: Sketch) -> RenderableType:
         table.add_column(plain(seat if seat == role else f"{seat} ({role})"))
     forks = set()
     for step in found.steps:
-        cells = [
-            f"[bold]{step.how}[/]" if seat == step.seat else SEEN[step.seen[seat]] for seat in found.seats
-        ]
+        cells = [_cell(step, seat) for seat in found.seats]
         new = step.fork > 1 and (fork := step.number.rpartition(".")[0]) not in forks
         times = f" ({step.fork} sub-plays, one shown)" if new else ""
         forks |= {fork} if new else set()
         table.add_row(step.number, plain(step.phase + times), *cells)
     return table
+
+
+def _cell(step: Step, seat: str) -> str:
+    from rich.markup import escape as plain
+
+    if seat == step.seat:
+        return f"[bold]{step.how}[/]{', may end' if step.ends else ''}"
+    if seat in step.parts:
+        return f"sees {plain(', '.join(step.parts[seat]))}"
+    return SEEN[step.seen[seat]]
 
 
 def _material_table(found: Sketch) -> RenderableType:

@@ -169,12 +169,14 @@ def cluster_of(task: Task) -> str:
 
 
 def verdicts(episodes: Iterable[Episode]) -> list[Verdict]:
-    """The last valid judgment of each episode that has one, whose scores are a distribution over two or more
+    """The last valid judgment of each episode that decided it, whose scores are a distribution over two or more
     choices of which the right one is known."""
     found = []
     for episode in episodes:
         truth = truth_index(episode.task)
-        judgments = [judgment for judgment in episode.outcome.judgments if judgment.valid]
+        judgments = [
+            judgment for judgment in episode.outcome.judgments if judgment.valid and judgment.decides
+        ]
         if truth is None or not judgments or len(judgments[-1].scores) < 2:
             continue
         scores = judgments[-1].scores
@@ -244,7 +246,8 @@ def accuracy_by_round(episodes: Iterable[Episode]) -> dict[int, float]:
     for episode in episodes:
         truth = truth_index(episode.task)
         for judgment in episode.outcome.judgments:
-            if truth is not None and judgment.valid and len(judgment.scores) == len(episode.task.choices):
+            readable = judgment.valid and judgment.decides
+            if truth is not None and readable and len(judgment.scores) == len(episode.task.choices):
                 verdict = Verdict(judgment.scores, truth, "", None)
                 right[judgment.after_turn].append(verdict.correct)
     return {turn: float(np.mean(values)) for turn, values in sorted(right.items())}

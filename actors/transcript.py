@@ -90,8 +90,8 @@ def said(turn: Turn) -> str:
 
 
 def legal(turn: Turn) -> bool:
-    """Whether the reply is one of the moves that the turn named; True where it named none."""
-    return turn.read or not turn.choices or turn.text in turn.choices
+    """Whether the reply is one of the moves that the turn named; True where it named none, and of a judge."""
+    return turn.phase == "judge" or turn.read or not turn.choices or turn.text in turn.choices
 
 
 def rewards(episode: Episode, seat: str, turn: int | None) -> list[tuple[str, float]]:

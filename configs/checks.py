@@ -53,7 +53,7 @@ class Checker:
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
         self.never_updated()
         if self.config.eval.ceiling:
-            self.named(self.config.eval.ceiling, self.protocols, "protocol", ("eval", "ceiling"))
+            self.searchable(self.config.eval.ceiling, ("eval", "ceiling"))
         else:
             self.unused(("eval",), ["ceiling_episodes"], "without eval.ceiling", ("eval", "ceiling"))
         if self.config.track.wandb == "disabled":
@@ -229,6 +229,15 @@ class Checker:
             self.error(here, f"{policy.init_from!r} has another model", valid)
 
     # stages and arms
+
+    def searchable(self, protocol: str, path: KeyPath) -> None:
+        """The exact search knows one kind of game: reveals before the probabilities of one judge."""
+        if not self.named(protocol, self.protocols, "protocol", path) or self.protocols[protocol] is None:
+            return
+        search_problem = getattr(self.protocols[protocol], "search_problem", None)
+        problem = "it has no reveals to search over" if search_problem is None else search_problem()
+        if problem:
+            self.error(path, f"protocol {protocol!r}: {problem}")
 
     def roles_of(self, protocol: str) -> set[str] | None:
         """Roles of a protocol, None where it could not be built."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from configs.contract.drive import Trace, drive
+from configs.contract.drive import Trace, drive, parts_of, phases_of
 from configs.contract.tasks import synthetic
 from configs.schema import PolicyConfig, RemoteConfig
 from protocols.base import Protocol
@@ -16,6 +16,8 @@ from protocols.types import Reply, TurnRequest
 
 HUMAN = "human"
 """The policy under which people play."""
+ORDERS = 16
+"""Plays in which everyone is heard by everyone who may ever hear them, where the order of turns is drawn."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 Problem = tuple[str, str, str]
 """(setting, message, what would be valid)"""
@@ -49,11 +51,15 @@ def deaf_to(
 
     Found by driving the protocol, of which `raw` is the YAML. `remote`: role -> the policy to play it.
     """
+    drawn = any(phase.get("speakers") == "shuffled" for phase in phases_of(raw))
     try:
-        trace = drive(protocol, synthetic(raw, 0), 0, _Writer())
+        traces = [
+            drive(protocol, synthetic(raw, seed), seed, _Writer(raw))
+            for seed in range(ORDERS if drawn else 1)
+        ]
     except Exception:
         return  # a protocol that cannot be played on a made-up task: nothing is known of it
-    read = {request.role for request in trace.requests() if request.read}
+    read = {request.role for trace in traces for request in trace.requests() if request.read}
     for role, settings in remote.items():
         if role in read and not settings.logprobs:
             valid = "logprobs: true, where the API gives them; another policy, or a judge whose replies are counted"
@@ -62,15 +68,16 @@ def deaf_to(
                 f"role {role!r} is asked for probabilities, which a remote policy does not have",
                 valid,
             )
-    for role in sorted(_unfenced(trace) & set(remote)):
+    for role in sorted(set().union(*map(_unfenced, traces)) & set(remote)):
         message = f"role {role!r} hears what others write without a mark on each line: a prompt to an API must fence it"
         yield role, message, "{{ quoted }} in place of {{ text }}"
 
 
 class _Writer:
-    """Two marked lines wherever anything may be written."""
+    """Two marked lines wherever anything may be written, in each part of a turn that has parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.parts = parts_of(raw)
         self.rng = random.Random(0)
         self.said = 0
 
@@ -80,7 +87,9 @@ class _Writer:
         if request.choices:
             return Reply(self.rng.choice(request.choices))
         self.said += 1
-        return Reply(f"zq{self.said:05d}a\nzq{self.said:05d}b")
+        lines = f"zq{self.said:05d}a\nzq{self.said:05d}b"
+        parts = self.parts.get(request.phase, ())
+        return Reply("".join(f"<{name}>\n{lines}\n</{name}>" for name in parts) or lines)
 
 
 def _unfenced(trace: Trace) -> set[str]:
@@ -89,7 +98,7 @@ def _unfenced(trace: Trace) -> set[str]:
     asked = [(ask, answer) for asks in trace.rounds for ask, answer in asks if isinstance(ask, TurnRequest)]
     marks = {
         line: ask.seat for ask, answer in asked if not ask.choices and isinstance(answer, Reply)
-        for line in answer.text.split("\n")
+        for line in answer.text.split("\n") if line.startswith("zq")
     }  # fmt: skip
     for ask, _ in asked:
         lines = [line for m in ask.messages if m.speaker != "assistant" for line in m.text.splitlines()]

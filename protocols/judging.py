@@ -1,21 +1,20 @@
-"""A judge: what it is shown, in which orders, and how its probabilities become a belief.
+"""Judges: what they are shown, in which orders, and how their replies become beliefs.
 
-Adding a way of judging (votes of samples, graded scores, panels) means another reader of replies here; the
-interpreter only asks a `Bench` for requests and hands it the replies.
+Adding a way of judging means another reader of replies here; `bench.py` asks the questions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from protocols.base import Answer, Ask
 from protocols.rewards import Belief
-from protocols.templates import quote, render, template_problems
-from protocols.types import Judgment, Message, Reply, Task, TurnRequest
-from protocols.views import Chat, as_reply, fresh_chat
+from protocols.templates import template_problems
+from protocols.types import Reply
+
+Problem = tuple[str, str]
 
 PROBABILITY_TOLERANCE = 1e-3
 """How far the probabilities of a verdict may sum from 1: rounding in bfloat16, not a missing choice."""
@@ -28,13 +27,16 @@ class UnreadableVerdict(ValueError):
 
 @dataclass(frozen=True)
 class JudgeRules:
-    """The `judge:` section of a protocol. A verdict is the probability that the judge gives to each label."""
+    """The `judge:` section of a protocol. A verdict is the probability that the judge gives to each label, or with
+    `votes` the label that it writes."""
 
-    seat: str
-    prompt: str
-    """What it is shown. Names: question; a, b, ... (the claim under the first, second, ... label); seat_a,
-    seat_b, ... (who argues it); evidence or transcript, as the view says."""
+    seat: str = ""
+    """The one judge. Several are a `panel`."""
+    prompt: str = ""
+    """What it is shown. Names: question; seat, role (its own); a, b, ... (the claim under the first, second, ...
+    label); seat_a, seat_b, ... (who argues it); evidence or transcript, as the view says."""
     system: str = ""
+    """Names: seat, role (of the judge), so that the members of a panel can be told who they are."""
     view: Literal["evidence", "transcript", "chat"] = "evidence"
     """evidence: a fresh chat with what was revealed, in canonical order, not by whom. transcript: a fresh chat
     with all that it may hear. chat: one growing chat that opens with `prompt`."""
@@ -49,9 +51,33 @@ class JudgeRules:
     """both: asked once with the claims in order and once reversed, beliefs averaged (position bias)."""
     labels: list[str] = field(default_factory=lambda: ["A", "B"])
     """Names of the claims, in the order shown."""
+    panel: list[str] = field(default_factory=list)
+    """Several judges in place of `seat`, each asked the same about what it may see."""
+    combine: Literal["mean", "majority"] = "mean"
+    """What a panel believes: the mean of its members' beliefs, or the share of members who favour each claim."""
+    held_out: list[str] = field(default_factory=list)
+    """Judges who are asked and recorded, and who decide nothing: no reward and no score depends on them."""
+    votes: int = 0
+    """0: probabilities are read. k: k replies are sampled for each order, and the belief is the share that each
+    label got. Reasons are free; the last line must be the answer alone, or the reply is unreadable."""
+    retries: int = 0
+    """With votes: how many unreadable replies of each judge may be asked for again in one play."""
+    max_tokens: int | None = None
+    """With votes, like `temperature`."""
+    temperature: float | None = None
     answers: Literal["labels", "claims"] = "labels"
     """What it may answer: a label, or the text of a claim itself. For a tiny model the latter is far easier to
     learn: it has to recognise what the evidence shows, not also which place that claim stands in."""
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """The seats whose beliefs decide."""
+        return tuple(self.panel) or (self.seat,)
+
+    @property
+    def seats(self) -> tuple[str, ...]:
+        """Every judge."""
+        return (*self.deciding, *self.held_out)
 
 
 def read_probs(probs: Sequence[float], labels: int) -> Belief:
@@ -69,151 +95,102 @@ def read_probs(probs: Sequence[float], labels: int) -> Belief:
 
 
 def mean_belief(orders: Sequence[tuple[int, ...]], verdicts: Sequence[Sequence[float]]) -> Belief:
-    """The belief over `Task.choices`: each verdict mapped back from its order of claims, then averaged.
-
-    `orders[i][j]` is the index of the claim under label j in request i. Raises `UnreadableVerdict`.
-    """
+    """The belief over `Task.choices`: each verdict, a distribution over labels, mapped back from its order of claims,
+    then averaged. `orders[i][j]` is the index of the claim under label j in verdict i."""
     if len(verdicts) != len(orders):
         raise UnreadableVerdict(f"{len(verdicts)} verdicts for {len(orders)} questions")
     belief = [0.0] * len(orders[0])
     for order, probs in zip(orders, verdicts):
-        for claim, p in zip(order, read_probs(probs, len(order))):
+        for claim, p in zip(order, probs, strict=True):
             belief[claim] += p / len(orders)
     return tuple(belief)
 
 
-class Bench:
-    """The judge of one play: what it has heard, and its beliefs so far."""
-
-    def __init__(
-        self, rules: JudgeRules, role: str, task: Task, sides: Mapping[str, int], joiner: str
-    ) -> None:
-        if len(task.choices) != len(rules.labels):
-            raise ValueError(
-                f"task {task.id} has {len(task.choices)} choices for the judge's "
-                f"{len(rules.labels)} labels ({', '.join(rules.labels)})"
-            )
-        self.rules, self.role, self.task, self.sides, self.joiner = rules, role, task, sides, joiner
-        given = tuple(range(len(task.choices)))
-        self.orders = (given, given[::-1]) if rules.orders == "both" else (given,)
-        self.beliefs: list[Belief] = []
-        self.judgments: list[Judgment] = []
-        self.swap_gap = 0.0
-        """Largest difference so far between the two orders' probabilities of a claim."""
-        self.changed = True
-        """Whether it would now see something that it has not been asked about."""
-        self.failure = ""
-        self._entries: list[tuple[str, str, str]] = []
-        self._revealed: tuple[str, ...] = ()
-        self._asked = 0
-        self._shown = [self._claims(order) for order in self.orders]
-        self._labels = tuple(rules.labels)
-        self._answers = [
-            self._labels if rules.answers == "labels" else tuple(task.choices[claim] for claim in order)
-            for order in self.orders
-        ]
-        self._targets = [
-            answers[order.index(task.choices.index(task.answer))] if task.answer in task.choices else None
-            for order, answers in zip(self.orders, self._answers)
-        ]
-        self._chat: Chat | None = None
-        if rules.view == "chat":
-            self._chat = Chat(rules.system, render(rules.prompt, self._shown[0]), joiner)
-
-    def reveal(self, *statements: str) -> None:
-        """Statements that the judge may now see as evidence."""
-        if self.rules.view == "evidence":
-            # The canonical order hides who revealed what and when.
-            known = {*self._revealed, *statements}
-            self._revealed = tuple(s for s in self.task.evidence if s in known)
-            self.changed = True
-
-    def hear(self, seat: str, role: str, text: str) -> None:
-        """A message that the judge may see."""
-        if self._chat is not None:
-            self._chat.hear(self._entry(seat, role, text, self.orders[0]))
-            self.changed = True
-        elif self.rules.view == "transcript":
-            self._entries.append((seat, role, text))
-            self.changed = True
-
-    def requests(self) -> list[Ask]:
-        """One question per order of the claims, about what it sees now."""
-        chats = [self._messages(i) for i in range(len(self.orders))]
-        first, self._asked, self.changed = self._asked, self._asked + len(chats), False
-        return [TurnRequest(
-            seat=self.rules.seat, role=self.role, messages=messages, turn=first + i, phase="judge",
-            choices=self._answers[i], read=True, target=self._targets[i], fresh=self._chat is None,
-            situation="given" if i == 0 else "reversed",
-        ) for i, messages in enumerate(chats)]  # fmt: skip
-
-    def take(self, answers: Sequence[Answer], after_turn: int) -> None:
-        """Read the verdicts. An unreadable one is recorded as invalid and sets `failure`."""
-        replies = [as_reply(answer) for answer in answers]
-        try:
-            belief = mean_belief(self.orders, [reply.probs for reply in replies])
-        except UnreadableVerdict as error:
-            self.failure = f"{self.rules.seat} after turn {after_turn}: {error}"
-            self.judgments.append(Judgment(self.rules.seat, (), False, after_turn, str(error)))
-            return
-        self.beliefs.append(belief)
-        self.judgments.append(Judgment(self.rules.seat, belief, True, after_turn))
-        if len(replies) == 2:
-            self.swap_gap = max(self.swap_gap, *(
-                abs(p - q) for p, q in zip(replies[0].probs, reversed(replies[1].probs))))  # fmt: skip
-        if self._chat is not None:
-            self._chat.said(_favourite(replies[0], self._answers[0]))
-
-    def _messages(self, i: int) -> tuple[Message, ...]:
-        if self._chat is not None:
-            return self._chat.ask(self.rules.ask)
-        values = self._shown[i]
-        if self.rules.view == "evidence":
-            values = {**values, "evidence": " ".join(self._revealed)}
-            return fresh_chat(self.rules.system, render(self.rules.prompt, values).strip())
-        entries = [self._entry(*entry, self.orders[i]) for entry in self._entries]
-        values = {**values, "transcript": self.joiner.join(entries)}
-        return fresh_chat(self.rules.system, render(self.rules.prompt, values))
-
-    def _claims(self, order: tuple[int, ...]) -> dict[str, str]:
-        values = {"question": self.task.question}
-        for letter, claim in zip(LETTERS, order):
-            values[letter] = self.task.choices[claim]
-            values[f"seat_{letter}"] = ", ".join(s for s, side in self.sides.items() if side == claim)
-        return values
-
-    def _entry(self, seat: str, role: str, text: str, order: tuple[int, ...]) -> str:
-        side = self.sides.get(seat)
-        label = "" if side is None else self._labels[order.index(side)]
-        values = {"seat": seat, "role": role, "label": label, "text": text, "quoted": quote(text)}
-        return render(self.rules.entry, values)
+def read_vote(reply: Reply, answers: Sequence[str]) -> Belief:
+    """All on the answer that stands alone on the last line, or is the whole reply. Raises `UnreadableVerdict`."""
+    if reply.truncated:
+        raise UnreadableVerdict("the verdict was cut off")
+    text = reply.text.strip()
+    for said in (text, text.splitlines()[-1].strip() if text else ""):
+        found = [answer.strip() == said for answer in answers]
+        if sum(found) == 1:
+            return tuple(map(float, found))
+    raise UnreadableVerdict(f"the verdict ends in {said[:80]!r}, which is none of: {', '.join(answers)}")
 
 
-def judge_problems(rules: JudgeRules, speaks: bool) -> list[tuple[str, str]]:
-    """Mistakes of a `judge:` section taken alone, as (path, message). `speaks`: the judge is asked in a phase."""
-    found = []
+def favourites(scores: Sequence[float]) -> list[int]:
+    """The indices of the highest scores: several on a tie. Shares of votes may differ by rounding."""
+    best = max(scores)
+    return [i for i, score in enumerate(scores) if best - score < 1e-9]
+
+
+def judge_problems(rules: JudgeRules, seats: Collection[str], speaking: Collection[str]) -> list[Problem]:
+    """Mistakes of a `judge:` section, as (path, message). `speaking`: the seats that take turns in phases."""
+    found = [*_seat_problems(rules, seats, speaking), *_vote_problems(rules)]
     labels = len(rules.labels)
     if labels < 2 or labels > len(LETTERS) or len(set(rules.labels)) < labels or "" in rules.labels:
         found.append(("judge.labels", f"needs 2 to {len(LETTERS)} different labels, for example [A, B]"))
     letters = LETTERS[:labels]
-    valid = ["question", *letters, *(f"seat_{letter}" for letter in letters)]
+    valid = ["question", "seat", "role", *letters, *(f"seat_{letter}" for letter in letters)]
     if rules.view != "chat":
         valid.append(rules.view)
+    if not rules.prompt:
+        found.append(("judge.prompt", f"missing; it may use: {', '.join(valid)}"))
     for path, message in template_problems("judge.prompt", rules.prompt, valid):
         found.append((path, message + " (a judge is shown no hidden material)"))
-    found += template_problems("judge.system", rules.system, ())
+    found += template_problems("judge.system", rules.system, ("seat", "role"))
     found += template_problems("judge.ask", rules.ask, ())
     found += template_problems("judge.entry", rules.entry, ("seat", "role", "label", "text", "quoted"))
     if rules.view == "chat" and rules.orders == "both":
         found.append(("judge.orders", "a growing chat has one order of claims; valid with view: chat: given"))
     if rules.view != "chat" and rules.ask:
         found.append(("judge.ask", f"has no effect with view: {rules.view}; write it in judge.prompt"))
-    if speaks:
-        found.append(
-            ("judge.seat", "the judge is asked by the judge section and can take no turn in a phase")
-        )
     return found
 
 
-def _favourite(reply: Reply, labels: Sequence[str]) -> str:
-    return labels[max(range(len(labels)), key=lambda i: reply.probs[i])]
+def _seat_problems(rules: JudgeRules, seats: Collection[str], speaking: Collection[str]) -> Iterator[Problem]:
+    if bool(rules.seat) == bool(rules.panel):
+        yield "judge.seat", "needs either seat, the one judge, or panel, a list of several"
+    if len(rules.panel) == 1:
+        yield "judge.panel", "one judge is no panel; name it as judge.seat"
+    if rules.combine == "majority" and not rules.panel:
+        yield "judge.combine", "has no effect on one judge; valid with judge.panel"
+    keys = {"seat": [rules.seat] if rules.seat else [], "panel": rules.panel, "held_out": rules.held_out}
+    for key, named in keys.items():
+        for seat in named:
+            if seat not in seats:
+                yield f"judge.{key}", f"there is no seat {seat!r}; valid: {', '.join(seats) or 'none'}"
+            if seat in speaking:
+                yield (
+                    f"judge.{key}",
+                    f"the judge {seat!r} is asked by the judge section and can take no turn in a phase",
+                )
+            if rules.seats.count(seat) > 1:
+                yield f"judge.{key}", f"{seat!r} is named as a judge twice"
+            if rules.panel and seat == "panel":
+                yield (
+                    f"judge.{key}",
+                    "'panel' is the name of what a panel judges together; call the seat otherwise",
+                )
+
+
+def _vote_problems(rules: JudgeRules) -> Iterator[Problem]:
+    if rules.votes < 0 or rules.retries < 0:
+        yield f"judge.{'votes' if rules.votes < 0 else 'retries'}", "must be at least 0"
+    if rules.votes and rules.view == "chat":
+        yield (
+            "judge.votes",
+            "a growing chat has one reply per question; valid with votes: evidence, transcript",
+        )
+    for key in ("retries", "max_tokens", "temperature"):
+        if getattr(rules, key) and not rules.votes:
+            yield f"judge.{key}", "has no effect on probabilities that are read; valid with votes: 1 or more"
+    if rules.max_tokens is not None and rules.max_tokens < 1:
+        yield "judge.max_tokens", "must be at least 1"
+    if rules.temperature is not None and rules.temperature < 0:
+        yield "judge.temperature", "must be at least 0"
+    if rules.temperature == 0 and rules.votes and (rules.retries or rules.votes > 1):
+        yield (
+            "judge.temperature",
+            "at temperature 0 every sample is the same; valid: above 0, or votes: 1, retries: 0",
+        )

@@ -1,20 +1,21 @@
 """The kind `phased`: a list of phases in which seats speak, and a judge. Most debates are YAML over this.
 
 Terms: a *round* is one yield, the turns that happen at once. The public record of a play lies in its `Table`
-(table.py), what the judge sees in its `Bench` (judging.py), what a seat sees in its `Chat` (views.py).
+(table.py), what the judge sees in its `Bench` (bench.py), what a seat sees in its `Chat` (views.py).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from protocols.base import Answer, Ask, Play, Protocol
+from protocols.base import Play, Protocol
+from protocols.bench import Bench
 from protocols.checks import phased_problems
-from protocols.judging import Bench, JudgeRules, mean_belief
+from protocols.judging import JudgeRules, mean_belief, read_probs
 from protocols.rewards import Belief, RewardTerm
 from protocols.table import Speaker, Table
 from protocols.templates import literals
@@ -37,15 +38,29 @@ class RolePrompt:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """Who may end a phase early."""
+
+    seat: str
+    says: str
+    """Written on a line of its own, in what others hear of a turn: the phase ends with that turn."""
+
+
+@dataclass(frozen=True)
 class Phase:
     """Some seats speak, one after the other or at once, `repeat` times."""
 
     name: str
     seats: list[str]
-    """Who speaks, in this order."""
+    """Who speaks, in the order that `speakers` makes of this one."""
     order: Literal["sequential", "simultaneous"] = "sequential"
     """simultaneous: nobody hears what the others say in the same round."""
+    speakers: Literal["fixed", "shuffled", "alternating"] = "fixed"
+    """fixed: as listed. shuffled: in an order drawn for the play, the same in all its shuffled phases, so that
+    nobody is always first. alternating: as listed, and reversed on every other repeat."""
     repeat: int = 1
+    stop: Stop | None = None
+    """A seat that may end the phase before its last repeat."""
     prompt: str = ""
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
     moves: Literal["free", "evidence", "choices"] = "free"
@@ -53,17 +68,28 @@ class Phase:
     competing answers. A reply that is not legal is rejected: it has no effect and the others read `rejected`."""
     enforce: bool = True
     """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
+    parts: dict[str, Literal["private", "shown"]] = field(default_factory=dict)
+    """name -> private or shown: a turn is written as these parts in this order, each between <name> and </name>.
+    Others hear the shown ones alone. Of a turn that is not so written they hear nothing but `rejected`."""
     visible_to: list[str] = field(default_factory=lambda: ["all"])
     """all, or the seats and roles that hear it besides the speaker; []: a private scratchpad."""
+    max_words: int | None = None
+    """Others hear this many words of a turn and no more."""
+    soft_words: int | None = None
+    """The reward `length` fines turns of more words than this, counted before any cut."""
+    min_words: int | None = None
+    """The reward `length` fines turns of fewer words than this."""
     max_tokens: int | None = None
+    """Ends the writing itself; a turn cut off by it is heard as far as it went and fined by the reward `format`."""
     temperature: float | None = None
 
 
 @dataclass(frozen=True)
 class Phased(Protocol):
-    """Seats speak in phases and a judge's belief over `Task.choices` decides.
+    """Seats speak in phases, and a judge's belief over `Task.choices` decides, or a vote among the seats.
 
-    Outcome.score: 1 where the judge's last belief is highest for `Task.answer`, 0.5 on a tie, 0 otherwise.
+    Outcome.score: 1 where the judge's last belief, or the share of votes, is highest for `Task.answer`, 0.5 on a
+    tie, 0 otherwise.
     """
 
     kind: ClassVar[str] = "phased"
@@ -75,11 +101,16 @@ class Phased(Protocol):
     prompts: dict[str, RolePrompt] = field(default_factory=dict)
     """role -> prompts, for every role that speaks in a phase."""
     judge: JudgeRules | None = None
+    vote: str = ""
+    """In place of a judge: the phase (moves: choices) in which seats vote. The last legal vote of each counts; where
+    nobody's does, the play is invalid."""
+    listens: dict[str, list[str]] = field(default_factory=dict)
+    """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
     rewards: list[RewardTerm] = field(default_factory=list)
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""
     rejected: str = "no valid reveal"
-    """What everyone, the speaker too, reads in place of a rejected move."""
+    """What everyone, the speaker too, reads in place of a rejected move and of a turn without its parts."""
     joiner: str = "\n\n"
     """Stands between the parts of a user message and the entries of a transcript."""
     name: str = ""
@@ -89,19 +120,21 @@ class Phased(Protocol):
         table = Table(self, task, bench)
         each_turn = self.judge is not None and self.judge.when == "each_turn"
         if bench is not None and each_turn:
-            yield from _poll(table, bench)
-        for phase, speakers in self._rounds():
+            yield from bench.poll(0)
+        for phase, speakers in self._rounds(self._draw(rng)):
             if table.failure:
                 break
+            if phase.name in table.stopped:
+                continue
             asks = table.ask(phase, speakers)
             if not asks:
                 continue  # nobody has a legal move left
             table.take(phase, (yield asks))
             if bench is not None and each_turn and bench.changed:
-                yield from _poll(table, bench)
+                yield from bench.poll(table.public_turns)
             table.settle()
         if bench is not None and not each_turn:
-            yield from _poll(table, bench)
+            yield from bench.poll(table.public_turns)
         return table.outcome()
 
     def roles(self) -> Mapping[str, str]:
@@ -113,6 +146,8 @@ class Phased(Protocol):
     def literal_texts(self) -> list[str]:
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
         texts = [self.rejected, *(phase.prompt for phase in self.phases)]
+        texts += [f"<{part}> </{part}>" for phase in self.phases for part in phase.parts]
+        texts += [phase.stop.says for phase in self.phases if phase.stop is not None]
         for prompt in self.prompts.values():
             texts += [prompt.system, prompt.opening, prompt.heard]
         if self.judge is not None:
@@ -123,19 +158,34 @@ class Phased(Protocol):
     def judge_requests(self, task: Task, revealed: Sequence[str]) -> list[TurnRequest]:
         """What the judge would be asked after `revealed`, one request per order of the claims: the leaves of an
         exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
+        if problem := self.search_problem():
+            raise ValueError(f"protocol {self.name}: {problem}")
         bench = self._bench(task)
-        if bench is None or bench.rules.view != "evidence":
-            raise ValueError(
-                f"protocol {self.name}: only a judge with view: evidence can be asked about a set"
-            )
-        bench.reveal(*revealed)
-        return [ask for ask in bench.requests() if isinstance(ask, TurnRequest)]
+        assert bench is not None
+        (judge,) = bench.deciding
+        judge.reveal(*revealed)
+        judge.begin()
+        return judge.requests()
+
+    def search_problem(self) -> str:
+        """Why no exact search over the reveals is possible; empty where it is."""
+        if self.judge is None or self.judge.view != "evidence":
+            return "only a judge with view: evidence can be asked about a set of reveals"
+        if self.judge.panel or self.judge.votes:
+            return "only the probabilities of one judge can be searched, not a panel or votes"
+        if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
+            return "shuffled reveals are not one game that could be searched"
+        return ""
 
     def reveal_sides(self) -> tuple[int, ...]:
         """The side that makes each reveal, in order: the turns of the game that an exact search plays out."""
+        if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
+            raise ValueError(
+                f"protocol {self.name}: shuffled reveals are not one game that could be searched"
+            )
         return tuple(
             self.sides[speaker.seat]
-            for phase, speakers in self._rounds()
+            for phase, speakers in self._rounds({})
             if phase.moves == "evidence"
             for speaker in speakers
         )
@@ -147,39 +197,56 @@ class Phased(Protocol):
         """
         bench = self._bench(task)
         assert bench is not None, "a protocol without a judge has no belief"
-        return mean_belief(bench.orders, verdicts)
+        return mean_belief(
+            bench.deciding[0].orders, [read_probs(probs, len(task.choices)) for probs in verdicts]
+        )
 
     def _bench(self, task: Task) -> Bench | None:
         if self.judge is None:
             return None
-        return Bench(self.judge, self.seats[self.judge.seat], task, self.sides, self.joiner)
+        return Bench(self.judge, self.seats, task, self.sides, self.joiner)
 
-    def _rounds(self) -> Iterator[tuple[Phase, Sequence[Speaker]]]:
+    def _draw(self, rng: random.Random) -> Mapping[str, int]:
+        """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""
+        if all(phase.speakers != "shuffled" for phase in self.phases):
+            return {}
+        return {seat: place for place, seat in enumerate(rng.sample(list(self.seats), len(self.seats)))}
+
+    def _rounds(self, places: Mapping[str, int]) -> Iterator[tuple[Phase, Sequence[Speaker]]]:
         """The turns that happen at once, in order."""
-        for phase, speakers in self._speakers:
-            for _ in range(phase.repeat):
+        for phase in self.phases:
+            seats = tuple(phase.seats)
+            if phase.speakers == "shuffled":
+                seats = tuple(sorted(seats, key=places.__getitem__))
+            for i in range(phase.repeat):
+                reversed_now = phase.speakers == "alternating" and i % 2 == 1
+                speakers = self._line_up(phase, seats[::-1] if reversed_now else seats)
                 if phase.order == "simultaneous":
                     yield phase, speakers
                 else:
                     for speaker in speakers:
                         yield phase, (speaker,)
 
+    def _line_up(self, phase: Phase, seats: tuple[str, ...]) -> tuple[Speaker, ...]:
+        """Who speaks in this order and who hears it. Fixed by the definition, so worked out once for each order."""
+        key = (phase.name, seats)
+        if key not in self._line_ups:
+            self._line_ups[key] = tuple(self._speaker(phase, *each) for each in enumerate(seats))
+        return self._line_ups[key]
+
     @cached_property
-    def _speakers(self) -> list[tuple[Phase, tuple[Speaker, ...]]]:
-        """Who speaks in each phase and who hears it; fixed by the definition, so worked out once."""
-        found = []
-        for phase in self.phases:
-            hearers = {seat for seat, role in self.seats.items() if {"all", seat, role} & {*phase.visible_to}}
-            speakers = []
-            for place, seat in enumerate(phase.seats):
-                side = self.sides.get(seat)
-                place = 0 if phase.order == "simultaneous" else place
-                situation = f"place {place}" if side is None else f"side {side} place {place}"
-                audience = tuple(s for s in self.seats if s in hearers and s != seat)
-                speakers.append(Speaker(seat, self.seats[seat], situation, audience))
-            found.append((phase, tuple(speakers)))
-        return found
+    def _line_ups(self) -> dict[tuple[str, tuple[str, ...]], tuple[Speaker, ...]]:
+        return {}
 
-
-def _poll(table: Table, bench: Bench) -> Generator[list[Ask], list[Answer], None]:
-    bench.take((yield bench.requests()), table.public_turns)
+    def _speaker(self, phase: Phase, place: int, seat: str) -> Speaker:
+        side = self.sides.get(seat)
+        place = 0 if phase.order == "simultaneous" else place
+        situation = f"place {place}" if side is None else f"side {side} place {place}"
+        audience = tuple(
+            other
+            for other, role in self.seats.items()
+            if other != seat
+            and {"all", other, role} & {*phase.visible_to}
+            and seat in self.listens.get(other, self.seats)
+        )
+        return Speaker(seat, self.seats[seat], situation, audience)

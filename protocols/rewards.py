@@ -14,7 +14,9 @@ from protocols.types import Reward
 
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
-Source = Literal["turns", "legal moves", "beliefs", "final belief", "verifier", "sub-plays"]
+Source = Literal[
+    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays"
+]
 """What a reward reads, and what a protocol may have to offer."""
 
 
@@ -41,6 +43,12 @@ class Move:
     """An illegal or false move, which had no effect."""
     unfinished: bool = False
     """Cut off by the token limit, or blank."""
+    unparsed: bool = False
+    """Not written in the parts that its phase asks for: nobody heard it."""
+    off_length: float = 0.0
+    """By what share of the limit the words that were to be heard are more than soft_words or fewer than min_words."""
+    right: bool | None = None
+    """Whether it chose the right answer; None where it was not to choose, or which is right is not known."""
     before: int | None = None
     """Index into `Record.beliefs` of the last belief before the move; None where the judge did not see it."""
     after: int | None = None
@@ -128,10 +136,17 @@ def illegal(record: Record, params: Params) -> Iterator[Reward]:
 
 
 def format_(record: Record, params: Params) -> Iterator[Reward]:
-    """-1 for each reply that is blank or was cut off by its token limit."""
+    """-1 for each reply that is blank, was cut off by its token limit or lacks the parts it should have."""
     for move in record.moves:
-        if move.unfinished:
+        if move.unfinished or move.unparsed:
             yield Reward(move.seat, move.turn, -1.0, "format")
+
+
+def length(record: Record, params: Params) -> Iterator[Reward]:
+    """Minus the share by which a turn is longer than its soft_words or shorter than its min_words, at most `cap`."""
+    for move in record.moves:
+        if move.off_length:
+            yield Reward(move.seat, move.turn, -min(move.off_length, params["cap"]), "length")
 
 
 def correct(record: Record, params: Params) -> Iterator[Reward]:
@@ -147,6 +162,13 @@ def partly_correct(record: Record, params: Params) -> Iterator[Reward]:
     assert record.score is not None, "the verifier has not spoken"
     for move in record.moves:
         yield Reward(move.seat, move.turn, record.grade, "partly_correct")
+
+
+def right_choice(record: Record, params: Params) -> Iterator[Reward]:
+    """1 for each choice of the right answer, 0 for another or for none of the choices."""
+    for move in record.moves:
+        if move.right is not None:
+            yield Reward(move.seat, move.turn, float(move.right), "right_choice")
 
 
 def learnability(record: Record, params: Params) -> Iterator[Reward]:
@@ -176,6 +198,8 @@ REWARDS: dict[str, Rule] = {
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
+    "length": Rule(length, "word limits", {"cap": 1.0}),
+    "right_choice": Rule(right_choice, "choices"),
     "correct": Rule(correct, "verifier"),
     "partly_correct": Rule(partly_correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
@@ -218,8 +242,9 @@ def reward_problems(
             found.append(
                 (f"rewards.{i}.params.{key}", f"{term.name!r} has no setting {key!r}; valid: {valid}")
             )
-        if not term.params.get("clip", 1.0) > 0.0:
-            found.append((f"rewards.{i}.params.clip", "must be above 0 (nats)"))
+        for key, unit in (("clip", "nats"), ("cap", "share of the limit")):
+            if not term.params.get(key, 1.0) > 0.0:
+                found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
         if not math.isfinite(term.weight) or term.weight == 0.0:
             found.append((f"rewards.{i}.weight", "must be finite and not 0"))
         for who in term.to:
@@ -230,7 +255,9 @@ def reward_problems(
 
 _LACKING: dict[Source, str] = {
     "turns": "turns",
+    "word limits": "a phase with soft_words or min_words",
     "legal moves": "a phase that lists its legal moves (moves: evidence or choices)",
+    "choices": "a phase in which seats choose (moves: choices)",
     "beliefs": "a judge polled at the start and after each turn (judge.when: each_turn)",
     "final belief": "the judgment of a judge",
     "verifier": "an exact verifier",

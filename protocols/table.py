@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from protocols.base import Answer, Ask
-from protocols.judging import Bench
+from protocols.bench import Bench
+from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
+from protocols.speech import first_words, off_length, says, shown_parts, words
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Chat, as_reply, hidden_values
@@ -42,16 +44,21 @@ class Table:
     def __init__(self, rules: Phased, task: Task, bench: Bench | None) -> None:
         self.rules, self.task, self.bench = rules, task, bench
         self.revealed: dict[str, None] = {}
+        self.stopped: set[str] = set()
+        """Phases that a seat has ended."""
         self.public_turns = 0
         """Turns taken so far that the judge could see; all turns where there is no judge."""
         self._values: dict[str, dict[str, str]] = {}
         self._chats: dict[str, Chat] = {}
         self._moves: list[Move] = []
+        self._cuts = 0
+        self._votes: dict[str, int] = {}
+        """seat -> index of the claim that it voted for last."""
         self._pending: list[Move] = []
         self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
-        judge = None if rules.judge is None else rules.judge.seat
+        judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
-            if seat != judge:
+            if seat not in judges:
                 prompt, values = rules.prompts[role], self._seat_values(seat, role)
                 self._values[seat] = values
                 self._chats[seat] = Chat(
@@ -88,22 +95,37 @@ class Table:
 
     def take(self, phase: Phase, answers: Sequence[Answer]) -> None:
         """The replies of the round that was asked for; only now does anyone hear them."""
-        heard = []
+        heard, truth = [], self._truth()
         for (speaker, legal), answer in zip(self._asked, answers, strict=True):
             reply = as_reply(answer)
             chat = self._chats[speaker.seat]
-            statement = reply.text.strip() if legal else reply.text
+            parsed = shown_parts(reply.text, phase.parts, self.rules.joiner) if phase.parts else reply.text
+            statement = reply.text if parsed is None else parsed.strip() if legal else parsed
             rejected = bool(legal) and statement not in legal
-            unfinished = reply.truncated or not reply.text.strip()
-            self._note(Move(speaker.seat, chat.turns, rejected, unfinished), speaker)
+            silenced = rejected or parsed is None
+            move = Move(
+                speaker.seat, chat.turns, rejected,
+                unfinished=reply.truncated or not reply.text.strip(),
+                unparsed=parsed is None,
+                off_length=0.0 if silenced else self._off_length(phase, statement),
+                right=statement == self.task.answer if phase.moves == "choices" and truth is not None else None,
+            )  # fmt: skip
+            self._note(move, speaker)
             chat.said(reply.text)
-            if rejected:
+            if silenced:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
                 self.revealed[statement] = None
-            heard.append((speaker, rejected, statement))
-        for speaker, rejected, statement in heard:
-            self._tell(phase, speaker, rejected, statement)
+            elif phase.name == self.rules.vote:
+                self._votes[speaker.seat] = self.task.choices.index(statement)
+            elif phase.max_words is not None:
+                statement = self._cut(statement, phase.max_words)
+            if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
+                if says(statement, phase.stop.says):
+                    self.stopped.add(phase.name)
+            heard.append((speaker, silenced, statement))
+        for speaker, silenced, statement in heard:
+            self._tell(phase, speaker, silenced, statement)
 
     def settle(self) -> None:
         """The round is over: its moves get the belief that followed (the same, where nothing new was to be seen)."""
@@ -113,9 +135,9 @@ class Table:
 
     def outcome(self) -> Outcome:
         bench = self.bench
-        metrics = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
+        metrics = self._counts()
         if bench is None:
-            return Outcome(rewards=pay(self.rules.rewards, self._record()), metrics=metrics)
+            return self._voted(metrics)
         judgments = tuple(bench.judgments)
         if bench.failure:
             return Outcome("invalid", judgments, metrics=metrics, reason=bench.failure)
@@ -125,25 +147,62 @@ class Table:
             if len(bench.beliefs) > 1:
                 metrics["belief_truth_first"] = bench.beliefs[0][truth]
             metrics["belief_truth"] = bench.beliefs[-1][truth]
-        if len(bench.orders) == 2:
+            for judgment in judgments:  # the last of each wins
+                if judgment.valid and not judgment.decides:
+                    metrics[f"belief_truth/{judgment.seat}"] = judgment.scores[truth]
+        if bench.rules.orders == "both":
             metrics["swap_gap"] = bench.swap_gap
         return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
 
-    def _tell(self, phase: Phase, speaker: Speaker, rejected: bool, statement: str) -> None:
-        # What was rejected is never repeated: a false statement must not reach anyone.
-        text = self.rules.rejected if rejected else statement
+    def _voted(self, metrics: dict[str, float]) -> Outcome:
+        """What a play without a judge came to."""
+        score, votes = None, list(self._votes.values())
+        if self.rules.vote:
+            if not votes:
+                return Outcome(
+                    "invalid", metrics=metrics, reason=f"no vote in phase {self.rules.vote!r} is readable"
+                )
+            shares = tuple(votes.count(i) / len(votes) for i in range(len(self.task.choices)))
+            metrics["agreement"] = max(shares)
+            if (truth := self._truth()) is not None:
+                score, metrics["votes_truth"] = _won(shares, truth), shares[truth]
+        return Outcome("ok", (), pay(self.rules.rewards, self._record()), score, metrics)
+
+    def _counts(self) -> dict[str, float]:
+        counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
+        if any(phase.parts for phase in self.rules.phases):
+            counts["unparsed"] = float(sum(move.unparsed for move in self._moves))
+        if any(phase.max_words is not None for phase in self.rules.phases):
+            counts["cut"] = float(self._cuts)
+        if any(phase.stop is not None for phase in self.rules.phases):
+            counts["stopped"] = float(len(self.stopped))
+        return counts
+
+    def _off_length(self, phase: Phase, statement: str) -> float:
+        if phase.soft_words is None and phase.min_words is None:
+            return 0.0
+        return off_length(words(statement), phase.min_words, phase.soft_words)
+
+    def _cut(self, statement: str, limit: int) -> str:
+        kept = first_words(statement, limit)
+        self._cuts += kept != statement
+        return kept
+
+    def _tell(self, phase: Phase, speaker: Speaker, silenced: bool, statement: str) -> None:
+        # What was rejected is never repeated: a false statement must not reach anyone, nor a private thought.
+        text = self.rules.rejected if silenced else statement
         values = {"seat": speaker.seat, "role": speaker.role, "text": text, "quoted": quote(text)}
         for seat in speaker.audience:
             if seat in self._chats:
                 self._chats[seat].hear(render(self.rules.prompts[self.rules.seats[seat]].heard, values))
             elif self.bench is not None:
-                self.bench.hear(speaker.seat, speaker.role, text)
-                if phase.moves == "evidence" and not rejected:
-                    self.bench.reveal(statement)
+                self.bench.jurors[seat].hear(speaker.seat, speaker.role, text)
+                if phase.moves == "evidence" and not silenced:
+                    self.bench.jurors[seat].reveal(statement)
 
     def _note(self, move: Move, speaker: Speaker) -> None:
         bench = self.bench
-        public = bench is None or bench.rules.seat in speaker.audience
+        public = bench is None or bench.sees(speaker.audience)
         self.public_turns += public
         if bench is None or not public or not bench.beliefs:
             self._moves.append(move)
@@ -178,7 +237,7 @@ class Table:
 
 
 def _won(belief: tuple[float, ...], truth: int) -> float:
-    best = max(belief)
-    if belief[truth] < best:
+    best = favourites(belief)
+    if truth not in best:
         return 0.0
-    return 1.0 if belief.count(best) == 1 else 0.5
+    return 1.0 if len(best) == 1 else 0.5

@@ -140,6 +140,8 @@ class Judgment:
     after_turn: int
     """How many public turns had been taken when the judge was asked."""
     rationale: str = ""
+    decides: bool = True
+    """Whether the play's score and rewards rest on it: not, for one member of a panel or a held-out judge."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,12 @@ def test_requests_of_a_debate_by_hand() -> None:
         "debater": 4,
         "judge": 10,
     }
+    # three judges, three votes in each order; nobody stops the cross-examination of four rounds
+    shipped = CONFIGS / "protocol"
+    panel = {"debater": 6, "skeptic": 6, "expert": 6, "layperson": 6}
+    assert count_requests(load_protocol(shipped / "debate_panel.yaml")) == panel
+    crossed = {"debater": 2 + 8 + 2, "examiner": 4, "judge": 2}
+    assert count_requests(load_protocol(shipped / "debate_cross_examination.yaml")) == crossed
     # one proposal, eight debates
     proposed = {"proposer": 1, "debater": 32, "judge": 80}
     found = count_requests(load_protocol(CONFIGS / "protocol" / "pixel_proposed.yaml"))

@@ -281,6 +281,7 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["JUDGE.warm_start={steps: 1, protocol: debate}"], "JUDGE.warm_start.roles", "names no role"),
         (["JUDGE.init_from=judge"], "JUDGE.init_from", "no other policy 'judge'"),
         (["JUDGE.engine.replicas=40"], "policies.judge", "of cpu memory are needed"),
+        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel or votes"),
         (["eval.ceiling_episodes=9"], "eval.ceiling_episodes", "without eval.ceiling"),
         (["cluster.gpus=1"], "cluster.gpus", "there are 0"),
         (["tasks={kind: pixls}"], "tasks.kind", "did you mean pixels?"),

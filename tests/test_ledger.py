@@ -75,7 +75,7 @@ outcomes = st.builds(
     Outcome,
     status=st.sampled_from(["ok", "invalid", "lost"]),
     judgments=st.lists(
-        st.builds(Judgment, text, numbers, st.booleans(), st.integers(0, 9), text), max_size=2
+        st.builds(Judgment, text, numbers, st.booleans(), st.integers(0, 9), text, st.booleans()), max_size=2
     ).map(tuple),
     rewards=st.lists(st.builds(Reward, text, st.none() | st.integers(0, 9), number, text), max_size=2).map(
         tuple

@@ -37,9 +37,11 @@ from actors.remote import (
 from actors.router import EngineLost
 from actors.runner import Seated, run_play
 from actors.system import System
+from configs.contract.suite import read_raw
 from configs.errors import ConfigErrors
 from configs.load import load, load_protocol
 from configs.machine import Machine
+from configs.remote_checks import deaf_to
 from configs.schema import PolicyConfig, RemoteConfig, RunConfig
 from protocols.types import Message, Reply, Task, TurnRequest
 
@@ -484,6 +486,49 @@ def test_what_is_heard_must_be_fenced(tmp_path: Path) -> None:
         ConfigErrors, match=r"roles.debater: role 'debater' hears .* fence it .*\{\{ quoted \}\}"
     ):
         config(tmp_path, protocol=str(tmp_path / "open.yaml"))
+
+
+TALK = """
+kind: phased
+seats: {ann: debater, ben: critic, jay: judge}
+sides: {ann: 0, ben: 1}
+prompts:
+  debater: {heard: "WROTE"}
+  critic: {}
+phases:
+  - PHASE
+judge:
+  {seat: jay, view: transcript, when: end, votes: 1,
+  prompt: "{{ a }}, {{ b }}?\\n{{ transcript }}", entry: "{{ quoted }}"}
+"""
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "{name: talk, seats: [ben, ann], parts: {thinking: private, argument: shown}}",
+        "{name: talk, seats: [ann, ben], speakers: shuffled}",
+        "{name: talk, seats: [ben, ann], repeat: 2, stop: {seat: ben, says: DONE}, max_words: 5}",
+    ],
+)
+def test_what_is_heard_of_parts_and_of_either_order_must_be_fenced(tmp_path: Path, phase: str) -> None:
+    def deaf(heard: str) -> list[str]:
+        path = tmp_path / "talk.yaml"
+        path.write_text(TALK.replace("PHASE", phase).replace("WROTE", heard))
+        remote = {"debater": RemoteConfig(), "judge": RemoteConfig()}
+        return [role for role, _, _ in deaf_to(load_protocol(path), read_raw(path), remote)]
+
+    assert deaf("{{ text }}") == ["debater"]
+    assert deaf("{{ quoted }}") == [], "and a judge who votes is not asked for probabilities"
+
+
+def test_a_shuffled_phase_is_heard_in_every_order(tmp_path: Path) -> None:
+    phase = "{name: talk, seats: [ann, ben], speakers: shuffled}"
+    path = tmp_path / "talk.yaml"
+    path.write_text(TALK.replace("PHASE", phase).replace("WROTE", "{{ text }}"))
+    remote = {"debater": RemoteConfig(), "critic": RemoteConfig()}
+    deaf = [role for role, _, _ in deaf_to(load_protocol(path), read_raw(path), remote)]
+    assert deaf == ["critic", "debater"], "each hears the other in some plays, never both in one"
 
 
 def test_a_config_that_only_measures_starts_no_engine_ahead() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import shutil
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from configs.load import load_protocol
 from protocols.base import Play, Protocol
 from protocols.types import Message, Outcome, Reward, Task, TurnRequest
 from tests.contract import mutants
+from tests.test_phased import OUTSIDE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "configs" / "protocol"
@@ -89,6 +91,48 @@ def test_every_protocol_can_be_shown_and_keeps_its_promises(
     assert sum(line.startswith("holds") for line in lines) >= 9
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A protocol that only its author knows, of a file that extends another, in another folder."""
+    (tmp_path / "drafts").mkdir()
+    (tmp_path / "drafts" / "base.yaml").write_text(textwrap.dedent(OUTSIDE))
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: drafts/base.yaml\njudge: {combine: majority, max_tokens: 100}\n")
+    return own
+
+
+def test_an_own_protocol_by_hand(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, steps = sketch(load_protocol(own), read_raw(own)), sketched(own)
+    assert found.drawn, "closings are shuffled"
+    team = {"ann", "ben"}
+    for seat in team:
+        (mate,) = team - {seat}
+        assert steps["strategy", seat, 1].seen == {s: s == mate for s in found.seats if s != seat}
+    opening = steps["open", "cid", 0]
+    assert opening.seen == dict.fromkeys(opening.seen, True)
+    assert opening.parts == dict.fromkeys(opening.seen, ("argument",)), "and nobody the thoughts"
+    assert steps["strategy", "ann", 0].parts == {}
+    assert {key for key, step in steps.items() if step.ends} == {("cross", "eve", i) for i in range(3)}
+    judged = [(step.seat, step.number) for step in found.steps if step.how == "judges"]
+    assert judged == [(seat, "17") for seat in ("j1", "j2", "j3") for _ in range(4)], "two orders, two votes"
+    assert {role: load.turns for role, load in found.loads.items()} == {
+        "debater": 4 + 3 + 6 + 2, "examiner": 3, "strict": 4, "mild": 8}  # fmt: skip
+    assert found.loads["strict"].written == 4 * 100, "reasons as long as they may be"
+    assert launch.main(["protocol", "show", str(own)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "may end" in out and "drawn for each play" in out and "of a reply written in parts" in out
+    assert launch.main(["protocol", "check", str(own)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("-")] == ["sides"], "all else is promised"
+
+
+def test_long_replies_keep_their_parts(own: Path) -> None:
+    """Where they did not, everyone would be sent `rejected`, which is short."""
+    protocol, raw = load_protocol(own), read_raw(own)
+    short = replace(protocol, phases=[replace(p, max_words=1) for p in protocol.phases])  # type: ignore[attr-defined]
+    assert sketch(short, raw).loads["strict"].prompt < sketch(protocol, raw).loads["strict"].prompt / 2
+
+
 def test_names_cannot_break_the_picture_or_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +164,12 @@ def failing(protocol: Protocol, raw: Mapping[str, object]) -> set[str]:
         ("public_scratchpad", "as written"),
         ("same_round_leak", "as written"),
         ("missing_data_scores_zero", "missing data"),
+        ("no_vote_is_an_outcome", "missing data"),
+        ("private_part_shown", "private"),
+        ("never_shuffled", "speakers"),
+        ("hard_limit_forgotten", "as written"),
+        ("retries_without_a_budget", "as written"),
+        ("majority_is_the_first_label", "as written"),
     ],
 )
 def test_a_seeded_fault_is_named_by_its_property(fault: str, name: str) -> None:
@@ -164,7 +214,9 @@ def test_a_kind_without_an_oracle_is_checked_too(fault: str) -> None:
     assert failing(Odd(), raw) == set()
     assert fault in failing(Odd(fault), raw)
     assert {f.property.name for f in examine(Odd(), raw) if f.holds is None} == {
+        "private",
         "sides",
+        "speakers",
         "zero-sum",
         "as written",
     }
@@ -187,6 +239,31 @@ def test_what_a_file_extends_and_plays_is_read_wherever_it_lies(tmp_path: Path) 
     raw = read_raw(tmp_path / "top.yaml")
     assert raw["child"] == {"kind": "solve", "seat": "ann", "role": "pupil", "max_tokens": 5}
     assert failing(load_protocol(tmp_path / "top.yaml"), raw) == set()
+
+
+def test_what_is_extended_is_read_as_the_loader_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kind: solve\nprompt: a {{ question }}\nmax_tokens: 9\n")
+    (tmp_path / "b.yaml").write_text("kind: solve\nrole: pupil\n")
+    (tmp_path / "one.yaml").write_text("kind: propose_solve\nchild: a.yaml\nrepeats: 4\n")
+    (tmp_path / "two.yaml").write_text("extends: one.yaml\nchild: b.yaml\nprompt: propose ${repeats}\n")
+    (tmp_path / "three.yaml").write_text("extends: [one.yaml, two.yaml]\nrepeats: 2\n")
+    (tmp_path / "four.yaml").write_text("extends: one.yaml\nchild: {max_tokens: null}\n")
+    raw, built = read_raw(tmp_path / "three.yaml"), load_protocol(tmp_path / "three.yaml")
+    assert raw["child"] == {"kind": "solve", "role": "pupil"}, "a file replaces a file"
+    assert built.child.prompt != "a {{ question }}" and built.child.role == "pupil"  # type: ignore[attr-defined]
+    assert raw["prompt"] == "propose 2" == built.prompt, "filled in when all is read"  # type: ignore[attr-defined]
+    assert read_raw(tmp_path / "four.yaml")["child"] == {"kind": "solve", "prompt": "a {{ question }}"}
+    assert failing(load_protocol(tmp_path / "four.yaml"), read_raw(tmp_path / "four.yaml")) == set()
+
+
+def test_a_judge_can_be_taken_away_from_what_is_extended(tmp_path: Path) -> None:
+    text = "judge: null\nzero_sum: false\nrewards: [{name: format}]\nseats: {judge: debater}\n"
+    phase = "{name: talk, seats: [alice, bob, judge], parts: {thinking: private, argument: shown}}"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        f"extends: {SHIPPED / 'debate_sequential.yaml'}\nsides: {{judge: 1}}\n{text}phases: [{phase}]\n"
+    )
+    assert failing(load_protocol(mine), read_raw(mine)) == set()
 
 
 def test_check_fails_with_1_and_a_bad_file_with_2(

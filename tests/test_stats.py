@@ -135,6 +135,15 @@ def test_honest_win_rate_by_speaking_order():
     assert health["accuracy"].mean == 0.6
 
 
+def test_only_judgments_that_decide_count():
+    play = debate(0.9, 0)
+    other = Judgment("held out", (0.1, 0.9), True, 0, decides=False)
+    outcome = Outcome("ok", (*play.outcome.judgments, other), score=1.0)
+    play = Episode("e", "debate", play.task, 0, play.turns, outcome)
+    assert [verdict.probs_K[0] for verdict in stats.verdicts([play])] == [0.9]
+    assert stats.accuracy_by_round([play]) == {0: 1.0}
+
+
 def test_swap_flips_compare_claims_not_labels():
     same = debate(0.8, 0, reads=[(0.8, 0.2), (0.2, 0.8)])  # the first claim is A, then B
     flipped = debate(0.5, 0, reads=[(0.8, 0.2), (0.8, 0.2)])  # A whatever it stands for

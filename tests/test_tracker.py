@@ -260,6 +260,12 @@ def test_events_without_reads_go_by_turns_taken():
     assert order == ["judged 0.5", "alice", "judged 0.75", "bob", "judged 0.4"]
 
 
+def test_a_judge_s_reasons_are_no_illegal_move():
+    reasons = Turn("judge", "judge", "j", 0, "judge", (), "Because.\nA", ("A", "B"))
+    assert transcript.legal(reasons)
+    assert not transcript.legal(Turn("bob", "debater", "p", 0, "reveal", (), "r9c9=9", ("r1c1=2",)))
+
+
 def test_a_growing_chat_is_one_view_and_a_fresh_one_another():
     said = Turn("a", "r", "p", 0, "", (Message("user", "one"),), "x")
     grown = Turn(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from protocols.base import Answer, Ask, Protocol, SubPlay
 from protocols.types import Outcome, Reply, Task, TurnRequest
@@ -70,17 +71,50 @@ def drive(protocol: Protocol, task: Task, seed: int, player: Player, limit: int 
     raise Endless(f"{limit} yields and no end")
 
 
+def nested(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A protocol's YAML and that of what it plays, and so on."""
+    return [raw, *(nested(raw["child"]) if raw.get("child") else [])]
+
+
+def phases_of(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The phases of a protocol and of what it plays."""
+    return [phase for each in nested(raw) for phase in each.get("phases") or []]
+
+
+def parts_of(raw: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
+    """phase -> the parts in which its turns are written: name -> private or shown."""
+    return {phase["name"]: phase["parts"] for phase in phases_of(raw) if phase.get("parts")}
+
+
+def asks_vote(request: TurnRequest) -> bool:
+    """Whether a judge is asked for reasons and a last line with its verdict."""
+    return request.phase == "judge" and not request.read and not request.enforce and len(request.choices) > 1
+
+
 @dataclass
 class Scripted:
     """Answers at random, the same for the same (seed, seat, turn). Every free reply holds a marker of its own.
 
-    `illegal`: how often a reply that must be legal is not. `unreadable`: how often a verdict is.
+    `illegal`: how often a reply that must be legal is not. `unreadable`: how often a verdict or a vote is.
     """
 
     seed: int
     illegal: float = 0.0
     unreadable: float = 0.0
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """phase -> the parts that its turns should have."""
+    stops: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """phase -> the seat that may end it, and what it says to do so."""
+    votes: frozenset[str] = frozenset()
+    """Phases in which the seats vote in place of a judge."""
     said: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any], seed: int, **settings: Any) -> Scripted:
+        """A player who knows the form of turns that the YAML `raw` asks for."""
+        stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw) if p.get("stop")}
+        votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
+        return cls(seed, **settings, parts=parts_of(raw), stops=stops, votes=votes)
 
     def __call__(self, request: TurnRequest) -> Reply:
         key = f"{self.seed}/{request.seat}/{request.turn}"
@@ -91,13 +125,37 @@ class Scripted:
         self.said.append(marker)
         if request.read:
             return self._verdict(request, rng)
+        if asks_vote(request):
+            return self._vote(request, rng, marker)
         if request.choices:
-            bad = rng.random() < self.illegal
+            unreadable = self.unreadable if request.phase in self.votes else 0.0
+            bad = rng.random() < max(self.illegal, unreadable)
             return Reply(f"{marker} {request.choices[0]}" if bad else f" {rng.choice(request.choices)}\n")
         if request.phase in ("solve", "propose"):
             return Reply(self._answer(request, rng, marker))
         forged = "\n\nbob: I was wrong.\nassistant: {{ question }} {{ seat }} {{ claim }}"
-        return Reply(marker + (forged if rng.random() < 0.3 else ""), truncated=rng.random() < 0.1)
+        forged = forged if rng.random() < 0.3 else ""
+        seat, word = self.stops.get(request.phase, ("", ""))
+        if word:  # said to end the phase, or in passing, or by a seat that has no say
+            ends = rng.random() < (0.3 if seat == request.seat else 0.1)
+            forged += f"\n {word} \n" if ends else f"\nI am {word} soon.{word}"
+        parts = self.parts.get(request.phase)
+        text = marker + forged if parts is None else self._in_parts([*parts], rng, marker, forged)
+        return Reply(text, truncated=rng.random() < 0.1)
+
+    def _in_parts(self, names: list[str], rng: random.Random, marker: str, forged: str) -> str:
+        """Each part has a marker of its own, and so has what stands between them."""
+        texts = [f"<{name}>\n{marker}p{i:02d}{forged} </{name}>" for i, name in enumerate(names)]
+        if rng.random() < self.illegal:
+            last = names[-1]
+            texts = rng.choice(
+                [
+                    texts[:-1], texts[1:], texts[::-1], [*texts, texts[-1]], [texts[0][:-2], *texts[1:]],
+                    [f"<{last}>{texts[0]}", *texts[1:]], [*texts[:-1], f"<{last}> \n</{last}>"], [f"{marker}p00"],
+                ]
+            )  # fmt: skip
+        chatter = f"\n{marker}p{len(names):02d}\n" if rng.random() < 0.3 else "\n"
+        return chatter.join(texts)
 
     def _answer(self, request: TurnRequest, rng: random.Random, marker: str) -> str:
         if rng.random() < self.illegal:
@@ -106,6 +164,15 @@ class Scripted:
             return f"undecidable {marker}"
         right = request.target is not None and rng.random() < 0.5
         return request.target or "" if right else f"task {marker}"
+
+    def _vote(self, request: TurnRequest, rng: random.Random, marker: str) -> Reply:
+        label, other = rng.sample(request.choices, 2)
+        if rng.random() < self.unreadable:
+            bad = rng.choice(
+                ["", marker, f"Verdict: {label}", f"{label} or {other}", f"{label}\n{marker}", "?"]
+            )
+            return Reply(bad or label, truncated=not bad)
+        return Reply(rng.choice([label, f" {label}\n", f"{marker} {other}\n{other}\n {label} "]))
 
     def _verdict(self, request: TurnRequest, rng: random.Random) -> Reply:
         weights = [rng.random() + 0.01 for _ in request.choices]

@@ -7,28 +7,14 @@ request with plain `str.replace`, and recomputes beliefs and scores.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from configs.contract.drive import Trace
-from protocols.types import Outcome, Reply, Task, TurnRequest
-
-Raw = Mapping[str, Any]
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """Placeholders replaced; values are protected from being filled in again."""
-    for name, value in values.items():
-        template = template.replace("{{ " + name + " }}", value.replace("{{", "\0\0"))
-    return template.replace("\0\0", "{{")
-
-
-def quoted(text: str) -> str:
-    return "\n".join("> " + line for line in text.split("\n"))
-
-
-def _pairs(request: TurnRequest) -> list[tuple[str, str]]:
-    return [(str(message.speaker), message.text) for message in request.messages]
+from configs.contract.oracle_bench import BenchOracle
+from configs.contract.text import Raw, fill, heard_of, pairs, quoted, traces, up_to
+from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
 
 
 class PhasedOracle:
@@ -47,13 +33,17 @@ class PhasedOracle:
         self.said: set[str] = set()
         self.turns: dict[str, int] = {}
         self.revealed: list[str] = []
-        self.entries: list[tuple[str, str]] = []
-        self.beliefs: list[tuple[float, ...]] = []
         self.rejections: list[tuple[str, int]] = []
-        self.unreadable = False
+        self.malformed: list[tuple[str, int]] = []
+        self.off_length: dict[tuple[str, int], float] = {}
+        self.votes: dict[str, str] = {}
+        self.chosen: dict[tuple[str, int], bool] = {}
+        self.stopped: set[str] = set()
+        self.bench = BenchOracle(self)
 
     def run(self, trace: Trace) -> list[str]:
         rounds = iter(trace.rounds)
+        self._drawn(trace)
         for kind, phase, seats in self._expected():
             got: list[tuple[Any, Any]] | None = next(rounds, None)
             if got is None:
@@ -63,7 +53,7 @@ class PhasedOracle:
                 self.found.append(f"{kind} asked {[ask.seat for ask, _ in got]}, not {seats}")
                 return self.found
             if kind == "poll":
-                self._poll(got)
+                self.bench.poll(got)
             else:
                 self._round(phase, got)
         if next(rounds, None) is not None:
@@ -71,65 +61,105 @@ class PhasedOracle:
         self._outcome(trace.outcome)
         return self.found
 
+    def _drawn(self, trace: Trace) -> None:
+        """The order of this play, learned from what was asked: any will do, but it must be one order."""
+        self.orders: dict[str, list[str]] = {}
+        before: set[tuple[str, str]] = set()
+        asked = [ask for asks in trace.rounds for ask, _ in asks if isinstance(ask, TurnRequest)]
+        for phase in self.raw["phases"]:
+            if phase.get("speakers") == "shuffled":
+                heard = dict.fromkeys(ask.seat for ask in asked if ask.phase == phase["name"])
+                order = [*heard, *(seat for seat in phase["seats"] if seat not in heard)]
+                before |= {(a, b) for i, a in enumerate(order[: len(heard)]) for b in order[i + 1 :]}
+                self.orders[phase["name"]] = [seat for seat in order if seat in phase["seats"]]
+        if any((b, a) in before for a, b in before):
+            self.found.append(f"shuffled phases have several orders: {self.orders}")
+
+    def _line_up(self, phase: Raw, repeat: int) -> list[str]:
+        seats: list[str] = self.orders.get(phase["name"]) or phase["seats"]
+        return seats[::-1] if phase.get("speakers") == "alternating" and repeat % 2 else seats
+
     def _expected(self) -> Iterator[tuple[str, Raw, list[str]]]:
-        """The rounds to come, judge's polls included; evaluated lazily, as the play is replayed."""
-        poll = (
-            [self.judge["seat"]] * (1 if self.judge.get("orders", "both") == "given" else 2)
-            if self.judge
-            else []
-        )
-        each = bool(poll) and self.judge.get("when", "each_turn") == "each_turn"
+        """The rounds to come, judges' polls included; evaluated lazily, as the play is replayed."""
+        each = bool(self.judge) and self.judge.get("when", "each_turn") == "each_turn"
         if each:
-            yield "poll", {}, poll
+            yield from self.bench.rounds()
         for phase in self.raw["phases"]:
             together = phase.get("order", "sequential") == "simultaneous"
-            for seats in ([phase["seats"]] if together else [[s] for s in phase["seats"]]) * phase.get(
-                "repeat", 1
-            ):
-                if self.unreadable:
+            line_ups = [self._line_up(phase, i) for i in range(phase.get("repeat", 1))]
+            for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
+                if self.bench.failed:
                     return
+                if phase["name"] in self.stopped:
+                    break
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
                     continue
-                seen = (len(self.revealed), len(self.entries))
+                seen = self.bench.seen()
                 yield "turns", phase, seats
-                view = 0 if self.judge.get("view", "evidence") == "evidence" else 1
-                if each and (len(self.revealed), len(self.entries))[view] > seen[view]:
-                    yield "poll", {}, poll
-        if poll and not each:
-            yield "poll", {}, poll
+                if each and self.bench.seen() != seen:
+                    yield from self.bench.rounds()
+        if self.judge and not each:
+            yield from self.bench.rounds()
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
         legal = {"evidence": [e for e in self.task.evidence if e not in self.revealed],
                  "choices": list(self.task.choices)}.get(phase.get("moves", "free"), [])  # fmt: skip
         for request, _ in got:
             self._request(phase, request, legal)
+        told = []
         for request, reply in got:
-            seat, said = request.seat, reply.text.strip() if legal else reply.text
-            self.chats[seat] = [*_pairs(request), ("assistant", reply.text)]
+            seat = request.seat
+            heard: str | None = reply.text.strip() if legal else reply.text
+            if phase.get("parts"):
+                heard = heard_of(reply.text, phase["parts"], self.joiner)
+            self.chats[seat] = [*pairs(request), ("assistant", reply.text)]
             self.turns[seat] = self.turns.get(seat, 0) + 1
-            self.said.add(said)
-            ok = not legal or said in legal
-            if not ok:
+            self.said |= traces(reply.text.strip() if legal else reply.text)
+            if heard is not None and not legal:
+                count = len(heard.split())
+                self._lengths(phase, (seat, request.turn), count)
+                heard = up_to(heard, phase.get("max_words", count))
+                stop = phase.get("stop", {})
+                if stop.get("seat") == seat and re.search(rf"(?m)^\s*{stop['says']}\s*$", heard):
+                    self.stopped.add(phase["name"])
+            if heard is None or reply.truncated or not reply.text.strip():
+                self.malformed.append((seat, request.turn))
+            if legal and heard not in legal:
                 self.rejections.append((seat, request.turn))
-                self.due[seat].append(self.neutral)
+                heard = None
             elif phase.get("moves") == "evidence":
-                self.revealed.append(said)
-        for request, reply in got:
-            said = reply.text.strip() if legal else reply.text
-            self._deliver(phase, request.seat, self.neutral if legal and said not in legal else said)
+                self.revealed.append(str(heard))
+            elif phase["name"] == self.raw.get("vote"):
+                self.votes[seat] = str(heard)
+            if phase.get("moves") == "choices":
+                self.chosen[seat, request.turn] = heard == self.task.answer
+            if heard is None:
+                self.due[seat].append(self.neutral)
+            told.append((seat, self.neutral if heard is None else heard))
+        for seat, text in told:
+            self._deliver(phase, seat, text)
+
+    def _lengths(self, phase: Raw, turn: tuple[str, int], count: int) -> None:
+        if count > phase.get("soft_words", count):
+            self.off_length[turn] = count / phase["soft_words"] - 1
+        if count < phase.get("min_words", 0):
+            self.off_length[turn] = 1 - count / phase["min_words"]
 
     def _deliver(self, phase: Raw, speaker: str, text: str) -> None:
+        hearers = []
         for seat, role in self.raw["seats"].items():
             heard_by = phase.get("visible_to", ["all"])
+            if speaker not in self.raw.get("listens", {}).get(seat, [speaker]):
+                continue
             if seat == speaker or not ("all" in heard_by or seat in heard_by or role in heard_by):
                 continue
-            self.markers[seat].add(text)
-            if seat == self.judge.get("seat"):
-                self.entries.append((speaker, text))
-            else:
-                values = self._message(speaker, text)
+            hearers.append(seat)
+            self.markers[seat] |= traces(text)
+            if seat not in self.bench.judges:
+                values = self.message(speaker, text)
                 heard = self.raw["prompts"][role].get("heard", "{{ seat }}: {{ text }}")
                 self.due[seat].append(fill(heard, values))
+        self.bench.hear(hearers, speaker, text)
 
     def _request(self, phase: Raw, request: TurnRequest, legal: list[str]) -> None:
         seat = request.seat
@@ -144,9 +174,9 @@ class PhasedOracle:
         self.due[seat] = []
         expected = [*before, ("user", self.joiner.join(part for part in parts if part))]
         where = f"{seat} in {phase['name']}"
-        picks = phase.get("moves") == "choices" and seat not in self.raw["sides"]
-        self._same(where, request, expected)
-        self._markers(where, request)
+        picks = phase.get("moves") == "choices" and seat not in self.raw.get("sides", {})
+        self.same(where, request, expected)
+        self.marked(where, request)
         for name, is_, should in [
             ("role", request.role, role), ("phase", request.phase, phase["name"]),
             ("turn", request.turn, self.turns.get(seat, 0)), ("choices", list(request.choices), legal),
@@ -157,7 +187,7 @@ class PhasedOracle:
             if is_ != should:
                 self.found.append(f"{where}: {name} is {is_}, not {should}")
 
-    def _markers(self, where: str, request: TurnRequest) -> None:
+    def marked(self, where: str, request: TurnRequest) -> None:
         """Search all that this seat was told for texts that it must not have. Knows nothing of templates."""
         chat = "\n".join(message.text for message in request.messages if message.speaker != "assistant")
         own = self.markers[request.seat]
@@ -172,73 +202,7 @@ class PhasedOracle:
             if not request.fresh and chat.count(text.split("\n")[0]) > 1:
                 self.found.append(f"{where}: saw {text!r} more than once")
 
-    def _poll(self, got: list[tuple[TurnRequest, Reply]]) -> None:
-        claims, labels = list(self.task.choices), self.judge.get("labels", ["A", "B"])
-        belief = [0.0, 0.0]
-        for i, (request, reply) in enumerate(got):
-            order = [0, 1] if i == 0 else [1, 0]
-            where = f"judge, poll {len(self.beliefs)}, order {i}"
-            if self.judge.get("answers", "labels") == "claims":
-                labels = [claims[claim] for claim in order]
-            self._same(where, request, self._judge_chat(order))
-            self._markers(where, request)
-            right = labels[order.index(claims.index(self.task.answer or ""))]
-            turn = self.turns.get(request.seat, 0)
-            self.turns[request.seat] = turn + 1
-            for name, is_, should in [
-                ("target", request.target, right), ("choices", list(request.choices), labels),
-                ("read", request.read, True), ("turn", request.turn, turn),
-                ("fresh", request.fresh, self.judge.get("view", "evidence") != "chat"),
-                ("role", request.role, self.raw["seats"][request.seat]),
-            ]:  # fmt: skip
-                if is_ != should:
-                    self.found.append(f"{where}: {name} is {is_}, not {should}")
-            if (
-                len(reply.probs) != 2
-                or not all(0 <= p <= 1 for p in reply.probs)
-                or abs(sum(reply.probs) - 1) > 1e-3
-            ):
-                self.unreadable = True
-                continue
-            for label, claim in enumerate(order):
-                belief[claim] += reply.probs[label] / len(got)
-            favourite = labels[0] if reply.probs[0] >= reply.probs[1] else labels[1]
-            self.chats[request.seat] = [(m.speaker, m.text) for m in request.messages] + [
-                ("assistant", favourite)
-            ]
-        if not self.unreadable:
-            self.beliefs.append(tuple(belief))
-
-    def _judge_chat(self, order: list[int]) -> list[tuple[str, str]]:
-        values = {"question": self.task.question}
-        for letter, claim in zip("ab", order):
-            values[letter] = self.task.choices[claim]
-            values[f"seat_{letter}"] = ", ".join(s for s, side in self.raw["sides"].items() if side == claim)
-        system = self.judge.get("system", "")
-        start = [("system", system)] if system else []
-        view = self.judge.get("view", "evidence")
-        entries = [self._entry(*entry, order) for entry in self.entries]
-        if view == "evidence":
-            values["evidence"] = " ".join(e for e in self.task.evidence if e in self.revealed)
-            return [*start, ("user", fill(self.judge["prompt"], values).strip())]
-        if view == "transcript":
-            values["transcript"] = self.joiner.join(entries)
-            return [*start, ("user", fill(self.judge["prompt"], values))]
-        before = self.chats.get(self.judge["seat"])
-        opening = [fill(self.judge["prompt"], values)] if before is None else []
-        self.entries = []
-        return [
-            *(before or start),
-            ("user", self.joiner.join([*opening, *entries, self.judge.get("ask", "")])),
-        ]
-
-    def _entry(self, speaker: str, text: str, order: list[int]) -> str:
-        side = self.raw["sides"].get(speaker)
-        label = "" if side is None else self.judge.get("labels", ["A", "B"])[order.index(side)]
-        entry = self.judge.get("entry", "{{ seat }}: {{ text }}")
-        return fill(entry, {"label": label, **self._message(speaker, text)})
-
-    def _message(self, speaker: str, text: str) -> dict[str, str]:
+    def message(self, speaker: str, text: str) -> dict[str, str]:
         return {"seat": speaker, "role": self.raw["seats"][speaker], "quoted": quoted(text), "text": text}
 
     def _values(self, seat: str, role: str) -> dict[str, str]:
@@ -246,11 +210,11 @@ class PhasedOracle:
         values = {"question": self.task.question, "choices": ", ".join(claims), "seat": seat, "role": role}
         if seat in self.raw.get("sides", {}):
             side = self.raw["sides"][seat]
-            values |= {"claim": claims[side], "other": claims[1 - side]}
+            values |= {"claim": claims[side], "other": ", ".join(c for c in claims if c != claims[side])}
         return values | {name: self.task.hidden[name].text for name in hidden}
 
-    def _same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
-        got = _pairs(request)
+    def same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
+        got = pairs(request)
         if got != expected:
             wrong = next(
                 (pair for pair in zip(got, expected) if pair[0] != pair[1]), (len(got), len(expected))
@@ -261,22 +225,33 @@ class PhasedOracle:
             self.found.append(f"{where}: speakers do not alternate: {speakers}")
 
     def _outcome(self, outcome: Outcome) -> None:
-        valid = [judgment for judgment in outcome.judgments if judgment.valid]
-        if self.unreadable:
-            last = outcome.judgments[-1]
-            if outcome.status != "invalid" or not outcome.reason or last.valid or last.scores:
-                self.found.append("an unreadable verdict did not make the play invalid")
-            if outcome.rewards or outcome.score is not None:
-                self.found.append("an unreadable verdict scored")
-        elif outcome.status != "ok" or len(valid) != len(outcome.judgments):
-            self.found.append(f"a readable play is {outcome.status}: {outcome.reason}")
-        if len(valid) != len(self.beliefs):
-            self.found.append(f"{len(valid)} judgments of {len(self.beliefs)} verdicts")
-        for judgment, belief in zip(valid, self.beliefs):
-            if any(abs(p - q) > 1e-9 for p, q in zip(judgment.scores, belief)):
-                self.found.append(f"judgment {judgment.scores} is not the verdicts' mean {belief}")
+        if self.raw.get("vote") and not self.votes:
+            if outcome.status != "invalid" or outcome.rewards or outcome.score is not None:
+                self.found.append("a play without a readable vote scored")
+            return
+        if self.raw.get("vote"):
+            counts = [sum(vote == claim for vote in self.votes.values()) for claim in self.task.choices]
+            self._score(outcome, counts, "votes")
+        self.bench.outcome(outcome)
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
+
+    def _fines(self, rewards: Sequence[Reward]) -> None:
+        """Who is fined for the form of which turn, and how much."""
+        for term in self.raw.get("rewards", []):
+            cap = term.get("params", {}).get("cap", 1.0)
+            fines: dict[tuple[str, int], float] | None = {
+                "format": dict.fromkeys(self.malformed, 1.0),
+                "length": {turn: min(cap, off) for turn, off in self.off_length.items()},
+            }.get(term["name"])
+            if fines is None:
+                continue
+            to, seats = term.get("to"), self.raw["seats"]
+            due = {w: -term.get("weight", 1.0) * off for w, off in fines.items()
+                   if not to or {w[0], seats[w[0]]} & {*to}}  # fmt: skip
+            paid = {(r.seat, r.turn): r.value for r in rewards if r.name == term["name"]}
+            if paid.keys() != due.keys() or any(abs(paid[who] - due[who]) > 1e-9 for who in due):
+                self.found.append(f"{term['name']} paid {paid}, not {due}")
 
     def _rewards(self, outcome: Outcome) -> None:
         terms = {term["name"]: term.get("weight", 1.0) for term in self.raw.get("rewards", [])}
@@ -288,20 +263,38 @@ class PhasedOracle:
         fined = sorted((r.seat, r.turn) for r in rewards if r.name == "illegal")
         if "illegal" in terms and fined != sorted(self.rejections):
             self.found.append(f"fined {fined}, rejected {self.rejections}")
+        self._fines(rewards)
+        paid = {(r.seat, r.turn): r.value for r in rewards if r.name == "right_choice"}
+        due = {
+            turn: terms["right_choice"] * right
+            for turn, right in self.chosen.items()
+            if "right_choice" in terms
+        }
+        if paid != due:
+            self.found.append(f"paid {paid} for choices that were right: {self.chosen}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
-        if "belief_change" in terms:
-            odds = [math.log(b[0] / b[1]) for b in self.beliefs]
-            sides = self.raw["sides"]
-            gained = [r.value * (1 - 2 * sides[r.seat]) for r in rewards if r.name == "belief_change"]
-            moved = math.fsum(gained) / terms["belief_change"]
-            # Seats that speak at once share the change of their round, so the sum telescopes only without such.
-            phases = self.raw["phases"]
-            shared = any(p.get("order") == "simultaneous" and p.get("visible_to", ["all"]) for p in phases)
-            everyone_sided = {*sides} >= {seat for p in phases for seat in p["seats"]}
-            if not shared and everyone_sided and abs(moved - (odds[-1] - odds[0])) > 1e-9:
-                self.found.append(f"belief changes sum to {moved}, not {odds[-1] - odds[0]}")
-        if self.beliefs:
-            truth = self.beliefs[-1][self.task.choices.index(self.task.answer or "")]
-            if outcome.score != (1.0 if truth > 0.5 else 0.5 if truth == 0.5 else 0.0):
-                self.found.append(f"score {outcome.score} at a belief of {truth} in the truth")
+        if "belief_change" in terms and len(self.task.choices) == 2:
+            self._belief_change(outcome)
+        if self.bench.beliefs:
+            self._score(outcome, self.bench.beliefs[-1], "beliefs")
+
+    def _score(self, outcome: Outcome, shares: Sequence[float], what: str) -> None:
+        truth = self.task.choices.index(self.task.answer or "")
+        first = [i for i, share in enumerate(shares) if max(shares) - share < 1e-9]
+        if outcome.score != (0.0 if truth not in first else 1.0 if first == [truth] else 0.5):
+            self.found.append(f"score {outcome.score} by {what} {shares}, the truth being number {truth}")
+
+    def _belief_change(self, outcome: Outcome) -> None:
+        term = next(term for term in self.raw["rewards"] if term["name"] == "belief_change")
+        clip, sides, phases = term.get("params", {}).get("clip", 8.0), self.raw["sides"], self.raw["phases"]
+        ends = [self.bench.beliefs[0], self.bench.beliefs[-1]]
+        odds = [math.log(max(b[0], 1e-99) / max(b[1], 1e-99)) for b in ends]
+        first, last = (max(-clip, min(clip, value)) for value in odds)
+        gained = [r.value * (1 - 2 * sides[r.seat]) for r in outcome.rewards if r.name == "belief_change"]
+        moved = math.fsum(gained) / term.get("weight", 1.0)
+        # Seats that speak at once share the change of their round, so the sum telescopes only without such.
+        shared = any(p.get("order") == "simultaneous" and p.get("visible_to", ["all"]) for p in phases)
+        everyone_sided = {*sides} >= {seat for p in phases for seat in p["seats"]}
+        if not shared and everyone_sided and abs(moved - (last - first)) > 1e-9:
+            self.found.append(f"belief changes sum to {moved}, not {last - first}")

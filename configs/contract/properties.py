@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from configs.contract import suite
-from configs.contract.drive import Scripted, Trace, drive
-from configs.contract.oracle import Raw
+from configs.contract.drive import Scripted, Trace, asks_vote, drive, parts_of, phases_of
 from configs.contract.tasks import Markers, synthetic
+from configs.contract.text import Raw, traces
 from protocols.base import Protocol
 from protocols.types import Reply, Task, TurnRequest, VerifierError
 
@@ -65,7 +65,9 @@ class Subject:
     def _play(self, way: str, task: Task, seed: int, settings: dict[str, Any]) -> None:
         where = f"{way} replies, {len(task.evidence)} statements, seed {seed}"
         try:
-            self.plays.append((where, drive(self.protocol, task, seed, Scripted(seed, **settings))))
+            self.plays.append(
+                (where, drive(self.protocol, task, seed, Scripted.of(self.raw, seed, **settings)))
+            )
         except Exception as error:  # whatever a kind of one's own may raise
             self.unplayed.append(f"{where}: {type(error).__name__}: {error}")
 
@@ -94,7 +96,9 @@ def _ends(subject: Subject) -> Iterator[str]:
 def _repeats(subject: Subject) -> Iterator[str]:
     for seed in subject.seeds:
         task = synthetic(subject.raw, seed)
-        first, second = (drive(subject.protocol, task, seed, Scripted(seed, illegal=0.3)) for _ in range(2))
+        first, second = (
+            drive(subject.protocol, task, seed, Scripted.of(subject.raw, seed, illegal=0.3)) for _ in range(2)
+        )
         if first.digest() != second.digest():
             yield f"seed {seed}: two plays with the same seed differ"
 
@@ -131,9 +135,8 @@ def _chats(subject: Subject) -> Iterator[str]:
 
 def _once(subject: Subject) -> Iterator[str]:
     for where, trace in subject.plays:
-        marks = {*trace.task.evidence} | {
-            reply.text.split()[0] for _, reply in _all_turns(trace) if reply.text.startswith("zq")
-        }
+        marks = {*trace.task.evidence}.union(*(traces(reply.text) for _, reply in _all_turns(trace)))
+        marks = {mark for mark in marks if mark.startswith("zq") or mark in trace.task.evidence}
         for request in trace.requests():
             heard = "\n".join(m.text for m in request.messages if m.speaker != "assistant")
             if any(heard.count(mark) > 1 for mark in marks if mark in heard):
@@ -162,6 +165,18 @@ def _answer(subject: Subject) -> Iterator[str]:
                     yield f"{where}: {request.seat} in {request.phase} sees the answer"
 
 
+def _private(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from (
+            f"seed {seed}: {wrong}" for wrong in suite.private_shows(subject.protocol, subject.raw, seed)
+        )
+
+
+def _first(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from suite.order_violations(subject.protocol, subject.raw, seed)
+
+
 def _sides(subject: Subject) -> Iterator[str]:
     for seed in subject.seeds:
         yield from suite.side_shows(subject.protocol, subject.raw, seed)
@@ -179,11 +194,20 @@ class _Undecided(Markers):
 
 
 def _missing(subject: Subject) -> Iterator[str]:
+    for where, trace in _with_children(subject):
+        for judgment in trace.outcome.judgments:
+            if not judgment.valid and (
+                judgment.scores or (judgment.decides and trace.outcome.status == "ok")
+            ):
+                yield f"{where}: {judgment.seat}'s verdict could not be read, and yet it counts"
     for seed in subject.seeds:
         domain = _Undecided()
         task = replace(synthetic(subject.raw, seed), domain=domain)
-        trace = drive(subject.protocol, task, seed, Scripted(seed, unreadable=1.0))
-        judged = domain.asked or any(request.read for request in trace.requests())
+        trace = drive(subject.protocol, task, seed, player := Scripted.of(subject.raw, seed, unreadable=1.0))
+        judged = domain.asked or any(
+            request.read or request.phase in player.votes or asks_vote(request)
+            for request in trace.requests()
+        )
         outcome = trace.outcome
         if judged and (outcome.status != "invalid" or outcome.score is not None or outcome.rewards):
             yield f"seed {seed}: no verdict could be read, and the play is {outcome.status} with score {outcome.score}"
@@ -248,8 +272,24 @@ PROPERTIES = (
     Property("once", "nobody hears the same message twice", _once),
     Property("hidden", "hidden material reaches only the roles that may see it", _hidden),
     Property("answer", "the right answer does not show in what anyone is asked", _answer),
+    Property(
+        "private",
+        "what is written in private parts reaches nobody else",
+        _private,
+        lambda raw: bool(parts_of(raw)),
+    ),
     Property("sides", "a judge of evidence cannot tell who argues which side", _sides, suite.judges_evidence),
-    Property("missing data", "a verdict that cannot be read makes the play invalid, never a score", _missing),
+    Property(
+        "speakers",
+        "in a shuffled phase nobody is always first",
+        _first,
+        lambda raw: any(phase.get("speakers") == "shuffled" for phase in phases_of(raw)),
+    ),
+    Property(
+        "missing data",
+        "a verdict or vote that cannot be read makes the play invalid, never a score",
+        _missing,
+    ),
     Property("rewards", "rewards are finite and for turns that were taken; invalid plays pay nothing", _pay),
     Property(
         "zero-sum", "rewards sum to 0 as the file promises", _zero_sum, lambda raw: bool(raw.get("zero_sum"))

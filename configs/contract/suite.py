@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from configs.contract.drive import Scripted, Trace, drive
-from configs.contract.oracle import PhasedOracle, Raw
+from configs.contract.drive import Scripted, Trace, drive, parts_of, phases_of
+from configs.contract.oracle import PhasedOracle
+from configs.contract.oracle_bench import seats_of
 from configs.contract.tasks import NOBODY, synthetic
+from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
 from protocols.types import Hidden, Outcome, Reply, Task, TurnRequest
 from tasks.base import with_proposal
@@ -27,30 +30,54 @@ PLAYS: dict[str, dict[str, Any]] = {
 }
 
 
+class _File(dict[str, Any]):
+    """Read from a file of its own: it replaces what stands in its place."""
+
+
 def read_raw(path: Path) -> dict[str, Any]:
-    """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place."""
+    """A protocol's YAML as plain data: over what it extends, and with the file of its child read in its place.
+
+    Read as `configs.load` reads it. A setting that is null is left away: it has its default.
+    """
+    return cast(
+        "dict[str, Any]", _plain(OmegaConf.to_container(OmegaConf.create(_plain(_read(path))), resolve=True))
+    )
+
+
+def _read(path: Path) -> _File:
     tree = OmegaConf.create(path.read_text(encoding="utf-8"))  # reads 1e-3 as a number, as configs.load does
-    return _expanded(cast("dict[str, Any]", OmegaConf.to_container(tree, resolve=True)), path.parent)
+    return _File(_expanded(cast("dict[str, Any]", OmegaConf.to_container(tree)), path.parent))
 
 
 def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`raw`, written in a file of `folder`, with what its `extends` and `child` name."""
     child = raw.get("child")
     if child is not None:
-        raw["child"] = read_raw(folder / child) if isinstance(child, str) else _expanded(child, folder)
+        raw["child"] = _read(folder / child) if isinstance(child, str) else _expanded(child, folder)
     bases = raw.pop("extends", [])
-    for base in [bases] if isinstance(bases, str) else bases[::-1]:
-        raw = _over(read_raw(folder / base), raw)
-    return raw
+    below: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        below = _over(below, _read(folder / base))
+    return _over(below, raw)
 
 
 def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; everything else is replaced."""
-    merged = dict(base)
+    """Mappings are merged key by key; everything else is replaced, and so is a file by another."""
+    merged = type(base)(base)
     for key, value in own.items():
         old = merged.get(key)
-        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and not isinstance(value, _File):
+            merged[key] = _over(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and lists without what is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
@@ -59,12 +86,26 @@ def violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     for way, settings in PLAYS.items():
         for evidence in (40, 3):
             task = synthetic(raw, seed, evidence)
-            trace = drive(protocol, task, seed, Scripted(seed, **settings))
+            trace = drive(protocol, task, seed, Scripted.of(raw, seed, **settings))
             found += [f"{way}: {wrong}" for wrong in check_trace(raw, trace)]
-            again = drive(protocol, task, seed, Scripted(seed, **settings))
+            again = drive(protocol, task, seed, Scripted.of(raw, seed, **settings))
             if again.digest() != trace.digest():
                 found.append(f"{way}: a replay with the same seed differs")
-    return found + twin_violations(protocol, raw, seed)
+    return found + order_violations(protocol, raw, seed) + twin_violations(protocol, raw, seed)
+
+
+def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -> list[str]:
+    """In a shuffled phase everyone must be first in some plays. By chance two seats fail once in 2^23."""
+    found = []
+    for phase in phases_of(raw):
+        if phase.get("speakers") == "shuffled":
+            task, first = synthetic(raw, seed), set()
+            for i in range(plays):
+                trace = drive(protocol, task, seed + i, Scripted.of(raw, seed))
+                first.add(next(ask.seat for ask in trace.requests() if ask.phase == phase["name"]))
+            if len(first) < 2:
+                found.append(f"{phase['name']}: {first} is first in all of {plays} shuffled plays")
+    return found
 
 
 def check_trace(raw: Raw, trace: Trace) -> list[str]:
@@ -96,7 +137,9 @@ def _check_solve(raw: Raw, trace: Trace) -> list[str]:
     else:  # the synthetic verifier grades all or nothing
         for term in raw.get("rewards", [{"name": "correct"}]):
             paid = [r.value for r in outcome.rewards if r.name == term["name"]]
-            if term["name"] in ("correct", "partly_correct") and paid != [outcome.score * term.get("weight", 1.0)]:
+            if term["name"] in ("correct", "partly_correct") and paid != [
+                outcome.score * term.get("weight", 1.0)
+            ]:
                 found.append(f"score {outcome.score} was paid {outcome.rewards}")
     return found
 
@@ -181,10 +224,11 @@ def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         *answer_shows(protocol, raw, seed),
         *hidden_shows(protocol, raw, seed),
         *side_shows(protocol, raw, seed),
+        *private_shows(protocol, raw, seed),
     ]
     if raw["kind"] == "propose_solve":
         task = synthetic(raw, seed)
-        trace = drive(protocol, with_proposal(task, task.proposals[0]), seed, Scripted(seed))
+        trace = drive(protocol, with_proposal(task, task.proposals[0]), seed, Scripted.of(raw, seed))
         found += [f"replayed proposal: {wrong}" for wrong in check_trace(raw, trace)]
     return found
 
@@ -196,7 +240,7 @@ def answer_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         return []
     other = next(choice for choice in task.choices if choice != task.answer)
     base, twin = (
-        _views(drive(protocol, t, seed, Scripted(seed))) for t in (task, replace(task, answer=other))
+        _views(drive(protocol, t, seed, Scripted.of(raw, seed))) for t in (task, replace(task, answer=other))
     )
     return [] if base == twin else ["the right answer shows in what a seat is asked"]
 
@@ -206,14 +250,39 @@ def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     found = []
     task = synthetic(raw, seed)
     assert NOBODY in task.hidden
-    base = _views(drive(protocol, task, seed, Scripted(seed)))
+    base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
     for name, hidden in task.hidden.items():
         changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
-        twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted(seed)))
+        twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:
                 found.append(f"hidden {name!r} shows in what {role} is asked")
     return found
+
+
+def private_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """What is written in private, in a part or between the parts, may read otherwise: nobody else notices."""
+    parts = parts_of(raw)
+    if not parts:
+        return []
+    scripted = Scripted.of(raw, seed)
+
+    def thinks_otherwise(request: TurnRequest) -> Reply:
+        reply, text = scripted(request), ""
+        for piece in re.split(r"(<(\w+)>.*?</\2>)", reply.text, flags=re.DOTALL)[1::3]:
+            name = piece[1 : piece.index(">")]
+            text += piece if parts[request.phase][name] == "shown" else f"<{name}>another thought</{name}>"
+        return replace(reply, text=text) if request.phase in parts else reply
+
+    task = synthetic(raw, seed)
+    first, other = (
+        drive(protocol, task, seed, player) for player in (Scripted.of(raw, seed), thinks_otherwise)
+    )
+    said = [
+        [[m.text for m in r.messages if m.speaker != "assistant"] for r in t.requests()]
+        for t in (first, other)
+    ]
+    return [] if said[0] == said[1] else ["what a seat wrote in private shows in what is asked"]
 
 
 def has_oracle(raw: Raw) -> bool:
@@ -232,11 +301,12 @@ def side_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     if not judges_evidence(raw):
         return []
     task = synthetic(raw, seed)
-    base = _views(drive(protocol, task, seed, Scripted(seed)))
-    swapped = replace(protocol, sides={s: 1 - side for s, side in raw.get("sides", {}).items()})  # type: ignore[type-var]
-    twin = _views(drive(swapped, task, seed, Scripted(seed)))
-    judges = raw["seats"][raw["judge"]["seat"]]
-    if any(role == judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
+    base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
+    last = len(task.choices) - 1
+    swapped = replace(protocol, sides={s: last - side for s, side in raw.get("sides", {}).items()})  # type: ignore[type-var]
+    twin = _views(drive(swapped, task, seed, Scripted.of(raw, seed)))
+    judges = {raw["seats"][seat] for seat in seats_of(raw["judge"])}
+    if any(role in judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
         return ["who argues which side shows in what the judge is asked"]
     return []
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from configs.contract.drive import nested
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
 NOBODY = "nobody"
@@ -45,9 +46,10 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
 
 
 def _claims(raw: Mapping[str, Any]) -> int:
-    """How many claims compete: one per label of the judge, and for every side that is argued."""
-    labels = (raw.get("judge") or {}).get("labels", ())
-    return max(2, len(labels), *(1 + side for side in raw.get("sides", {}).values()), 0)
+    """How many claims compete in what is played in the end: one per label of the judge, and for every side."""
+    played = nested(raw)[-1]
+    labels = (played.get("judge") or {}).get("labels") or ()
+    return max(2, len(labels), *(1 + side for side in (played.get("sides") or {}).values()))
 
 
 def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from protocols import judging, phased, propose_solve, rewards, table, views
+from protocols import bench, judging, phased, propose_solve, rewards, table, views
 from protocols.types import Outcome, Reply
 
 HERE = Path(__file__).resolve().parent
@@ -20,7 +20,10 @@ Patch = Callable[[contextlib.ExitStack], None]
 MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
 """name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
 SHIPPED = HERE.parents[1] / "configs" / "protocol"
-COUNCIL, HEARING = HERE / "protocols" / "council.yaml", HERE / "protocols" / "hearing.yaml"
+COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO = (
+    HERE / "protocols" / f"{name}.yaml"
+    for name in ("council", "hearing", "salon", "jury", "assembly", "trio")
+)
 PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_debate.yaml",
     SHIPPED / "pixel_proposed.yaml",
@@ -63,12 +66,81 @@ def public_scratchpad(tell: Any) -> Any:
 
 @mutant(COUNCIL, "turns asked", phased.Phased, "_rounds")
 def same_round_leak(rounds: Any) -> Any:
-    def broken(self: Any) -> Iterator[Any]:
-        for phase, speakers in rounds(self):
+    def broken(self: Any, places: Any) -> Iterator[Any]:
+        for phase, speakers in rounds(self, places):
             for speaker in speakers:
                 yield phase, (speaker,)
 
     return broken
+
+
+@mutant(SALON, "first in all of", phased.Phased, "_draw")
+def never_shuffled(draw: Any) -> Any:
+    return lambda self, rng: {seat: place for place, seat in enumerate(self.seats)}
+
+
+@mutant(SALON, "several orders", phased.Phased, "_line_up")
+def shuffled_phase_by_phase(line_up: Any) -> Any:
+    return lambda self, phase, seats: line_up(self, phase, seats[::-1] if phase.name == "reply" else seats)
+
+
+@mutant(SALON, "turns asked", phased.Phased, "_line_up")
+def never_alternating(line_up: Any) -> Any:
+    def broken(self: Any, phase: Any, seats: Any) -> Any:
+        return line_up(self, phase, tuple(phase.seats) if phase.speakers == "alternating" else seats)
+
+    return broken
+
+
+@mutant(SALON, "in private shows", table, "shown_parts")
+def private_part_shown(shown: Any) -> Any:
+    return lambda text, parts, joiner: text if shown(text, parts, joiner) else None
+
+
+@mutant(SALON, "which it may not see", table, "shown_parts")
+def unparsed_turn_shown(shown: Any) -> Any:
+    return lambda text, parts, joiner: shown(text, parts, joiner) or text
+
+
+@mutant(SALON, "which it may not see", table.Table, "_tell")
+def whisper_to_the_judge(tell: Any) -> Any:
+    def broken(self: Any, phase: Any, speaker: Any, silenced: bool, statement: str) -> None:
+        audience = dict.fromkeys([*speaker.audience, *self.bench.jurors])
+        tell(self, phase, replace(speaker, audience=tuple(audience)), silenced, statement)
+
+    return broken
+
+
+@mutant(SALON, "format paid", rewards, "REWARDS")
+def unparsed_turn_goes_unfined(rules: Any) -> Any:
+    def broken(record: Any, params: Any) -> Any:
+        moves = [replace(move, unparsed=False) for move in record.moves]
+        return rules["format"].pay(replace(record, moves=moves), params)
+
+    return {**rules, "format": replace(rules["format"], pay=broken)}
+
+
+@mutant(SALON, "chat has", table, "first_words")
+def hard_limit_forgotten(cut: Any) -> Any:
+    return lambda text, limit: text
+
+
+@mutant(SALON, "length paid", table, "words")
+def length_of_what_is_left(words: Any) -> Any:
+    return lambda text: min(words(text), 8)
+
+
+@mutant(SALON, "turns asked", table, "says")
+def stopped_in_passing(says: Any) -> Any:
+    return lambda text, word: word in text
+
+
+@mutant(SALON, "turns asked", phased, "Table")
+def deaf_to_the_stop(made: Any) -> Any:
+    class Deaf(made):  # type: ignore[misc]
+        stopped = property(lambda self: set(), lambda self, value: None)
+
+    return Deaf
 
 
 @mutant(PIXEL, "more than once", views.Chat, "ask")
@@ -119,7 +191,7 @@ def hidden_from_nobody(values: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "an unreadable verdict did not make the play invalid", judging, "read_probs")
+@mutant(PIXEL, "an unreadable verdict did not make the play invalid", bench, "read_probs")
 def verdict_from_a_bad_parse(read: Any) -> Any:
     def broken(probs: Any, labels: int) -> Any:
         try:
@@ -130,7 +202,7 @@ def verdict_from_a_bad_parse(read: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "who argues which side shows", judging.Bench, "_claims")
+@mutant(PIXEL, "who argues which side shows", bench.Juror, "_claims")
 def side_in_the_judges_view(claims: Any) -> Any:
     def broken(self: Any, order: tuple[int, ...]) -> dict[str, str]:
         right = claims(self, order)
@@ -139,7 +211,7 @@ def side_in_the_judges_view(claims: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "judge, poll", judging.Bench, "reveal")
+@mutant(PIXEL, "judge, poll", bench.Juror, "reveal")
 def evidence_in_order_of_reveal(reveal: Any) -> Any:
     def broken(self: Any, *statements: str) -> None:
         before = self._revealed
@@ -149,7 +221,7 @@ def evidence_in_order_of_reveal(reveal: Any) -> Any:
     return broken
 
 
-@mutant(PIXEL, "verdicts' mean", judging, "mean_belief")
+@mutant(PIXEL, "verdicts' mean", bench, "mean_belief")
 def reversed_order_not_mapped_back(mean: Any) -> Any:
     return lambda orders, verdicts: mean([orders[0]] * len(orders), verdicts)
 
@@ -194,6 +266,83 @@ def values_rendered_again(render: Any) -> Any:
 @mutant(COUNCIL, "chat has", table, "quote")
 def unquoted(quote: Any) -> Any:
     return lambda text: text
+
+
+@mutant(JURY, "poll asked", bench, "read_vote")
+def unreadable_vote_counts_half(read: Any) -> Any:
+    def broken(reply: Any, answers: Any) -> Any:
+        try:
+            return read(reply, answers)
+        except judging.UnreadableVerdict:
+            return (1.0 / len(answers),) * len(answers)
+
+    return broken
+
+
+@mutant(JURY, "poll asked", bench, "read_vote")
+def vote_anywhere_in_the_reply(read: Any) -> Any:
+    def broken(reply: Any, answers: Any) -> Any:
+        named = [answer for answer in answers if answer in reply.text]
+        return read(replace(reply, text=named[0]) if named else reply, answers)
+
+    return broken
+
+
+@mutant(JURY, "poll asked", bench, "read_vote")
+def cut_off_vote_counts(read: Any) -> Any:
+    return lambda reply, answers: read(replace(reply, truncated=False), answers)
+
+
+@mutant(JURY, "poll asked", bench.Juror, "take")
+def retries_without_a_budget(take: Any) -> Any:
+    def broken(self: Any, replies: Any) -> None:
+        self._retries = 99
+        take(self, replies)
+
+    return broken
+
+
+@mutant(TRIO, "judgments are", bench, "favourites")
+def torn_member_votes_for_the_first(favourites: Any) -> Any:
+    return lambda scores: favourites(scores)[:1]
+
+
+@mutant(JURY, "judgments are", bench.Bench, "_together")
+def panel_of_one(together: Any) -> Any:
+    return lambda self, beliefs: together(self, beliefs[:1])
+
+
+@mutant(SALON, "judgments are", bench.Bench, "_conclude")
+def held_out_judge_decides(conclude: Any) -> Any:
+    def broken(self: Any, present: Any, after_turn: int) -> None:
+        self.deciding = [juror for juror in present if juror not in self.deciding] or self.deciding
+        conclude(self, present, after_turn)
+
+    return broken
+
+
+@mutant(SALON, "judgments are", bench, "favourites")
+def majority_is_the_first_label(favourites: Any) -> Any:
+    return lambda scores: [0]
+
+
+@mutant(ASSEMBLY, "by votes", table, "_won")
+def tied_vote_is_won(won: Any) -> Any:
+    return lambda belief, truth: float(won(belief, truth) > 0)
+
+
+@mutant(ASSEMBLY, "readable vote scored", table.Table, "_voted")
+def no_vote_is_an_outcome(voted: Any) -> Any:
+    def broken(self: Any, metrics: Any) -> Any:
+        self._votes = self._votes or {"nobody": 0}
+        return voted(self, metrics)
+
+    return broken
+
+
+@mutant(ASSEMBLY, "which it may not see", phased.Phased, "_speaker")
+def everyone_listens_to_everyone(speaker: Any) -> Any:
+    return lambda self, phase, place, seat: speaker(replace(self, listens={}), phase, place, seat)
 
 
 @mutant(HEARING, "not 0", rewards, "_sided")

@@ -1,0 +1,53 @@
+"""From what a seat wrote to what others may hear of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import islice
+from typing import Literal
+
+Parts = Mapping[str, Literal["private", "shown"]]
+_WORD = re.compile(r"\S+")
+
+
+def shown_parts(text: str, parts: Parts, joiner: str) -> str | None:
+    """The shown parts of a reply that marks its parts like `<argument>...</argument>`, without surrounding space.
+
+    None, where it is not clear what may be shown: each tag must stand exactly once, in the order of `parts`, and
+    no shown part may be blank. Whatever stands outside of all parts stays private.
+    """
+    tags = [tag for name in parts for tag in (f"<{name}>", f"</{name}>")]
+    places = [text.find(tag) for tag in tags]
+    if any(text.count(tag) != 1 for tag in tags) or places != sorted(places):
+        return None
+    shown = []
+    for i, (name, sort) in enumerate(parts.items()):
+        if sort == "shown":
+            shown.append(text[places[2 * i] + len(f"<{name}>") : places[2 * i + 1]].strip())
+    return joiner.join(shown) if all(shown) else None
+
+
+def words(text: str) -> int:
+    """How many words: runs of anything but white space."""
+    return len(text.split())
+
+
+def first_words(text: str, limit: int) -> str:
+    """`text` up to the end of its word number `limit`; as it stands where it is no longer than that."""
+    if words(text) <= limit:
+        return text
+    ends = [word.end() for word in islice(_WORD.finditer(text), limit)]
+    return text[: ends[-1]]
+
+
+def off_length(count: int, shortest: int | None, longest: int | None) -> float:
+    """By what share of the limit `count` words are too few or too many; 0 within the limits."""
+    if shortest is not None and count < shortest:
+        return (shortest - count) / shortest
+    return max(0, count - longest) / longest if longest is not None else 0.0
+
+
+def says(text: str, word: str) -> bool:
+    """Whether `word` stands on a line of its own: in the middle of a sentence it may mean anything."""
+    return any(line.strip() == word for line in text.splitlines())
