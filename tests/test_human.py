@@ -186,7 +186,9 @@ def test_ctrl_c_leaves_and_records_nothing(tmp_path: Path) -> None:
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors and "interrupted" in errors
+    # The signal and the end of the input that follows it are told apart by whichever is noticed first.
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "interrupted" in errors or "nothing is recorded" in errors
     assert episodes(tmp_path / "r") == []
 
 
