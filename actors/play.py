@@ -122,8 +122,9 @@ def _check_others(
     """Whoever picks at random cannot be asked for free text. Found by a dry play."""
     try:
         requests = drive(protocol, synthetic(raw, 0), 0, Scripted(0)).requests()
-    except Exception:
-        return  # it is found out while playing
+    except Exception as error:  # whatever a kind of one's own may raise
+        print(f"Not checked who can answer what ({type(error).__name__}: {error}); it shows while playing.")
+        return
     chance = {
         request.seat
         for request in requests

@@ -57,8 +57,12 @@ def deaf_to(
             drive(protocol, synthetic(raw, seed), seed, _Writer(raw))
             for seed in range(ORDERS if drawn else 1)
         ]
-    except Exception:
-        return  # a protocol that cannot be played on a made-up task: nothing is known of it
+    except Exception as error:  # whatever a kind of one's own may raise: what was not checked is not let through
+        for role in sorted(remote):
+            said = f"{type(error).__name__}: {error}"
+            message = f"whether a remote policy can play {role!r} cannot be checked on a made-up task: {said}"
+            yield role, message, "another policy, or a protocol that `protocol check` can play"
+        return
     read = {request.role for trace in traces for request in trace.requests() if request.read}
     for role, settings in remote.items():
         if role in read and not settings.logprobs:

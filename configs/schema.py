@@ -56,7 +56,7 @@ class EngineConfig:
     threads: int = 1
     """CPU only: OpenMP threads of one engine."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Passed to vLLM's AsyncEngineArgs as they are."""
+    """Passed to vLLM's EngineArgs as they are."""
 
 
 @dataclass

@@ -533,3 +533,13 @@ def test_a_shuffled_phase_is_heard_in_every_order(tmp_path: Path) -> None:
 
 def test_a_config_that_only_measures_starts_no_engine_ahead() -> None:
     assert experiment.Run._unwarmed(SimpleNamespace(config=RunConfig())) == []  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_checked_is_not_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: object) -> None:
+        raise ZeroDivisionError("of its own")
+
+    monkeypatch.setattr("configs.remote_checks.drive", raises)
+    protocol = load_protocol(PROTOCOLS / "debate.yaml")
+    [(role, message, _)] = deaf_to(protocol, read_raw(PROTOCOLS / "debate.yaml"), {"judge": RemoteConfig()})
+    assert role == "judge" and "cannot be checked" in message and "of its own" in message

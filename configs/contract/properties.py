@@ -83,7 +83,7 @@ def examine(protocol: Protocol, raw: Raw, seeds: Sequence[int] = range(6)) -> li
             continue
         try:
             wrong = tuple(dict.fromkeys(entry.check(subject)))
-        except Exception as error:
+        except Exception as error:  # whatever a kind of one's own may raise: the property does not hold
             wrong = (f"{type(error).__name__}: {error}",)
         findings.append(Finding(entry, not wrong, wrong))
     return findings
