@@ -11,6 +11,7 @@ from configs.schema import (
     LearnerConfig,
     LossConfig,
     ModelConfig,
+    OpponentsConfig,
     PolicyConfig,
     RemoteConfig,
     SignalConfig,
@@ -58,8 +59,9 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
         **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
+    OpponentsConfig: {**dict.fromkeys(("every", "keep", "redraw_every"), _COUNT), "power": (TINY, INF)},
     ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
-    EvalConfig: {"ceiling_episodes": _COUNT},
+    EvalConfig: {"ceiling_episodes": _COUNT, "cross_play_episodes": (2, INF)},
     TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, INF)},
 }
