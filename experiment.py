@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 
 from actors.console import Seating
 from actors.ledger import Ledger
+from actors.ratings import table
 from actors.remote import BudgetSpent, check_keys
 from actors.system import start_ray
 from actors.tracker import Tracker
 from configs.machine import Machine, resolve_device
+from configs.opponents import as_served, opponents_in
 from configs.schema import RunConfig
 from learners import checkpoint
 from loop import CHECKPOINTS, Run, Stopped
@@ -103,7 +105,7 @@ def _open(config: RunConfig, folder: Path) -> Run:
     saved = folder / "config.yaml"
     tracker = Tracker(folder, config, saved.read_text() if saved.exists() else "")
     ledger = Ledger(folder)
-    start_ray(config.cluster, actors=2 * len(config.policies) + 2)
+    start_ray(config.cluster, actors=2 + sum(1 + policy.engine.replicas for policy in config.policies.values()))
     run = Run(config, tracker, ledger)
     _stop_on_signals(run.stop)
     return run
@@ -130,6 +132,8 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
+    if len(run.league.results):
+        found["league"] = table(run.league.results)
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found
@@ -139,8 +143,8 @@ def _seatings(config: RunConfig) -> list[Seating]:
     """Every role of every stage: who plays it, on what."""
     machine, found = Machine.here(), {}
     for name, stage in config.stages.items():
-        for role, policy_name in stage.roles.items():
-            policy = config.policies[policy_name]
+        for role, policy_name in [*stage.roles.items(), *(("opponent", name) for name in opponents_in(stage))]:
+            policy = as_served(config.policies, config.policies[policy_name])
             device = "driver"
             if policy.kind == "lm":
                 device = f"{resolve_device(policy.engine.device, machine)} x{policy.engine.replicas}"

@@ -21,6 +21,7 @@ from typing import Any
 from actors.chat import ChatCodec
 from actors.console import Progress
 from actors.figures import step_figures
+from actors.league import League
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
 from actors.rollouts import Rollouts, play_all, training_task
@@ -35,8 +36,9 @@ from learners.group import LearnerGroup
 from learners.models import materialise
 from learners.samples import build_samples, imitation_samples
 from learners.types import Sample
-from measure import measure_arms, measure_ceiling, measure_progress
+from measure import EVAL_SEED, measure_arms, measure_ceiling, measure_progress
 from protocols.types import Episode
+from season import Season, cross_play, forget_results, sweep
 from tasks.archive import Archive
 from tasks.base import TaskSource
 
@@ -65,6 +67,7 @@ class Run:
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
         self.versions: dict[str, int] = {}
         self.archives = {name: Archive() for name in self.config.stages}
+        self.league = League()
         self.baselines: dict[str, dict[str, float]] = {}  # policy -> moving averages of its rewards (role_ema)
         self.accuracy: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score on held-out tasks and its interval."""
@@ -194,7 +197,11 @@ class Run:
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
             self.ledger, self.config.seed, self.archives[name], done,
         )  # fmt: skip
-        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
+        season = Season(self, name, stage)
+        await season.begin(done["step"])
+        rollouts.seating = season.seating
+        learning = self.learn_loop(name, stage, rollouts, season)
+        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(learning)]
         try:
             finished, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in finished:
@@ -203,15 +210,16 @@ class Run:
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+        await season.end()
         for policy in self.trained_in(stage):
             self.models[policy] = str(self.dir / "models" / policy / name)
             await self.learners[policy].save_hf(self.models[policy])
             self.dismiss(policy)
         await self.save()
 
-    async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts) -> None:
+    async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts, season: Season) -> None:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
-        every engine has acknowledged the new weights. Produces policy versions."""
+        every engine has acknowledged the new weights. Produces policy versions, and past selves for the season."""
         trained = self.trained_in(stage)
         done, updates_before = self.progress[name], self.updates
         for step in range(done["step"], stage.steps):
@@ -223,6 +231,7 @@ class Run:
             left = 1.0 - step / stage.steps
             reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in trained])
             learned = dict(zip(trained, reports))
+            await season.after(step + 1, plays)
             rollouts.release(plays)
             done.update(rollouts.state(), step=step + 1)
             seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
@@ -282,6 +291,7 @@ class Run:
                 await learner.save(str(folder / name / "state"))
                 await learner.save_hf(str(folder / name / "hf"))
             (folder / "run.json").write_text(json.dumps(self.state()))
+        sweep(self, self.dir / CHECKPOINTS)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
@@ -289,6 +299,7 @@ class Run:
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
             "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
+            "league": self.league.state(),
         }  # fmt: skip
 
     async def or_stop(self, awaitable: Any) -> Any:
@@ -314,6 +325,7 @@ class Run:
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
         self.baselines = state.get("baselines", {})
+        self.league = League.restore(state["league"]) if "league" in state else League()
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
@@ -337,6 +349,7 @@ class Run:
         for name in self.config.stages:
             await self.train_stage(name)
         await measure_arms(self, "end")
+        await cross_play(self, EVAL_SEED)
         await measure_ceiling(self)
         await self.save()
 
@@ -345,5 +358,7 @@ class Run:
         await self.prepare()
         await self.restore(folder, learners=False)
         self.accuracy, self.buckets = {}, {}
+        forget_results(self)
         await measure_arms(self, "end")
+        await cross_play(self, EVAL_SEED)
         await measure_ceiling(self)
