@@ -5,6 +5,7 @@ Pure bookkeeping: weights and engines are elsewhere (season.py, actors/opponents
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -164,3 +165,27 @@ def meetings(episode: Episode, ours: Collection[str], theirs: Collection[str]) -
             if seat != other and policy in ours and opponent in theirs and policy != opponent:
                 gap = paid[seat] - paid[other]
                 yield policy, opponent, 0.5 if abs(gap) <= 1e-9 else float(gap > 0)
+
+
+Strategy = Mapping[str, Mapping[str, float]]
+"""What a player knows (an information state) -> move -> its chance there."""
+
+
+def average_strategy(
+    strategies: Sequence[Strategy], paths: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, dict[str, float]]:
+    """The strategy that is worth the same as drawing one of `strategies` for each play, against anybody (Kuhn 1953).
+
+    `paths`: information state -> the player's own (information state, move) on the way there; there is one way, where
+    nobody forgets what he knew and did. In each state a strategy counts by the chance that its own moves lead there,
+    which is what a plain mean leaves out. Where none of them leads, the plain mean.
+    """
+    average = {}
+    for state, path in paths.items():
+        reach_N = [math.prod(strategy[before][move] for before, move in path) for strategy in strategies]
+        weights_N = reach_N if sum(reach_N) > 0 else [1.0] * len(strategies)
+        average[state] = {
+            move: sum(w * strategy[state][move] for w, strategy in zip(weights_N, strategies)) / sum(weights_N)
+            for move in strategies[0][state]
+        }
+    return average

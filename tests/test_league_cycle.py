@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from actors.league import average_strategy
 from actors.ratings import table
 from benchmarks.league_cycle import SETUPS, Kuhn, RockPaperScissors, cross_play, train
 
@@ -71,3 +72,26 @@ def test_the_same_on_kuhn_poker() -> None:
     found = {name: train(KUHN, *SETUPS[name], steps=2000) for name in ("self-play", "league, pfsp", "magnet")}
     assert min(late(found["self-play"].last)) > 0.05 and np.mean(late(found["self-play"].last)) > 0.15
     assert found["league, pfsp"].average[-1][1] < 0.03 and max(late(found["magnet"].last)) < 0.02
+
+
+def test_the_average_strategy_of_a_game_tree_is_that_of_kuhn_poker() -> None:
+    """The general rule of the league against the formula written out for this game above."""
+    rng = np.random.default_rng(2)
+    members = [2 * rng.normal(size=12) for _ in range(4)]
+    names = [f"{part}{card}" for part in "abcd" for card in "JQK"]
+    strategies = [{name: {"bet": p, "pass": 1 - p} for name, p in zip(names, 1 / (1 + np.exp(-logits)))}
+                  for logits in members]  # fmt: skip
+    paths = {name: [(f"a{name[1]}", "pass")] if name[0] == "b" else [] for name in names}
+    average = average_strategy(strategies, paths)
+    expected = 1 / (1 + np.exp(-KUHN.average(members)))
+    assert [average[name]["bet"] for name in names] == pytest.approx(expected.tolist())
+    assert all(sum(moves.values()) == pytest.approx(1.0) for moves in average.values())
+    plain = {name: np.mean([strategy[name]["bet"] for strategy in strategies]) for name in names}
+    assert max(abs(average[name]["bet"] - plain[name]) for name in ("bJ", "bQ", "bK")) > 0.01, "the weights matter"
+
+
+def test_where_nobody_comes_the_plain_mean_stands_in() -> None:
+    never = {"first": {"go": 0.0, "stop": 1.0}}
+    strategies = [{**never, "later": {"x": share, "y": 1 - share}} for share in (0.2, 0.6)]
+    average = average_strategy(strategies, {"first": [], "later": [("first", "go")]})
+    assert average["later"] == pytest.approx({"x": 0.4, "y": 0.6})
