@@ -22,9 +22,9 @@ from actors.runner import Seated, gather_or_cancel, run_play
 from configs.schema import StageConfig
 from protocols.base import Protocol
 from protocols.propose_solve import ProposeSolve
-from protocols.types import Episode, Outcome, Task
+from protocols.types import EXAMPLE, Episode, Outcome, Task
 from tasks.archive import Archive
-from tasks.base import EXAMPLE, TaskSource, carried_proposal, with_proposal
+from tasks.base import TaskSource, carried_proposal, with_proposal
 
 MAX_ATTEMPTS = 3
 

@@ -238,6 +238,22 @@ class Checker:
         problem = "it has no reveals to search over" if search_problem is None else search_problem()
         if problem:
             self.error(path, f"protocol {protocol!r}: {problem}")
+        else:
+            self.searched_judge(self.protocols[protocol], protocol, path)
+
+    def searched_judge(self, built: Any, protocol: str, path: KeyPath) -> None:
+        """The search is run on the judge of the first arm with this protocol, by its own weights."""
+        arms = [(name, arm) for name, arm in self.config.eval.arms.items() if arm.protocol == protocol]
+        if not arms:
+            playing = {arm.protocol for arm in self.config.eval.arms.values()}
+            self.error(path, f"no arm plays {protocol!r}, whose judge would be searched", _list(playing))
+            return
+        name, arm = arms[0]
+        role = built.seats[built.judge.seat]
+        policy = self.config.policies.get(arm.roles.get(role, ""))
+        if policy is not None and policy.kind != "lm":
+            message = f"the judge is {arm.roles[role]!r} of kind {policy.kind}: no weights to be searched"
+            self.error(("eval", "arms", name, "roles", role), message, "a policy of kind: lm, or no eval.ceiling")
 
     def roles_of(self, protocol: str) -> set[str] | None:
         """Roles of a protocol, None where it could not be built."""

@@ -14,13 +14,8 @@ from typing import ClassVar, Literal
 from protocols.base import Answer, Ask, Play, Protocol, SubPlay
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
 from protocols.templates import literals, render, template_problems
-from protocols.types import InvalidProposal, Outcome, Task, Turn, TurnRequest
+from protocols.types import EXAMPLE, PROPOSAL, InvalidProposal, Outcome, Task, Turn, TurnRequest
 from protocols.views import as_reply, fresh_chat, hidden_values
-
-PROPOSAL = "proposal"
-"""Key of `Task.hidden`, shown to no role, under which a task brings its proposal along: no proposer is asked."""
-EXAMPLE = "example"
-"""Key of `Task.hidden`, shown to no role, of a proposal that a supervised warm start of the proposer imitates."""
 
 
 @dataclass(frozen=True)

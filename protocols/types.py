@@ -19,6 +19,12 @@ class VerifierError(RuntimeError):
     """A verifier could not decide (crashed, ran out of time). Missing data: never a reward of zero."""
 
 
+PROPOSAL = "proposal"
+"""Key of `Task.hidden`, shown to no role, under which a task brings its proposal along: no proposer is asked."""
+EXAMPLE = "example"
+"""Key of `Task.hidden`, shown to no role, of a proposal that a supervised warm start of the proposer imitates."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hidden:
     """Material of a task that only some roles may see."""

@@ -7,14 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from protocols.types import Hidden, Task
-
-PROPOSAL = "proposal"
-"""Key in `Task.hidden` of a root task that carries its proposal: the proposer's turn is skipped."""
-
-EXAMPLE = "example"
-"""Key in `Task.hidden` of a proposal that a supervised warm start of the proposer imitates. Nobody is shown
-it."""
+from protocols.types import EXAMPLE, PROPOSAL, Hidden, Task
 
 
 class TaskSource(ABC):

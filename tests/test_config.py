@@ -219,6 +219,7 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
 
 
 ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
+GREEDY = ARM.replace("-1", "0")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +284,8 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["JUDGE.engine.replicas=40"], "policies.judge", "of cpu memory are needed"),
         (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel or votes"),
         (["eval.ceiling_episodes=9"], "eval.ceiling_episodes", "without eval.ceiling"),
+        ([GREEDY, "eval.ceiling=debate", "JUDGE={kind: uniform}"], "eval.arms.a.roles.judge", "to be searched"),
+        (["eval.ceiling=debate"], "eval.ceiling", "no arm plays 'debate'"),
         (["cluster.gpus=1"], "cluster.gpus", "there are 0"),
         (["tasks={kind: pixls}"], "tasks.kind", "did you mean pixels?"),
         (["tasks=null"], "tasks", "missing"),
