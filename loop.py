@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import shutil
 import time
@@ -19,10 +18,8 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from actors.ceiling import ceiling
 from actors.chat import ChatCodec
 from actors.console import Progress
-from actors.evaluate import play_arm, score, score_by
 from actors.figures import step_figures
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
@@ -32,19 +29,17 @@ from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
-from configs.schema import ArmConfig, RunConfig, StageConfig, WarmStartConfig
+from configs.schema import RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
 from learners.samples import build_samples, imitation_samples
-from learners.scorer import ChoiceScorer
 from learners.types import Sample
+from measure import measure_arms, measure_ceiling, measure_progress
 from protocols.types import Episode
 from tasks.archive import Archive
 from tasks.base import TaskSource
 
-EVAL_SEED = 20_240_601
-"""Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""
 CHECKPOINTS = "checkpoints"
 
 
@@ -221,7 +216,7 @@ class Run:
         done, updates_before = self.progress[name], self.updates
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
-            plays = await self._or_stop(self.ledger.batch(rollouts.groups_per_step))
+            plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
             plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]
@@ -233,7 +228,7 @@ class Run:
             seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
             self._report(name, step + 1, plays, rollouts, learned, seconds)
             if stage.eval_every and (step + 1) % stage.eval_every == 0:
-                await self._progress_arm(stage)
+                await measure_progress(self, stage)
             if self.config.track.save_every and (step + 1) % self.config.track.save_every == 0:
                 await self.save()
         if self.updates == updates_before:
@@ -280,33 +275,6 @@ class Run:
         if self.tracker.transcripts_due(step):
             self.tracker.transcripts(episodes, step)
 
-    async def arms(self, when: str) -> None:
-        """Plays the evaluation arms of this moment on held-out tasks."""
-        for name, arm in self.config.eval.arms.items():
-            if arm.when == when and name not in self.accuracy:
-                plays = await self._or_stop(self.play_arm(name, arm, arm.episodes))
-                self.accuracy[name] = score(plays, self.source.cluster).as_dict()
-                self.buckets[name] = score_by(plays, self.source.bucket)
-                self.tracker.log(f"eval/{name}", self.updates, self.accuracy[name])
-                self.tracker.screen.note(f"{name}: {self.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
-
-    async def play_arm(self, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
-        """Held-out plays of an arm, recorded but never trained on."""
-        await self.serve(arm.roles.values())
-        tasks = self.source.derived_heldout(episodes, EVAL_SEED)
-        players = self.system.players(arm.roles, arm.temperature)
-        plays = await play_arm(self.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
-        for play in plays:
-            self.ledger.commit(play[0].id, play, train=False)
-        return plays
-
-    async def _progress_arm(self, stage: StageConfig) -> None:
-        """A small evaluation during training: a point of the curve."""
-        arm = self.config.eval.arms[stage.eval_arm]
-        name = f"{stage.eval_arm}@{self.updates}"
-        plays = await self.play_arm(name, arm, stage.eval_episodes)
-        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
-
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
         with checkpoint.writing(self.dir / CHECKPOINTS, f"step-{self.updates}", keep=2) as folder:
@@ -323,7 +291,7 @@ class Run:
             "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
         }  # fmt: skip
 
-    async def _or_stop(self, awaitable: Any) -> Any:
+    async def or_stop(self, awaitable: Any) -> Any:
         """Awaits, but raises Stopped as soon as a stop is asked for."""
         task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
         try:
@@ -365,11 +333,11 @@ class Run:
             await gather_or_cancel([self.warm_starts(), self.serve(self._unwarmed())])
         self.warmed = True
         if not any(done["step"] for done in self.progress.values()):
-            await self.arms("start")
+            await measure_arms(self, "start")
         for name in self.config.stages:
             await self.train_stage(name)
-        await self.arms("end")
-        await self._ceiling()
+        await measure_arms(self, "end")
+        await measure_ceiling(self)
         await self.save()
 
     async def measure(self, folder: Path) -> None:
@@ -377,22 +345,5 @@ class Run:
         await self.prepare()
         await self.restore(folder, learners=False)
         self.accuracy, self.buckets = {}, {}
-        await self.arms("end")
-        await self._ceiling()
-
-    async def _ceiling(self) -> None:
-        """The exact minimax value on the same judge and held-out tasks, where the config asks for it."""
-        settings = self.config.eval
-        if not settings.ceiling or "minimax_ceiling" in self.accuracy:
-            return
-        protocol = self.protocols[settings.ceiling]
-        arm = next(arm for arm in settings.arms.values() if arm.protocol == settings.ceiling)
-        judge = arm.roles[protocol.seats[protocol.judge.seat]]
-        tasks = self.source.derived_heldout(settings.ceiling_episodes, EVAL_SEED)
-        for name in list(self.system.served):
-            self.system.retire(name)
-        interval, judged = await self._or_stop(
-            ceiling(protocol, tasks, self.models[judge], ChoiceScorer, os.cpu_count() or 1)
-        )
-        self.accuracy["minimax_ceiling"] = interval.as_dict()
-        self.tracker.log("eval/minimax_ceiling", self.updates, interval.as_dict() | {"positions_per_task": judged})
+        await measure_arms(self, "end")
+        await measure_ceiling(self)
