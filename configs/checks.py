@@ -183,7 +183,7 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "signal", "advantage"], why, (*path[:-1], "trained"))
+            self.unused(path, ["lr", "loss", "signal", "advantage", "reference"], why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":

@@ -133,7 +133,8 @@ def engine_memory(policy: PolicyConfig, device: str, machine: Machine) -> int:
 
 
 def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) -> int:
-    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1).
+    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1), and a whole
+    reference where the loss compares with one.
 
     Activations are left out: `micro_tokens` bounds them.
     """
@@ -145,6 +146,8 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
+    if learner.loss.kl and policy.trained:
+        base += count * (weights + (4 if half and learner.reference.kind == "ema" else 0))
     return base + count * weights // shard[0] + count * grads // shard[1] + count * states // shard[2]
 
 

@@ -12,6 +12,7 @@ from configs.schema import (
     LossConfig,
     ModelConfig,
     PolicyConfig,
+    ReferenceConfig,
     RemoteConfig,
     SignalConfig,
     StageConfig,
@@ -40,6 +41,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     },
     SignalConfig: {"best": _COUNT, "temperature": (TINY, INF)},
     AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
+    ReferenceConfig: {"every": _COUNT, "decay": (0, 0.999999)},
     LearnerConfig: {
         **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),
         **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),

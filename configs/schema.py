@@ -81,7 +81,7 @@ class LossConfig:
     correction_low: float = 0.5
     correction_high: float = 2.0
     kl: float = 0.0
-    """Weight of the KL divergence (nats per token) from the policy to a frozen reference."""
+    """Weight of the KL divergence (nats per token) from the policy to its `reference` (ReferenceConfig)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """All have the gradient of the divergence; they differ in variance."""
     entropy: float = 0.0
@@ -122,6 +122,19 @@ class SignalConfig:
 
 
 @dataclass
+class ReferenceConfig:
+    """The copy of the policy that its learner compares it with, where the loss does (`kl`)."""
+
+    kind: Literal["initial", "previous", "ema"] = "initial"
+    """initial: the weights at the start of the stage. previous: those of a while ago. ema: a moving average of the
+    policy's weights (a magnet)."""
+    every: int = 10
+    """previous: learner steps after which the policy's weights are copied again."""
+    decay: float = 0.99
+    """ema: weight of the old average at each learner step."""
+
+
+@dataclass
 class LearnerConfig:
     """DeepSpeed learner group of one trained policy."""
 
@@ -148,6 +161,7 @@ class LearnerConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
 

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import LearnerConfig, LossConfig
-from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, resolve_dtype
+from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
 from learners.types import Sample
 from learners.weights import Bucket, bucket_names, pack
 
 if TYPE_CHECKING:
     from learners.figures import Figures
+    from learners.reference import Reference
 
 STATE, FACTS = "state", "learner.json"
 COPIED = {".json", ".jinja", ".txt", ".model"}
@@ -59,6 +60,7 @@ class LearnerRank:
         self.model_dir = model_dir
         self.updates = 0
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
+        self.reference: Reference | None = None
         # Ray shows a CUDA rank exactly one GPU, number 0.
         local = 0 if device == "cuda" else rank
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
@@ -103,6 +105,7 @@ class LearnerRank:
         import torch
 
         from learners.optimizer import make_adamw
+        from learners.reference import Reference
         from learners.token_model import TokenModel, check_head, load_lm, probe
 
         torch.manual_seed(self.seed)
@@ -110,6 +113,8 @@ class LearnerRank:
         model = TokenModel(lm.to(self.device))
         check_head(model)
         before = probe(model)
+        if needs_reference(self.config.loss):  # now, while every weight is whole
+            self.reference = Reference(model, self.config.reference, share=self.config.zero_stage < 3)
         clip = self.config.grad_clip if self.config.zero_stage == 0 else None
         self.adamw = make_adamw(model, self.config.lr, self.config.weight_decay, BETAS, EPS, clip)
         self.engine, *_ = deepspeed.initialize(
@@ -146,6 +151,9 @@ class LearnerRank:
             config, passes, parts = replace(config, kind=loss, normalise="auto"), 1, 1
         if config.correction != "none" and passes * parts > 1:  # else the weights move only afterwards
             samples = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
+        if needs_reference(config):
+            values = self._reference_logprobs(samples)
+            samples = [replace(s, reference_logprobs_L=p) for s, p in zip(samples, values)]
         shuffler = random.Random(f"{seed}/{self.rank}")
         tally = Tally()
         tally.total("sequences", len(samples))
@@ -239,21 +247,18 @@ class LearnerRank:
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probability of every loss token of every sample under the weights held now."""
-        import torch
+        from learners.batching import split_by_length
+        from learners.reference import token_logprobs
 
-        from learners.batching import collate, split_by_length
+        tokens = self.config.micro_tokens
+        *_, passes = self._agree(0, 0, len(split_by_length(samples, tokens)))
+        return token_logprobs(self.engine, samples, tokens, self.device, at_least=passes)
 
-        parts = split_by_length(samples, self.config.micro_tokens)
-        *_, micro_batches = self._agree(0, 0, len(parts))
-        found: list[list[float]] = [[] for _ in samples]
-        with torch.no_grad():
-            for i in range(micro_batches):
-                batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
-                logprobs_L, _ = self.engine(**batch.inputs)
-                for owner, value in zip(batch.index_L.tolist(), logprobs_L.tolist()):
-                    if owner >= 0:
-                        found[owner].append(value)
-        return found
+    def _reference_logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The same under the reference, which moves first where its time has come."""
+        assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
+        self.reference.advance(self.engine.module, self._gathered)
+        return self.reference.logprobs(samples, self.config.micro_tokens)
 
     # --------------------------------------------------------------------------- weights and files
 
@@ -276,6 +281,9 @@ class LearnerRank:
         if self.rank == 0:
             facts = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
             facts |= {"updates": self.updates, "extra": extra or {}}
+            if self.reference is not None:
+                self.reference.save(folder)
+                facts["reference"] = self.reference.facts()
             Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
 
     def load(self, folder: str) -> dict[str, Any]:
@@ -286,9 +294,15 @@ class LearnerRank:
         for key, value in mine.items():
             if facts[key] != value:
                 raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
+        saved, kind = facts.get("reference"), self.config.reference.kind if self.reference else None
+        if kind != (saved and saved["kind"]):
+            was = f"reference {saved['kind']}" if saved else "no reference"
+            raise LearnerConfigError(f"{folder}: saved with {was}, this learner has {kind or 'none'}")
         path, _ = self.engine.load_checkpoint(folder, tag=STATE)
         if path is None:
             raise FileNotFoundError(f"{folder}: holds no learner state")
+        if self.reference is not None:
+            self.reference.load(folder, saved)
         self.updates = facts["updates"]
         return facts["extra"]
 

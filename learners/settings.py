@@ -48,10 +48,18 @@ SIGNAL_USES: dict[str, frozenset[str]] = {
 """Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, all but `advantage` read
 `_EACH_GROUP` only."""
 
+REFERENCE_USES: dict[str, frozenset[str]] = {
+    "initial": frozenset(),
+    "previous": frozenset({"every"}),
+    "ema": frozenset({"decay"}),
+}
+"""Reference kind -> the fields of ReferenceConfig that it reads."""
+
 KINDS: dict[str, dict[str, frozenset[str]]] = {
     "loss": LOSS_USES,
     "signal": SIGNAL_USES,
     "advantage": ADVANTAGE_USES,
+    "reference": REFERENCE_USES,
 }
 """Sections of LearnerConfig that have a kind."""
 
@@ -72,6 +80,10 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
             for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
                 yield f"advantage.{name}", f"with the signal {signal!r}", "signal.kind"
             continue
+        if part == "reference" and not needs_reference(config.loss):
+            for field in fields(section):
+                yield f"reference.{field.name}", "without kl, which alone compares with a reference", "loss.kl"
+            continue
         read = uses[section.kind]
         why = f"on the {part} {section.kind!r}, which reads {', '.join(sorted(read)) or 'no other setting'}"
         for name in sorted({f.name for f in fields(section)} - {"kind"} - read):
@@ -85,6 +97,11 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
         yield "loss.kl_estimator", "without kl", "loss.kl"
     if config.advantage.credit == "trajectory":
         yield "advantage.discount", "with credit: trajectory", "advantage.credit"
+
+
+def needs_reference(config: LossConfig) -> bool:
+    """Whether the loss reads `Sample.reference_logprobs_L`."""
+    return config.kl > 0 and "kl" in LOSS_USES[config.kind]
 
 
 def normalisation(config: LossConfig) -> str:
@@ -107,14 +124,23 @@ def check_loss(config: LossConfig) -> None:
         )
     if config.correction == "truncate" and high < 1:
         raise LearnerConfigError(f"loss.correction_high: {high:g} must be 1 or more")
-    if config.kl:
-        raise LearnerConfigError("loss.kl: no learner starts a reference model yet; valid: 0")
+
+
+def check_reference(config: LearnerConfig) -> None:
+    """Raises LearnerConfigError for a divergence from the policy itself, which is always 0."""
+    every = config.reference.kind == "previous" and config.reference.every == 1
+    if config.loss.kl and every and config.epochs * config.minibatches == 1:
+        raise LearnerConfigError(
+            "reference.every: 1 with one optimizer step per batch leaves the policy nothing to differ from; "
+            "valid: 2 or more, or more epochs or minibatches"
+        )
 
 
 def check_learner(config: LearnerConfig, device: str) -> None:
     """Raises LearnerConfigError("setting: what is wrong") for what no learner can run on `device`."""
     deepspeed_json(config, device)
     check_loss(config.loss)
+    check_reference(config)
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:

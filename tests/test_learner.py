@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import LearnerConfig, LossConfig
+from configs.schema import LearnerConfig, LossConfig, ReferenceConfig
 from learners import batching
 from learners.batching import BadSample, balance, split_by_length
 from learners.group import LearnerDied, LearnerGroup
@@ -473,6 +473,55 @@ def test_a_dead_rank_is_named_and_a_new_group_goes_on(
     again = Rig(loop, model_dir, 2, 2)
     rig(again.group.load(str(tmp_path)))
     rig(again.group.step(make_samples(6, 2)))
+    assert same(expected, again.weights())
+    again.group.stop()
+
+
+def follow(rig: Rig, samples: list[Sample], steps: int) -> list[dict[str, float]]:
+    return [rig(rig.group.step(samples, seed=seed)) for seed in range(steps)]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+def test_a_divergence_holds_the_policy_at_its_reference(
+    loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int
+) -> None:
+    # Every reply is rewarded. With KL the loss -r + kl r (1/r - 1 + log r) is least at log r = 1 / kl.
+    samples = [replace(s, advantages_L=[1.0] * len(s.advantages_L)) for s in make_samples(6)]
+    moved = {}
+    for kl in (0.0, 20.0):
+        rig = Rig(loop, model_dir, stage, ranks, loss=LossConfig(kind="reinforce", kl=kl))
+        start = rig(rig.group.logprobs(samples))
+        drawn = [replace(s, logprobs_L=p) for s, p in zip(samples, start)]
+        figures = follow(rig, drawn, 30)
+        end = rig(rig.group.logprobs(samples))
+        moved[kl] = np.mean([abs(e - s) for ends, starts in zip(end, start) for e, s in zip(ends, starts)])
+        if kl:
+            assert figures[0]["reference_kl"] == pytest.approx(0.0, abs=1e-9), "equal weights, equal log-probabilities"
+            assert 0 < figures[-1]["reference_kl"] < 0.1
+        rig.group.stop()
+    assert moved[20.0] < 0.15 < 0.3 < moved[0.0]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+def test_a_magnet_trails_the_policy_and_is_resumed_bit_by_bit(
+    loop: asyncio.AbstractEventLoop, model_dir: Path, tmp_path: Path, stage: int, ranks: int
+) -> None:
+    magnet = ReferenceConfig("ema", decay=0.5)
+    settings = {"loss": LossConfig(kind="reinforce", kl=0.1), "reference": magnet}
+    rig = Rig(loop, model_dir, stage, ranks, **settings)
+    samples = make_samples(6)
+    follow(rig, samples, 3)
+    rig(rig.group.save(str(tmp_path)))
+    straight = follow(rig, samples, 3)
+    expected = rig.weights()
+    assert straight[-1]["reference_kl"] > 0
+    rig.group.stop()
+    again = Rig(loop, model_dir, stage, ranks, **settings)
+    rig(again.group.load(str(tmp_path)))
+    found = follow(again, samples, 3)
+    assert [f["reference_kl"] for f in found] == [f["reference_kl"] for f in straight]
     assert same(expected, again.weights())
     again.group.stop()
 

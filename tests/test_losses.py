@@ -357,7 +357,6 @@ def test_segment_mean_without_segments_is_over_all() -> None:
         ({"correction": "mask", "correction_low": 1.2}, "loss.correction_low: "),
         ({"correction": "reject", "correction_high": 0.9}, "loss.correction_high: "),
         ({"correction": "truncate", "correction_high": 0.9}, "loss.correction_high: 0.9 must be 1 or more"),
-        ({"kl": 0.1}, "loss.kl: no learner starts a reference"),
     ],
 )
 def test_contradictions_are_named(settings: dict[str, Any], says: str) -> None:
