@@ -20,7 +20,7 @@ def step_figures(episodes: Sequence[Episode]) -> dict[str, float]:
             values[f"{episode.protocol}/{name}"].append(value)
         roles = {turn.seat: turn.role for turn in episode.turns}
         for reward in outcome.rewards:
-            values[f"reward/{roles[reward.seat]}/{reward.name}"].append(reward.value)
+            values[f"reward/{roles.get(reward.seat, reward.seat)}/{reward.name}"].append(reward.value)
         for turn in episode.turns:
             if not turn.read:
                 values[f"truncated/{turn.role}"].append(float(turn.truncated))

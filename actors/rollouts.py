@@ -141,7 +141,7 @@ class Rollouts:
             except EngineLost as error:
                 self._count("lost")
                 lost = Outcome(status="lost", reason=str(error))
-                episode = Episode(id, self.protocol.name, replace(task, domain=None), seed, (), lost)
+                episode = Episode(id, self.protocol.name, replace(task, domain=None, game=None), seed, (), lost)
                 self.ledger.commit(id, [episode], train=False)
                 continue
             self.ledger.commit(id, episodes, train=False)

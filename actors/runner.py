@@ -65,7 +65,7 @@ async def run_play(
             generator.close()
             outcome = Outcome("invalid", reason=unreadable)
             break
-    recorded = replace(task, domain=None)
+    recorded = replace(task, domain=None, game=None)
     root = Episode(id, protocol.name, recorded, seed, tuple(play.turns), outcome, parent, meta or {})
     return [root, *play.children]
 

@@ -15,7 +15,8 @@ from protocols.types import Reward
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
-    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays"
+    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays",
+    "game",
 ]
 """What a reward reads, and what a protocol may have to offer."""
 
@@ -69,6 +70,10 @@ class Record:
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
+    returns: Mapping[str, float] = field(default_factory=dict)
+    """seat -> what a game that was played to its end pays it."""
+    forfeited: Sequence[str] = ()
+    """Seats whose illegal moves ended a game."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Rule:
     needs: Source
     params: Params = field(default_factory=dict)
     zero_sum: bool = False
+    """`game_return`: where the returns of the game do."""
 
 
 def log_odds(belief: Belief, side: int, clip: float) -> float:
@@ -189,6 +195,19 @@ def invalid_proposal(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -1.0, "invalid_proposal")
 
 
+def game_return(record: Record, params: Params) -> Iterator[Reward]:
+    """What the rules of the game pay. Of a game that was not played to its end, each seat that forfeited it pays
+    `forfeit` and the others share that in equal parts; nobody pays where all forfeited."""
+    for seat, value in record.returns.items():
+        yield Reward(seat, None, value, "game_return")
+    others = [seat for seat in record.roles if seat not in record.forfeited]
+    if record.forfeited and others:
+        for seat in record.forfeited:
+            yield Reward(seat, None, -params["forfeit"], "game_return")
+        for seat in others:
+            yield Reward(seat, None, params["forfeit"] * len(record.forfeited) / len(others), "game_return")
+
+
 _CLIP = {"clip": 8.0}
 
 REWARDS: dict[str, Rule] = {
@@ -204,6 +223,7 @@ REWARDS: dict[str, Rule] = {
     "partly_correct": Rule(partly_correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
+    "game_return": Rule(game_return, "game", {"forfeit": 1.0}, zero_sum=True),
 }
 
 
@@ -242,7 +262,7 @@ def reward_problems(
             found.append(
                 (f"rewards.{i}.params.{key}", f"{term.name!r} has no setting {key!r}; valid: {valid}")
             )
-        for key, unit in (("clip", "nats"), ("cap", "share of the limit")):
+        for key, unit in (("clip", "nats"), ("cap", "share of the limit"), ("forfeit", "as the game pays")):
             if not term.params.get(key, 1.0) > 0.0:
                 found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
         if not math.isfinite(term.weight) or term.weight == 0.0:
@@ -262,6 +282,7 @@ _LACKING: dict[Source, str] = {
     "final belief": "the judgment of a judge",
     "verifier": "an exact verifier",
     "sub-plays": "sub-plays",
+    "game": "the rules of a game (kind: game)",
 }
 
 

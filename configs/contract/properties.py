@@ -177,6 +177,11 @@ def _first(subject: Subject) -> Iterator[str]:
         yield from suite.order_violations(subject.protocol, subject.raw, seed)
 
 
+def _cards(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from (f"seed {seed}: {wrong}" for wrong in suite.card_shows(subject.protocol, subject.raw, seed))
+
+
 def _sides(subject: Subject) -> Iterator[str]:
     for seed in subject.seeds:
         yield from suite.side_shows(subject.protocol, subject.raw, seed)
@@ -278,12 +283,16 @@ PROPERTIES = (
         _private,
         lambda raw: bool(parts_of(raw)),
     ),
+    Property(
+        "cards", "what a player of a game holds shows to that player alone", _cards, lambda raw: raw["kind"] == "game"
+    ),
     Property("sides", "a judge of evidence cannot tell who argues which side", _sides, suite.judges_evidence),
     Property(
         "speakers",
         "in a shuffled phase nobody is always first",
         _first,
-        lambda raw: any(phase.get("speakers") == "shuffled" for phase in phases_of(raw)),
+        lambda raw: (raw["kind"] == "game" and raw.get("order") == "shuffled")
+        or any(phase.get("speakers") == "shuffled" for phase in phases_of(raw)),
     ),
     Property(
         "missing data",

@@ -14,8 +14,10 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from configs.contract.drive import Scripted, Trace, drive, parts_of, phases_of
+from configs.contract.game import MarkerGame
 from configs.contract.oracle import PhasedOracle
 from configs.contract.oracle_bench import seats_of
+from configs.contract.oracle_game import GameOracle
 from configs.contract.tasks import NOBODY, synthetic
 from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
@@ -105,6 +107,12 @@ def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -
                 first.add(next(ask.seat for ask in trace.requests() if ask.phase == phase["name"]))
             if len(first) < 2:
                 found.append(f"{phase['name']}: {first} is first in all of {plays} shuffled plays")
+    if raw["kind"] == "game" and raw.get("order") == "shuffled":  # all players of the marker game are asked, in order
+        task = synthetic(raw, seed)
+        traces = [drive(protocol, task, seed + i, Scripted.of(raw, seed)) for i in range(plays)]
+        first = {trace.requests()[0].seat for trace in traces}
+        if len(first) < 2:
+            found.append(f"{first} is player 0 in all of {plays} shuffled plays")
     return found
 
 
@@ -214,6 +222,7 @@ ORACLES: dict[str, Callable[[Raw, Trace], list[str]]] = {
     "phased": _check_phased,
     "solve": _check_solve,
     "propose_solve": _check_proposed,
+    "game": lambda raw, trace: GameOracle(raw, trace.task).run(trace),
 }
 """Kinds whose plays are worked out from the YAML and compared word for word."""
 
@@ -225,6 +234,7 @@ def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         *hidden_shows(protocol, raw, seed),
         *side_shows(protocol, raw, seed),
         *private_shows(protocol, raw, seed),
+        *card_shows(protocol, raw, seed),
     ]
     if raw["kind"] == "propose_solve":
         task = synthetic(raw, seed)
@@ -283,6 +293,22 @@ def private_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         for t in (first, other)
     ]
     return [] if said[0] == said[1] else ["what a seat wrote in private shows in what is asked"]
+
+
+def card_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """A game in which one player holds other cards, and everybody says the same, looks the same to all others."""
+    task = synthetic(raw, seed)
+    if not isinstance(task.game, MarkerGame):
+        return []
+    found = []
+    for player in range(task.game.players):
+        twin = replace(task, game=replace(task.game, altered=player))
+        base, other = (drive(protocol, t, seed, Scripted.of(raw, seed)) for t in (task, twin))
+        texts = [[(r.seat, [m.text for m in r.messages]) for r in t.requests()] for t in (base, other)]
+        changed = {seat for (seat, text), (_, other_text) in zip(*texts) if text != other_text}
+        if len(changed) != 1 or len(texts[0]) != len(texts[1]):
+            found.append(f"the cards of player {player} show in what {sorted(changed) or 'nobody'} is asked")
+    return found
 
 
 def has_oracle(raw: Raw) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from configs.contract.drive import nested
+from configs.contract.game import MarkerGame
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
 NOBODY = "nobody"
@@ -42,6 +43,7 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
         answer=f"an{next(words)}" if solves else choices[rng.randrange(len(choices))], choices=choices,
         evidence=tuple(f"ev{next(words)}" for _ in range(evidence)), hidden=hidden,
         proposals=tuple(f"pr{next(words)}" for _ in range(9)), domain=Markers(),
+        game=MarkerGame(len(raw["seats"]), seed) if raw["kind"] == "game" else None,
     )  # fmt: skip
 
 
