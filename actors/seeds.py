@@ -12,14 +12,14 @@ import hashlib
 
 
 def derive(parent: int, *names: object) -> int:
-    """A number in [0, 2**63) out of `parent` and `names`. Its low 32 bits, all that some generators use, are well mixed."""
+    """A number in [0, 2**63) out of `parent` and `names`, well mixed in the low 32 bits: some generators use no more."""
     text = "/".join([str(parent), *map(repr, names)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def turn_seed(play: int, seat: str, turn: int, asked: int) -> int:
-    """Of one request of the play with seed `play`. `asked`: how often this seat was asked for this turn before (a vote
-    that could not be read is asked for again, and must not come out the same)."""
+    """Of one request of the play with seed `play`. `asked`: how often its seat was asked for its turn before (a
+    vote that could not be read is asked for again, and must not come out the same)."""
     return derive(play, seat, turn, asked)
 
 

@@ -151,6 +151,8 @@ def test_replies_depend_on_the_play_and_not_on_who_was_first() -> None:
     assert all(texts == plays[0][0] for texts, _ in plays)
     assert all(len(set(player.seeds)) == 6 and None not in player.seeds for _, player in plays)
     assert talk(0, seed=6)[0] != plays[0][0]
+    unseeded = {tuple(talk(clock, seeded=False)[0]) for clock in range(8)}
+    assert len(unseeded) > 1, "without seeds it matters, so that this test can fail"
     assert set(talk(0, seeded=False)[1].seeds) == {None}, "a seed costs time: only where it is asked for"
 
 
@@ -194,6 +196,7 @@ def stage(folder: Path, clock: int, saved: dict[str, Any], kill_after: int | Non
 
     async def main() -> list[list[Episode]]:
         ledger = Ledger(folder)
+        ledger.sync = lambda: None  # type: ignore[method-assign]  # what a power cut leaves is not the question here
         player, config = Slow(clock), StageConfig(plays_per_step=3, archive=0.5, steps=STEPS)
         players = {role: Seated("p", player, seeded=True) for role in PROPOSED.roles().values()}
         archive = Archive.restore(saved["archive"]) if saved else Archive()
@@ -225,9 +228,13 @@ def stage(folder: Path, clock: int, saved: dict[str, Any], kill_after: int | Non
     return asyncio.run(main())
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[list[Episode]]:
+    return stage(tmp_path_factory.mktemp("straight"), 0, {})
+
+
 @pytest.mark.parametrize("kill_after", range(2, STEPS))
-def test_a_killed_stage_goes_on_with_the_same_batches(tmp_path: Path, kill_after: int) -> None:
-    straight = stage(tmp_path / "straight", 0, {})
+def test_a_killed_stage_goes_on_with_the_same_batches(tmp_path: Path, straight: Any, kill_after: int) -> None:
     assert len(straight) == STEPS
     saved: dict[str, Any] = {}
     before = stage(tmp_path / "killed", 1, saved, kill_after)
@@ -236,15 +243,6 @@ def test_a_killed_stage_goes_on_with_the_same_batches(tmp_path: Path, kill_after
     assert len(before) == kill_after and step == 2 * (kill_after // 2)
     assert [*before[:step], *after] == straight
     assert any(e.parent is None and not e.turns for batch in straight for e in batch), "nothing came from the archive"
-
-
-def test_without_the_setting_batches_depend_on_time(tmp_path: Path) -> None:
-    """The test above can fail: the same stage with players that draw in the order of calls."""
-
-    def texts(clock: int) -> list[str]:
-        return talk(clock, seeded=False)[0]
-
-    assert len({tuple(texts(clock)) for clock in range(8)}) > 1
 
 
 # ---- settings ----------------------------------------------------------------------------------------
