@@ -59,7 +59,7 @@ class Run:
         self.protocols: dict[str, Any] = dict(build_protocols(config))
         self.source: TaskSource = load_task_source(config.tasks)
         self.dir = Path(self.config.run_dir)
-        self.system = System(self.config.policies, self.config.seed)
+        self.system = System(self.config.policies, self.config.seed, self.config.deterministic)
         self.learners: dict[str, LearnerGroup] = {}
         self.codecs: dict[str, ChatCodec] = {}
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
@@ -192,7 +192,7 @@ class Run:
         source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
-            self.ledger, self.config.seed, self.archives[name], done,
+            self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic,
         )  # fmt: skip
         loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
         try:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from actors.engine_trie import Node, Place, branchings, build_trie, choice_logprobs, forced_path
 from actors.messages import GenRequest, GenResult
+from actors.seeds import branch_seed
 
 READ_WIDTH = 128
 """Most logprob_token_ids that vLLM takes in one request."""
@@ -143,7 +144,8 @@ class ChoiceFlight(Flight):
             self.finish(GenResult(self.request.id, ids, logprobs, versions, allowed, choice=end))
             return
         r = self.request
-        params = sampling_params(1, r.temperature, r.top_p, allowed=tuple(end), seed=r.seed)
+        seed = None if r.seed is None else branch_seed(r.seed, len(self.output_ids))
+        params = sampling_params(1, r.temperature, r.top_p, allowed=tuple(end), seed=seed)
         self.ask(self, r.prompt_ids + self.output_ids, params, end)
 
     def take(self, completion: Any, versions: list[int], tag: Node) -> None:

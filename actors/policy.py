@@ -43,6 +43,7 @@ class EnginePlayer:
                 temperature=temperature,
                 stop_ids=() if enforced else self.codec.stop_ids,
                 choices=self.codec.choices(request.choices) if enforced else (),
+                seed=request.seed,
             )
         )
         return self._reply(request, prompt_ids, result, temperature)

@@ -47,10 +47,15 @@ class Rollouts:
         seed: int,
         archive: Archive,
         state: Mapping[str, Any] | None = None,
+        deterministic: bool = False,
     ):
-        """`state`: what `self.state()` said when the run was saved, and the `step` reached."""
+        """`state`: what `self.state()` said when the run was saved, and the `step` reached. `deterministic`: nothing
+        depends on which play ends first; proposals are archived at the end of their step, in order."""
         self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
         self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
+        self.deterministic = deterministic
+        self._ended: dict[int, Episode] = {}
+        """Root plays by index, to be archived."""
         self.groups_per_step = stage.plays_per_step // stage.repeats
         self.next_group: int = state["group"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
@@ -69,6 +74,8 @@ class Rollouts:
 
     def release(self, plays: Sequence[Sequence[Episode]]) -> None:
         """Called when these plays have been learned from and the engines have the result."""
+        for index in sorted(self._ended):
+            self._remember(self._ended.pop(index))
         for group in {play[0].meta["index"] // self.stage.repeats for play in plays}:
             self._open.discard(group)
             if self._to_come > 0:
@@ -151,7 +158,10 @@ class Rollouts:
     def _noted(self, episodes: list[Episode]) -> list[Episode]:
         self._count(episodes[0].status)
         if episodes[0].status == "ok":
-            self._remember(episodes[0])
+            if self.deterministic:
+                self._ended[episodes[0].meta["index"]] = episodes[0]
+            else:
+                self._remember(episodes[0])
         return episodes
 
     def _remember(self, root: Episode) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.players import Player
+from actors.seeds import turn_seed
 from protocols.base import Answer, Ask, Protocol, SubPlay
 from protocols.types import Episode, Outcome, Reply, Task, Turn, TurnRequest
 
@@ -23,6 +25,8 @@ class Seated:
 
     policy: str
     player: Player
+    seeded: bool = False
+    """Each of its requests gets a seed of its own, out of the play's (actors/seeds.py)."""
 
 
 class MissingPlayer(ValueError):
@@ -50,7 +54,7 @@ async def run_play(
 
     `players`: role -> who plays it. `seats`: seat -> who takes it instead.
     """
-    play = _Play(players, id, seats or {})
+    play = _Play(players, id, seats or {}, seed)
     generator = protocol.play(task, random.Random(seed))
     answers: list[Answer] | None = None
     while True:
@@ -73,11 +77,12 @@ async def run_play(
 class _Play:
     """The state of one running play: what each seat has said, and the finished sub-plays."""
 
-    def __init__(self, players: Mapping[str, Seated], id: str, seats: Mapping[str, Seated]):
-        self.players, self.id, self.seats = players, id, seats
+    def __init__(self, players: Mapping[str, Seated], id: str, seats: Mapping[str, Seated], seed: int):
+        self.players, self.id, self.seats, self.seed = players, id, seats, seed
         self.turns: list[Turn] = []
         self.children: list[Episode] = []
         self._histories: dict[str, tuple[Turn, ...]] = {}
+        self._asked: Counter[tuple[str, int]] = Counter()
 
     async def answer(self, asks: list[Ask]) -> list[Answer]:
         """Answers in the order of `asks`; all of them proceed side by side."""
@@ -110,7 +115,12 @@ class _Play:
             return run_play(
                 ask.protocol, ask.task, ask.seed, self.players, id, parent=self.id, seats=self.seats
             )
-        return self._seated(ask).player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
+        seated = self._seated(ask)
+        if seated.seeded:
+            place = (ask.seat, ask.turn)
+            ask = replace(ask, seed=turn_seed(self.seed, *place, self._asked[place]))
+            self._asked[place] += 1
+        return seated.player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
 
     def _seated(self, ask: TurnRequest) -> Seated:
         if ask.seat in self.seats:

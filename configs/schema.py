@@ -317,6 +317,10 @@ class RunConfig:
     name: str = "run"
     run_dir: str = "runs/${name}"
     seed: int = 0
+    deterministic: bool = False
+    """The same config gives the same numbers bit for bit, also when the run was killed and resumed: every request has
+    a seed of its own, and engines compute one sequence at a time without a prefix cache, which is much slower. On CPU,
+    with max_staleness: 0."""
     tasks: Any = None
     """kind: ... and that kind's settings (tasks.SOURCES)."""
     protocols: dict[str, Any] = field(default_factory=dict)

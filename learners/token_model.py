@@ -24,6 +24,9 @@ def load_lm(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = Fal
         str(model), dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
     )
     lm.config.use_cache = False
+    for parameter in lm.parameters():
+        # Memory of its own: a file is mapped at any address, and kernels may round differently there.
+        parameter.data = parameter.data.clone()
     return lm.eval()
 
 

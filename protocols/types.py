@@ -176,6 +176,8 @@ class TurnRequest:
     which side it argues and whether it spoke first. Part of the group key; never shown."""
     max_tokens: int | None = None
     temperature: float | None = None
+    seed: int | None = None
+    """Set by whoever runs the play, for players that are to draw the same every time."""
 
 
 @dataclass(frozen=True, slots=True)

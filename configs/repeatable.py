@@ -1,0 +1,37 @@
+"""What keeps a run from giving the same numbers every time, where `deterministic: true` promises them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.machine import Machine, resolve_device, used_policies
+from configs.schema import RunConfig
+from configs.source import KeyPath
+
+ENGINE_KEYS = ("enable_prefix_caching", "max_num_seqs", "seed")
+"""Of vLLM's settings, those that the promise rests on."""
+
+
+def repeatable_problems(config: RunConfig, machine: Machine) -> Iterator[tuple[KeyPath, str, str]]:
+    """(setting, message, what would be valid)."""
+    if not config.deterministic:
+        return
+    for name, stage in config.stages.items():
+        if stage.max_staleness:
+            message = "with deterministic: true no reply may depend on when new weights arrive"
+            yield ("stages", name, "max_staleness"), message, "0"
+    used = used_policies(config)
+    for name, policy in config.policies.items():
+        path = ("policies", name)
+        if policy.kind == "remote" and name in used:
+            yield (*path, "kind"), "what a remote policy replies is not deterministic", "lm or uniform"
+        if policy.kind != "lm":
+            continue
+        parts = {"engine": policy.engine.device} if name in used else {}
+        if policy.trained or policy.warm_start:
+            parts["learner"] = policy.learner.device
+        for part, device in parts.items():
+            if resolve_device(device, machine) == "cuda":
+                yield (*path, part, "device"), "CUDA's sums are not the same every time (deterministic: true)", "cpu"
+        for key in sorted(set(policy.engine.extra) & set(ENGINE_KEYS)):
+            yield (*path, "engine", "extra", key), "is set by deterministic: true", "remove it"
