@@ -27,13 +27,13 @@ class Interval:
         return asdict(self)
 
 
-def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4), 95% unless told."""
     if n == 0:
         return float("nan"), float("nan")
     share = successes / n
-    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
