@@ -23,7 +23,7 @@ from actors.console import Progress
 from actors.figures import step_figures
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
-from actors.rollouts import Rollouts, play_all, training_task
+from actors.rollouts import Rollouts, play_all, trusted_task
 from actors.runner import Seated, gather_or_cancel
 from actors.system import System
 from actors.tracker import Tracker
@@ -34,6 +34,7 @@ from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
 from learners.samples import build_samples, imitation_samples
+from learners.truth import Answers
 from learners.types import Sample
 from measure import measure_arms, measure_ceiling, measure_progress
 from protocols.types import Episode
@@ -141,8 +142,9 @@ class Run:
         players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
         rng = random.Random(f"{self.config.seed}/warm/{name}")
         source = load_task_source({**self.config.tasks, **warm.tasks})
+        trusted = self.config.policies[name].learner.trusted
         while True:
-            tasks = [training_task(source, protocol, rng, warm=True) for _ in range(warm.batch)]
+            tasks = [trusted_task(source, protocol, rng, trusted) for _ in range(warm.batch)]
             kept: list[Sample] = []
             for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
                 samples = imitation_samples(play, warm.roles)
@@ -238,7 +240,9 @@ class Run:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
-        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal)
+        codec = self.codecs[policy].choices
+        answers = Answers(config.trusted, self.source.cluster, codec, every_choice=config.loss.kind == "brier")
+        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal, answers)
         if not samples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]

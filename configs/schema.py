@@ -112,13 +112,16 @@ class SignalConfig:
     """What a policy learns from its turns: how they compare, or which of them to imitate."""
 
     kind: str = "advantage"
-    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    """advantage (see AdvantageConfig); a key of learners.signals.SIGNALS, best with loss: {kind: sft}; or truth, for a
+    judge whose probabilities are read: the right answers to what it was asked, with loss: {kind: log_score} or brier."""
     threshold: float = 0.0
     """winners: a turn is imitated when its credit is above this."""
     best: int = 1
     """rejection: how many of each group are imitated."""
     temperature: float = 1.0
     """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
+    consistency: float = 0.0
+    """truth: weight of the agreement between the two orders of the claims (judge.orders: both), beside the truth's 1."""
 
 
 @dataclass
@@ -148,6 +151,9 @@ class LearnerConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    trusted: float = 1.0
+    """Judges: share of the tasks (told by a hash of their names) whose right answers may be learned from, by the signal
+    truth, by the reward right_verdict and by a warm start. The other tasks are judged, and measured."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
 
