@@ -8,6 +8,7 @@ from configs.schema import (
     ClusterConfig,
     EngineConfig,
     EvalConfig,
+    GuardConfig,
     LearnerConfig,
     LossConfig,
     ModelConfig,
@@ -16,6 +17,7 @@ from configs.schema import (
     SignalConfig,
     StageConfig,
     TrackConfig,
+    UpdateConfig,
     WarmStartConfig,
 )
 
@@ -59,6 +61,8 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
         **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
+    UpdateConfig: {**dict.fromkeys(("every", "span"), _COUNT), **dict.fromkeys(("after", "until"), _FROM_0)},
+    GuardConfig: {"steps": _COUNT, "times": _COUNT},
     ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
     EvalConfig: {"ceiling_episodes": _COUNT},
     TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
