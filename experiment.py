@@ -127,9 +127,11 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "name": run.config.name, "seed": run.config.seed, "finished": finished, "wall_s": round(seconds, 1),
         "judge_accuracy" if judged else "accuracy": run.accuracy,
         "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
-        "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
+        "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
+    if run.guards.configs:
+        found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found

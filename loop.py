@@ -21,34 +21,33 @@ from typing import Any
 from actors.chat import ChatCodec
 from actors.console import Progress
 from actors.figures import step_figures
+from actors.guards import Guards
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
-from actors.rollouts import Rollouts, play_all, training_task
+from actors.rollouts import Rollouts, play_all, trusted_task
 from actors.runner import Seated, gather_or_cancel
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
+from configs.schedule import due_in
 from configs.schema import RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
+from learners.dump import dump
 from learners.group import LearnerGroup
 from learners.models import materialise
 from learners.samples import build_samples, imitation_samples
+from learners.truth import Answers
 from learners.types import Sample
 from measure import measure_arms, measure_ceiling, measure_progress
 from protocols.types import Episode
+from recovery import CHECKPOINTS, RollBack, Stopped, heed, roll_back
 from tasks.archive import Archive
 from tasks.base import TaskSource
-
-CHECKPOINTS = "checkpoints"
 
 
 class NothingLearned(RuntimeError):
     """A stage went by without updating any policy."""
-
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM: end cleanly, saved."""
 
 
 class Run:
@@ -72,6 +71,9 @@ class Run:
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
+        self.skipped = 0
+        """Optimizer steps that were not made, since the loss or its gradient was no number."""
+        self.guards = Guards(config.guards)
         self.warmed = False  # before, there is nothing to save: the run would start afresh
         self.stop = asyncio.Event()
 
@@ -141,8 +143,9 @@ class Run:
         players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
         rng = random.Random(f"{self.config.seed}/warm/{name}")
         source = load_task_source({**self.config.tasks, **warm.tasks})
+        trusted = self.config.policies[name].learner.trusted
         while True:
-            tasks = [training_task(source, protocol, rng, warm=True) for _ in range(warm.batch)]
+            tasks = [trusted_task(source, protocol, rng, trusted) for _ in range(warm.batch)]
             kept: list[Sample] = []
             for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
                 samples = imitation_samples(play, warm.roles)
@@ -189,6 +192,22 @@ class Run:
         if done["step"] >= stage.steps:
             return
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
+        if any(guard.action == "roll_back" for guard in self.config.guards):
+            await self.save()  # so that there is something to go back to
+        while True:
+            try:
+                await self._play_and_learn(name, stage, done)
+                break
+            except RollBack:
+                await roll_back(self, name)
+        for policy in self.trained_in(stage):
+            self.models[policy] = str(self.dir / "models" / policy / name)
+            await self.learners[policy].save_hf(self.models[policy])
+            self.dismiss(policy)
+        await self.save()
+
+    async def _play_and_learn(self, name: str, stage: StageConfig, done: dict[str, Any]) -> None:
+        """The two loops until one ends; then the other is ended."""
         source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
@@ -199,21 +218,19 @@ class Run:
             finished, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in finished:
                 loop.result()
+        except RollBack:
+            done.update(group=rollouts.next_group, again=[])  # what was begun is given up
+            raise
         finally:
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
-        for policy in self.trained_in(stage):
-            self.models[policy] = str(self.dir / "models" / policy / name)
-            await self.learners[policy].save_hf(self.models[policy])
-            self.dismiss(policy)
-        await self.save()
 
     async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts) -> None:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
         every engine has acknowledged the new weights. Produces policy versions."""
         trained = self.trained_in(stage)
-        done, updates_before = self.progress[name], self.updates
+        done, updates_before, tried = self.progress[name], self.updates, False
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
             plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
@@ -221,24 +238,30 @@ class Run:
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]
             left = 1.0 - step / stage.steps
-            reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in trained])
-            learned = dict(zip(trained, reports))
+            due = [policy for policy in trained if due_in(stage, policy, step)]
+            tried = tried or bool(due)
+            reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in due])
+            learned = dict(zip(due, reports))
             rollouts.release(plays)
             done.update(rollouts.state(), step=step + 1)
             seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
             self._report(name, step + 1, plays, rollouts, learned, seconds)
             if stage.eval_every and (step + 1) % stage.eval_every == 0:
                 await measure_progress(self, stage)
-            if self.config.track.save_every and (step + 1) % self.config.track.save_every == 0:
+            heed(self)
+            saving = self.config.track.save_every and (step + 1) % self.config.track.save_every == 0
+            if saving and not self.guards.alarmed:
                 await self.save()
-        if self.updates == updates_before:
+        if tried and self.updates == updates_before:
             raise NothingLearned(f"stage {name!r} made no update: in every group all rewards were equal")
 
     async def learn(self, policy: str, episodes: list[Episode], step: int, left: float) -> dict[str, float]:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
-        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal)
+        codec = self.codecs[policy].choices
+        answers = Answers(config.trusted, self.source.cluster, codec, every_choice=config.loss.kind == "brier")
+        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal, answers)
         if not samples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
@@ -247,6 +270,9 @@ class Run:
         metrics = await learner.step(samples, lr=lr, seed=step, version=served.version)
         seconds = time.monotonic() - begun
         self.updates += int(metrics.get("updates", 0))
+        if metrics.get("skipped"):
+            self.skipped += int(metrics["skipped"])
+            dump(self.dir / "dumps", policy, served.version + 1, samples, metrics)
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version
         sync = {"sync_s": served.sync_seconds, "sync_bytes": float(served.sync_bytes), "step_s": seconds}
@@ -263,9 +289,9 @@ class Run:
         for policy in self.system.served.values():
             figures |= policy.router.counters.figures(policy.name)
         figures["episodes"] = float(self.ledger.counts["episodes"])
-        self.tracker.log(f"rollout/{name}", step, figures)
+        self.log(f"rollout/{name}", step, figures)
         for policy_name, metrics in learned.items():
-            self.tracker.log(f"learner/{policy_name}", step, metrics)
+            self.log(f"learner/{policy_name}", step, metrics)
         shown = {key: value for key, value in means.items() if key.startswith("score/")}
         seconds = figures["step_s"]
         self.tracker.screen.progress(Progress(
@@ -274,6 +300,11 @@ class Run:
         ))  # fmt: skip
         if self.tracker.transcripts_due(step):
             self.tracker.transcripts(episodes, step)
+
+    def log(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Figures for the tracker, and for the guards."""
+        self.tracker.log(kind, step, values)
+        self.guards.tell(kind, step, values)
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
@@ -289,6 +320,7 @@ class Run:
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
             "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
+            "skipped": self.skipped, "guards": self.guards.state(),
         }  # fmt: skip
 
     async def or_stop(self, awaitable: Any) -> Any:
@@ -313,7 +345,8 @@ class Run:
         state = json.loads((folder / "run.json").read_text())
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
-        self.baselines = state.get("baselines", {})
+        self.baselines, self.skipped = state.get("baselines", {}), state.get("skipped", 0)
+        self.guards.restore(state.get("guards", {}))
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.

@@ -47,7 +47,7 @@ async def measure_progress(run: Run, stage: StageConfig) -> None:
     """A small evaluation during training: a point of the curve."""
     arm = run.config.eval.arms[stage.eval_arm]
     plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
-    run.tracker.log(f"eval/{stage.eval_arm}", run.updates, {"score": score(plays, run.source.cluster).mean})
+    run.log(f"eval/{stage.eval_arm}", run.updates, {"score": score(plays, run.source.cluster).mean})
 
 
 async def measure_ceiling(run: Run) -> None:

@@ -25,12 +25,18 @@ from protocols.propose_solve import ProposeSolve
 from protocols.types import EXAMPLE, Episode, Outcome, Task
 from tasks.archive import Archive
 from tasks.base import TaskSource, carried_proposal, with_proposal
+from tasks.trust import trusted
 
 MAX_ATTEMPTS = 3
+MAX_DRAWS = 100_000
 
 
 class TooManyInvalid(RuntimeError):
     """Nearly every play of a stage ended without a usable outcome: training on the rest would mislead."""
+
+
+class NoTrustedTask(ValueError):
+    """The trusted slice is empty."""
 
 
 class Rollouts:
@@ -192,6 +198,15 @@ class Rollouts:
             entry = self.archive.draw(rng, self.stage.archive_frontier)
             return with_proposal(self.source.root(entry.task_id), entry.proposal)
         return training_task(self.source, self.protocol, rng)
+
+
+def trusted_task(source: TaskSource, protocol: Protocol, rng: random.Random, share: float) -> Task:
+    """A `training_task` for a warm start, of the trusted slice."""
+    for _ in range(MAX_DRAWS):
+        task = training_task(source, protocol, rng, warm=True)
+        if trusted(source.cluster(task), share):
+            return task
+    raise NoTrustedTask(f"none of {MAX_DRAWS:,} tasks drawn is in the trusted slice of {share:g}; raise `trusted`")
 
 
 def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, warm: bool = False) -> Task:

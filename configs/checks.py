@@ -24,6 +24,7 @@ from configs.schema import (
     WarmStartConfig,
 )
 from configs.source import KeyPath, Source, show_key
+from configs.training_checks import training_problems
 from protocols.base import Protocol
 
 GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
@@ -54,6 +55,8 @@ class Checker:
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
         self.never_updated()
         self.repeatable()
+        for path, message, valid in training_problems(self.config, self.protocols):
+            self.error(path, message, valid)
         if self.config.eval.ceiling:
             self.searchable(self.config.eval.ceiling, ("eval", "ceiling"))
         else:
@@ -97,6 +100,9 @@ class Checker:
         if isinstance(value, dict):
             for key, below in value.items():
                 self.ranges(below, (*path, key))
+        elif isinstance(value, list):
+            for index, below in enumerate(value):
+                self.ranges(below, (*path, index))
         elif dataclasses.is_dataclass(value) and type(value) in {RunConfig, *RANGES}:
             limits = RANGES.get(type(value), {})
             for field in dataclasses.fields(value):

@@ -112,13 +112,16 @@ class SignalConfig:
     """What a policy learns from its turns: how they compare, or which of them to imitate."""
 
     kind: str = "advantage"
-    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    """advantage (see AdvantageConfig); a key of learners.signals.SIGNALS, best with loss: {kind: sft}; truth, for judges
+    whose probabilities are read: the right answers to what they were asked, with loss: {kind: log_score} or brier."""
     threshold: float = 0.0
     """winners: a turn is imitated when its credit is above this."""
     best: int = 1
     """rejection: how many of each group are imitated."""
     temperature: float = 1.0
     """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
+    consistency: float = 0.0
+    """truth: weight of the agreement between both orders of the claims (judge.orders: both), beside the truth's 1."""
 
 
 @dataclass
@@ -162,6 +165,9 @@ class LearnerConfig:
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    trusted: float = 1.0
+    """Judges: share of the tasks (told by a hash of their names) whose right answers may be learned from, by the signal
+    truth, by the reward right_verdict and by a warm start. The other tasks are judged, and measured."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
 
@@ -234,6 +240,20 @@ class PolicyConfig:
 
 
 @dataclass
+class UpdateConfig:
+    """When a policy is updated within a stage; without one, at every step. In between it plays with the weights that
+    it has. Counted in steps of the stage, from 0."""
+
+    every: int = 1
+    """Steps of one round: of each, the policy is updated at the first `span`."""
+    span: int = 1
+    after: int = 0
+    """Frozen before this step, where its first round begins: alternating policies begin one after the other."""
+    until: int = 0
+    """Frozen from this step on; 0: never."""
+
+
+@dataclass
 class StageConfig:
     """One stretch of training: a protocol, who plays it, for how long."""
 
@@ -244,6 +264,8 @@ class StageConfig:
     """Settings of the task source that differ in this stage."""
     train: list[str] = field(default_factory=list)
     """Policies updated in this stage. Empty: every trained policy that has a role here."""
+    update: dict[str, UpdateConfig] = field(default_factory=dict)
+    """policy -> at which steps, for those not updated at every one. Each learns from the plays of its own steps."""
     steps: int = 100
     """Learner steps."""
     plays_per_step: int = 32
@@ -299,6 +321,25 @@ class TrackConfig:
 
 
 @dataclass
+class GuardConfig:
+    """An alarm on a figure, and what it does. Figures are named as in W&B: learner/debater/approx_kl,
+    rollout/debate/length/debater, eval/trained/score."""
+
+    metric: str = ""
+    against: str = ""
+    """A second figure: watched is by how much more `metric` has risen than it, since both were first known."""
+    above: float | None = None
+    below: float | None = None
+    steps: int = 1
+    """How many values in a row must be outside."""
+    action: Literal["warn", "stop", "roll_back"] = "warn"
+    """warn: on screen and in the metrics. stop: the run ends, saved. roll_back: the policies of the stage go back to
+    their newest checkpoint of before the alarm, and on with new plays; the stage's steps are not made up for."""
+    times: int = 1
+    """roll_back: how often; after that the run stops."""
+
+
+@dataclass
 class ClusterConfig:
     """Ray."""
 
@@ -329,4 +370,5 @@ class RunConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    guards: list[GuardConfig] = field(default_factory=list)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -17,6 +17,8 @@ LOSS_USES: dict[str, frozenset[str]] = {
     "sft": _ANY,
     "gspo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
     "cispo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
+    "log_score": _ANY,
+    "brier": _ANY,
 }
 """Loss kind -> the fields of LossConfig that it reads. Any other field set beside it has no effect."""
 
@@ -28,7 +30,10 @@ CORRECTION_USES: dict[str, frozenset[str]] = {
 }
 """LossConfig.correction -> the bounds that it reads."""
 
-NORMALISE = {"clip": "token", "reinforce": "token", "sft": "token", "gspo": "sequence", "cispo": "token"}
+NORMALISE = {
+    **dict.fromkeys(("clip", "reinforce", "sft", "cispo"), "token"),
+    **dict.fromkeys(("gspo", "log_score", "brier"), "sequence"),
+}
 """What `normalise: auto` is for each loss."""
 
 _EACH_GROUP = frozenset({"credit", "discount", "group_by"})
@@ -44,9 +49,13 @@ SIGNAL_USES: dict[str, frozenset[str]] = {
     "winners": frozenset({"threshold"}),
     "rejection": frozenset({"best"}),
     "reward_weighted": frozenset({"temperature"}),
+    "truth": frozenset({"consistency"}),
 }
-"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, all but `advantage` read
-`_EACH_GROUP` only."""
+"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, `truth` reads nothing and the others
+but `advantage` read `_EACH_GROUP` only."""
+
+SCORES = ("log_score", "brier")
+"""Losses that score a judge's probabilities (learners/scoring.py): what the signal `truth` is for, and nothing else."""
 
 REFERENCE_USES: dict[str, frozenset[str]] = {
     "initial": frozenset(),
@@ -77,7 +86,8 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
     for part, uses in KINDS.items():
         section = getattr(config, part)
         if part == "advantage" and signal != "advantage":
-            for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
+            read = frozenset() if signal == "truth" else _EACH_GROUP
+            for name in sorted({f.name for f in fields(section)} - read):
                 yield f"advantage.{name}", f"with the signal {signal!r}", "signal.kind"
             continue
         if part == "reference" and not needs_reference(config.loss):
@@ -141,6 +151,18 @@ def check_learner(config: LearnerConfig, device: str) -> None:
     deepspeed_json(config, device)
     check_loss(config.loss)
     check_reference(config)
+    check_signal(config)
+
+
+def check_signal(config: LearnerConfig) -> None:
+    """Raises LearnerConfigError where signal and loss do not understand each other."""
+    signal, loss = config.signal.kind, config.loss.kind
+    if signal == "truth" and loss not in SCORES:
+        raise LearnerConfigError(
+            f"loss.kind: {loss!r} cannot learn from the signal 'truth'; valid: {', '.join(SCORES)}"
+        )
+    if signal != "truth" and loss in SCORES:
+        raise LearnerConfigError(f"loss.kind: {loss!r} scores probabilities; valid with signal: {{kind: truth}}")
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:

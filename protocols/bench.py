@@ -20,7 +20,7 @@ from protocols.judging import (
     read_probs,
     read_vote,
 )
-from protocols.rewards import Belief
+from protocols.rewards import Belief, Verdict
 from protocols.templates import quote, render
 from protocols.types import Judgment, Message, Reply, Task, TurnRequest
 from protocols.views import Chat, as_reply, fresh_chat
@@ -46,6 +46,8 @@ class Juror:
         self.failure = ""
         self.swap_gap = 0.0
         """Largest difference so far between the two orders' probabilities of a claim."""
+        self.votes: list[Verdict] = []
+        """What became of each vote that could be read, where the right answer is known."""
         self._verdicts: list[list[Belief]] = []
         self._retries = rules.retries
         self._entries: list[tuple[str, str, str]] = []
@@ -103,9 +105,10 @@ class Juror:
     def take(self, replies: Sequence[Reply]) -> None:
         """Read the answers. What is unreadable stays open for another try, while there is a budget for it."""
         asked, self.open, why = self.open, [], ""
-        for i, reply in zip(asked, replies, strict=True):
+        for turn, (i, reply) in enumerate(zip(asked, replies, strict=True), self._asked - len(asked)):
             try:
                 self._verdicts[i].append(self._read(reply, i))
+                self._note_vote(turn, i)
             except UnreadableVerdict as error:
                 self.open.append(i)
                 why = why or str(error)
@@ -121,6 +124,12 @@ class Juror:
         if len(means) == 2:
             self.swap_gap = max(self.swap_gap, *(abs(p - q) for p, q in zip(means[0], reversed(means[1]))))
         return mean_belief(self.orders, means)
+
+    def _note_vote(self, turn: int, i: int) -> None:
+        target = self._targets[i]
+        if self.rules.votes and target is not None:
+            right = self._verdicts[i][-1][self._answers[i].index(target)] == 1.0
+            self.votes.append(Verdict(self.seat, turn, right))
 
     def _read(self, reply: Reply, i: int) -> Belief:
         if not self.rules.votes:

@@ -231,6 +231,8 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         has.add("final belief")
         if rules.judge.when == "each_turn":
             has.add("beliefs")
+        if rules.judge.votes:
+            has.add("verdicts")
     yield from reward_problems(rules.rewards, has, rules.seats)
     for i, term in enumerate(rules.rewards):
         rule = REWARDS.get(term.name)

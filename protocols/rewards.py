@@ -15,7 +15,7 @@ from protocols.types import Reward
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
-    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays",
+    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verdicts", "verifier", "sub-plays",
     "game",
 ]
 """What a reward reads, and what a protocol may have to offer."""
@@ -56,6 +56,15 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """One written vote of a judge that decides: whether it named the right answer. An unreadable one is none."""
+
+    seat: str
+    turn: int
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a finished play knows. `roles`: seat -> role; `sides`: seat -> index of the claim it argues."""
 
@@ -74,6 +83,8 @@ class Record:
     """seat -> what a game that was played to its end pays it."""
     forfeited: Sequence[str] = ()
     """Seats whose illegal moves ended a game."""
+    verdicts: Sequence[Verdict] = ()
+    """Where the right answer is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +188,14 @@ def right_choice(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, float(move.right), "right_choice")
 
 
+def right_verdict(record: Record, params: Params) -> Iterator[Reward]:
+    """1 for each vote of a judge for the right answer, 0 for another; nothing for a vote that could not be read, or of
+    a judge that is held out. How to train a judge that writes; the probabilities of one that is read are trained by
+    the signal `truth`. A policy is credited with it on its trusted tasks only (LearnerConfig.trusted)."""
+    for verdict in record.verdicts:
+        yield Reward(verdict.seat, verdict.turn, float(verdict.right), "right_verdict")
+
+
 def learnability(record: Record, params: Params) -> Iterator[Reward]:
     """4p(1 - p), p the mean score of the sub-plays: 1 where they are won half of the time, 0 where always or never.
 
@@ -219,6 +238,7 @@ REWARDS: dict[str, Rule] = {
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
     "right_choice": Rule(right_choice, "choices"),
+    "right_verdict": Rule(right_verdict, "verdicts"),
     "correct": Rule(correct, "verifier"),
     "partly_correct": Rule(partly_correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
@@ -280,6 +300,7 @@ _LACKING: dict[Source, str] = {
     "choices": "a phase in which seats choose (moves: choices)",
     "beliefs": "a judge polled at the start and after each turn (judge.when: each_turn)",
     "final belief": "the judgment of a judge",
+    "verdicts": "judges that write their verdicts (judge.votes: 1 or more)",
     "verifier": "an exact verifier",
     "sub-plays": "sub-plays",
     "game": "the rules of a game (kind: game)",

@@ -215,8 +215,10 @@ class Table:
         return self.task.answer if free_to_choose and self.task.answer in self.task.choices else None
 
     def _record(self) -> Record:
-        beliefs = () if self.bench is None else self.bench.beliefs
-        return Record(self.rules.seats, self._moves, self.rules.sides, beliefs)
+        if self.bench is None:
+            return Record(self.rules.seats, self._moves, self.rules.sides)
+        votes = [vote for juror in self.bench.deciding for vote in juror.votes]
+        return Record(self.rules.seats, self._moves, self.rules.sides, self.bench.beliefs, verdicts=votes)
 
     def _truth(self) -> int | None:
         answer, choices = self.task.answer, self.task.choices
