@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from benchmarks import page
 from benchmarks.measure import ROOT, Json, circumstances
 
-NAMES = ("driver",)
+NAMES = ("driver", "orchestrator")
 """Modules with a `main(quick)` that returns settings, targets, measured and figures."""
 
 
@@ -73,7 +74,7 @@ def in_a_process(name: str, quick: bool) -> Json | None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", name, "--alone", str(out), *(["--quick"] if quick else [])]
-        if subprocess.run(command, cwd=ROOT).returncode:
+        if subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode:
             return None
         found: Json = json.loads(out.read_text())
         return found

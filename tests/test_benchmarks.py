@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import page
+from benchmarks import orchestrator, page, simulated
 from benchmarks.__main__ import NAMES
 from benchmarks.measure import ROOT, circumstances, figure, ratios, rounded, spread, target
+from benchmarks.simulated import Died, Host, remote
 from tasks.pixels import Pixels
 
 
@@ -65,3 +69,39 @@ def test_the_script_of_the_driver_plays_every_protocol_to_a_sound_end() -> None:
     tasks = Pixels().derived_heldout(4, 0)
     for name in PLAYED:
         assert measure(load_protocol(PROTOCOLS / f"{name}.yaml"), tasks, 4, 8) > 0
+
+
+class LocalHost:
+    """A host of simulated engines without Ray: its calls run in this loop, and what kills it is the actor's death."""
+
+    def __init__(self, replicas: int, seed: int) -> None:
+        self.host = Host(replicas, seed)
+        for name in ("begin", "submit", "collect", "restart", "cpu_s"):
+            setattr(self, name, remote(functools.partial(self._call, name)))
+
+    def _call(self, name: str, *args: Any) -> asyncio.Task[Any]:
+        return asyncio.ensure_future(self._run(name, *args))
+
+    async def _run(self, name: str, *args: Any) -> Any:
+        from ray.exceptions import RayActorError
+
+        try:
+            return await getattr(self.host, name)(*args)
+        except Died:
+            raise RayActorError() from None
+
+
+def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "REFUSED", 0.002)
+    monkeypatch.setattr(simulated, "DEATHS", 0.01)
+    monkeypatch.setattr(simulated, "RESTART_S", 0.01)
+    monkeypatch.setattr(orchestrator, "ENGINES", 8)
+    monkeypatch.setattr(orchestrator, "PER_STEP", 10)
+    hosts = [LocalHost(4, 0), LocalHost(4, 1)]
+    found = asyncio.run(orchestrator.measure(hosts, 60, windows=2, seconds=0.3))
+    assert found.counts["restarts"] > 0 and found.counts["sent again"] > 0 and found.counts["finished plays"] > 0
+    assert all(window.turns > 0 and window.cpu_s > 0 for window in found.windows)
+    few = orchestrator.Found(found.windows, found.resident - 40_000, found.counts)
+    told = orchestrator.report({20: [few], 60: [found]}, (20, 60))
+    assert told["targets"][0]["measured"] == pytest.approx(1.0)
+    assert told["measured"]["KiB of driver memory per waiting episode"]["median"] == rounded(1000 / 1024)
