@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import page
 from benchmarks.measure import ROOT, Json, circumstances
 
-NAMES = ("driver", "orchestrator")
+NAMES = ("driver", "orchestrator", "learner")
 """Modules with a `main(quick)` that returns settings, targets, measured and figures."""
 
 
