@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.players import Player
 from protocols.base import Answer, Ask, Protocol, SubPlay
 from protocols.types import Episode, Outcome, Reply, Task, Turn, TurnRequest
+
+PLAY: ContextVar[str] = ContextVar("PLAY", default="")
+"""Id of the play on whose behalf a player is asked. Routers keep the turns of a play together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class _Play:
 
     async def answer(self, asks: list[Ask]) -> list[Answer]:
         """Answers in the order of `asks`; all of them proceed side by side."""
+        PLAY.set(self.id)  # each time: a sub-play may have run in this very task
         if len(asks) == 1:
             replies: list[Any] = [await self._one(asks[0])]
         else:
