@@ -302,6 +302,7 @@ def test_players_can_ask_which_play_they_are_asked_for(children: int) -> None:
 
     async def player(request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
         heard.append((request.seat, PLAY.get()))
+        await asyncio.sleep(0)
         return Reply("")
 
     run(Rules(rules), player)
