@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import page
 from benchmarks.measure import ROOT, Json, circumstances
 
-NAMES = ("driver", "orchestrator", "learner", "bubbles", "prefix")
+NAMES = ("driver", "orchestrator", "learner", "bubbles", "prefix", "saturation", "overlap", "peer")
 """Modules with a `main(quick)` that returns settings, targets, measured and figures."""
 
 
