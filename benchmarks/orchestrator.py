@@ -5,6 +5,9 @@ The real rollout loop, runner, chat codec, router, ledger (with its fsync) and R
 come back, about one every two seconds. Eight Ray actors host 32 engines each. The episodes are pixel debates. Delays
 grow with the number of episodes, so that both sizes are offered 3,000 turns per second. A turn is a request that an
 engine answered; its cost is CPU time of the driver's process, Ray's own threads in it included.
+
+With hundreds of engines most calls to Ray carry one request. `through hubs` shows what a driver would save by talking
+to one actor per node that speaks for its engines (ARCHITECTURE.md, One driver): the eight hosts, each addressed as one.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ def main(quick: bool = False) -> Json:
     import ray
 
     sizes = (200, 1_000) if quick else (1_000, 50_000)
-    rounds, windows, seconds = (1, 1, 3.0) if quick else (2, 2, 20.0)
+    rounds, windows, seconds = (1, 1, 3.0) if quick else (2, 2, 15.0)
     start_ray(ClusterConfig(), actors=HOSTS)
     try:
         host = ray.remote(Host).options(num_cpus=1, max_concurrency=1000)
@@ -74,19 +77,22 @@ def main(quick: bool = False) -> Json:
         Pixels().derived_heldout(1, SEED)  # imports
         settle_memory()
         found: dict[int, list[Found]] = {size: [] for size in sizes}
+        hubs: list[Found] = []
         for _ in range(rounds):
             for size in sizes:
-                found[size].append(asyncio.run(measure(hosts, size, windows, seconds)))
+                found[size].append(asyncio.run(measure(hosts, ENGINES, size, windows, seconds)))
+            hubs.append(asyncio.run(measure(hosts, HOSTS, sizes[-1], windows, seconds)))
     finally:
         ray.shutdown()
-    return report(found, sizes)
+    return report(found, sizes, hubs)
 
 
-async def measure(hosts: Sequence[Any], episodes: int, windows: int, seconds: float) -> Found:
+async def measure(hosts: Sequence[Any], engines: int, episodes: int, windows: int, seconds: float) -> Found:
     """`windows` stretches of `seconds` with `episodes` under way, once all of them have had their first turns."""
-    mean_s = episodes / OFFERED
-    await asyncio.gather(*(host.begin.remote(mean_s) for host in hosts))
-    handles = [Handle(hosts[i % len(hosts)], i // len(hosts)) for i in range(ENGINES)]
+    # A request loses as much to deaths whatever the number of engines.
+    begin = (episodes / OFFERED, DEATHS * engines / ENGINES)
+    await asyncio.gather(*(host.begin.remote(*begin) for host in hosts))
+    handles = [Handle(hosts[i % len(hosts)], i // len(hosts)) for i in range(engines)]
     protocol, source = load_protocol(PROTOCOLS / "pixel_debate.yaml"), Pixels()
     codec = ChatCodec(build_tokenizer([*source.words(), *protocol.literal_texts()]))
     router = Router("simulated", handles, revive)
@@ -144,9 +150,14 @@ async def window(
     return Window(wall, int(turns), cpu, loop, max(b - a for a, b in zip(begin[4], end[4])))
 
 
-def report(found: dict[int, list[Found]], sizes: Sequence[int]) -> Json:
+def cost_s(runs: Sequence[Found]) -> list[float]:
+    """Of each window: CPU seconds of the driver per turn."""
+    return [window.cpu_s / window.turns for run in runs for window in run.windows]
+
+
+def report(found: dict[int, list[Found]], sizes: Sequence[int], hubs: Sequence[Found]) -> Json:
     few, many = sizes
-    costs = {size: [w.cpu_s / w.turns for one in found[size] for w in one.windows] for size in sizes}
+    costs = {size: cost_s(found[size]) for size in sizes}
     loops = [w.loop_s / w.turns for one in found[many] for w in one.windows]
     grown = [b / a for a, b in zip(costs[few], costs[many])]
     busy = [cost * OFFERED for cost in costs[many]]
@@ -165,7 +176,8 @@ def report(found: dict[int, list[Found]], sizes: Sequence[int]) -> Json:
         ],
         "measured": {
             "microseconds of driver CPU per turn": {
-                f"{size:,} episodes": spread([1e6 * cost for cost in costs[size]]) for size in sizes},
+                **{f"{size:,} episodes": spread([1e6 * cost for cost in costs[size]]) for size in sizes},
+                f"{many:,} episodes through hubs": spread([1e6 * cost for cost in cost_s(hubs)])},
             "of which the event loop": spread([1e6 * cost for cost in loops]),
             "turns per second reached": {
                 f"{size:,} episodes": spread([w.turns / w.seconds for one in found[size] for w in one.windows])
@@ -175,5 +187,6 @@ def report(found: dict[int, list[Found]], sizes: Sequence[int]) -> Json:
             f"with {many:,} episodes": counts[-1],
         },
         "figures": [figure("bars", "Driver CPU per turn (microseconds)", {
-            f"{size:,} episodes": rounded(1e6 * statistics.median(costs[size])) for size in sizes})],
+            **{f"{size:,} episodes": rounded(1e6 * statistics.median(costs[size])) for size in sizes},
+            f"{many:,} through hubs": rounded(1e6 * statistics.median(cost_s(hubs)))})],
     }  # fmt: skip

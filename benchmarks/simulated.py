@@ -20,7 +20,7 @@ from actors.messages import GenRequest, GenResult
 SIGMA = 1.0
 """Of the lognormal delays: one in a hundred takes six times the mean."""
 REFUSED, DEATHS = 1e-4, 2e-4
-"""Per request: it fails (its play is tried again), or its replica dies with all that it holds."""
+"""Per request: it fails (its play is tried again), or one of 256 replicas dies with all that it holds."""
 RESTART_S = 1.0
 
 
@@ -45,17 +45,17 @@ class Host:
     def __init__(self, replicas: int, seed: int):
         self.rng = random.Random(seed)
         self.replicas = [Simulated() for _ in range(replicas)]
-        self.mean_s = 1.0
+        self.mean_s, self.deaths = 1.0, 0.0
 
-    async def begin(self, mean_s: float) -> None:
+    async def begin(self, mean_s: float, deaths: float) -> None:
         """A new measurement: everything asked before is forgotten, polls under way end."""
-        self.mean_s = mean_s
+        self.mean_s, self.deaths = mean_s, deaths
         for number in range(len(self.replicas)):
             await self.restart(number)
 
     async def submit(self, number: int, batch: list[GenRequest]) -> None:
         replica, loop, rng = self.replicas[number], asyncio.get_running_loop(), self.rng
-        if rng.random() < DEATHS * len(batch):
+        if rng.random() < self.deaths * len(batch):
             replica.dead = True
             replica.news.set()
         mean = math.log(self.mean_s) - SIGMA**2 / 2

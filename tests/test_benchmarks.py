@@ -93,15 +93,15 @@ class LocalHost:
 
 def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "REFUSED", 0.002)
-    monkeypatch.setattr(simulated, "DEATHS", 0.01)
+    monkeypatch.setattr(orchestrator, "DEATHS", 0.01)
     monkeypatch.setattr(simulated, "RESTART_S", 0.01)
     monkeypatch.setattr(orchestrator, "ENGINES", 8)
     monkeypatch.setattr(orchestrator, "PER_STEP", 10)
     hosts = [LocalHost(4, 0), LocalHost(4, 1)]
-    found = asyncio.run(orchestrator.measure(hosts, 60, windows=2, seconds=0.3))
+    found = asyncio.run(orchestrator.measure(hosts, 8, 60, windows=2, seconds=0.3))
     assert found.counts["restarts"] > 0 and found.counts["sent again"] > 0 and found.counts["finished plays"] > 0
     assert all(window.turns > 0 and window.cpu_s > 0 for window in found.windows)
     few = orchestrator.Found(found.windows, found.resident - 40_000, found.counts)
-    told = orchestrator.report({20: [few], 60: [found]}, (20, 60))
+    told = orchestrator.report({20: [few], 60: [found]}, (20, 60), hubs=[few])
     assert told["targets"][0]["measured"] == pytest.approx(1.0)
     assert told["measured"]["KiB of driver memory per waiting episode"]["median"] == rounded(1000 / 1024)
