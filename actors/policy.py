@@ -10,6 +10,7 @@ from actors.chat import ChatCodec
 from actors.messages import GenRequest, GenResult
 from actors.players import Player
 from actors.router import Router
+from actors.runner import PLAY
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
 
@@ -44,6 +45,7 @@ class EnginePlayer:
                 stop_ids=() if enforced else self.codec.stop_ids,
                 choices=self.codec.choices(request.choices) if enforced else (),
                 seed=request.seed,
+                play=PLAY.get(),
             )
         )
         return self._reply(request, prompt_ids, result, temperature)
@@ -76,9 +78,9 @@ class EnginePlayer:
 
     async def _ask(self, request: TurnRequest, prompt_ids: list[int]) -> Reply:
         choices = self.codec.choices(request.choices)
-        result = await self.router.generate(
-            GenRequest(id=0, prompt_ids=prompt_ids, max_tokens=1, temperature=1.0, choices=choices, read=True)
-        )
+        result = await self.router.generate(GenRequest(
+            id=0, prompt_ids=prompt_ids, max_tokens=1, temperature=1.0, choices=choices, read=True, play=PLAY.get(),
+        ))  # fmt: skip
         assert result.choice_logprobs is not None, "engine answered a read without probabilities"
         probs = tuple(math.exp(logprob) for logprob in result.choice_logprobs)
         best = max(range(len(probs)), key=probs.__getitem__)

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from actors.players import Player
 from actors.seeds import turn_seed
 from protocols.base import Answer, Ask, Protocol, SubPlay
 from protocols.types import Episode, Outcome, Reply, Task, Turn, TurnRequest
+
+PLAY: ContextVar[str] = ContextVar("PLAY", default="")
+"""Id of the play on whose behalf a player is asked. Routers keep the turns of a play together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class _Play:
 
     async def answer(self, asks: list[Ask]) -> list[Answer]:
         """Answers in the order of `asks`; all of them proceed side by side."""
+        PLAY.set(self.id)  # each time: a sub-play may have run in this very task
         if len(asks) == 1:
             replies: list[Any] = [await self._one(asks[0])]
         else:
