@@ -65,7 +65,8 @@ class Phase:
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
     moves: Literal["free", "evidence", "choices", "confidence"] = "free"
     """free: any text. evidence: a statement of the task that has not been revealed. choices: one of the
-    competing answers. confidence: how sure the seat is, 0%, 10%, ... 100%. A reply that is not legal is rejected: it has no effect and the others read `rejected`."""
+    competing answers. confidence: how sure the seat is, 0%, 10%, ... 100%. A reply that is not legal is rejected: it
+    has no effect and the others read `rejected`."""
     enforce: bool = True
     """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
     parts: dict[str, Literal["private", "shown"]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A seat that rates a text on a scale. Its probabilities are read, and the rating is the expected place on the scale."""
+"""A seat that rates a text on a scale: its probabilities are read, and the rating is the expected place."""
 
 from __future__ import annotations
 

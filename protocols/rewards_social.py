@@ -35,15 +35,15 @@ def correction_gain(record: Record, params: Params) -> Iterator[Reward]:
 
 
 def rating(record: Record, params: Params) -> Iterator[Reward]:
-    """The last rating, in [0, 1], to everyone who took a turn."""
-    for seat in _speakers(record):
+    """The last rating, in [0, 1], to everyone who took a turn; nothing where nothing was rated."""
+    for seat in _speakers(record) if record.ratings else ():
         yield Reward(seat, None, record.ratings[-1], "rating")
 
 
 def improvement(record: Record, params: Params) -> Iterator[Reward]:
     """The last rating minus the first, in [-1, 1], to everyone who took a turn: what the revision was worth (Stable
     Alignment, arXiv 2305.16960, ranks a draft and its revisions by an observer's ratings)."""
-    for seat in _speakers(record):
+    for seat in _speakers(record) if record.ratings else ():
         yield Reward(seat, None, record.ratings[-1] - record.ratings[0], "improvement")
 
 
