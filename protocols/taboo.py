@@ -79,7 +79,7 @@ class Taboo(Protocol):
             values = {"seat": seat, "role": seat, "text": reply.text, "quoted": quote(reply.text)}
             chats[other].hear(render(self.prompts[other].heard, values))
         sign = {ATTACKER: 1.0, DEFENDER: -1.0, "": 0.0}[won]
-        record = Record(self.roles(), moves, results={ATTACKER: sign, DEFENDER: -sign})
+        record = Record(self.roles(), moves, results={ATTACKER: sign, DEFENDER: 0.0 - sign})
         metrics = {"turns": float(len(moves)), "attacker_won": float(sign > 0), "defender_won": float(sign < 0)}
         return Outcome("ok", (), pay(self.rewards, record), (1.0 + sign) / 2.0, metrics)
 
