@@ -317,7 +317,7 @@ class Checker:
         protocol = self.protocols.get(stage.protocol)
         if protocol is None:
             return
-        if stage.archive and protocol.kind != "propose_solve":
+        if stage.archive and not protocol.kind.startswith("propose_solve"):
             self.error(
                 (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
             )

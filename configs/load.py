@@ -144,7 +144,7 @@ def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Prot
     """Where nobody proposes, the tasks of a stage must say what to play."""
     for name, stage in config.stages.items():
         protocol = protocols.get(stage.protocol)
-        if protocol is None or protocol.kind == "propose_solve" or config.tasks is None:
+        if protocol is None or protocol.kind.startswith("propose_solve") or config.tasks is None:
             continue
         try:
             source = load_task_source({**config.tasks, **stage.tasks})

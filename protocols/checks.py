@@ -195,6 +195,11 @@ def _vote_problems(rules: Phased) -> Iterable[Problem]:
         yield "vote", "the judge decides, and so the vote has no effect; valid: one of the two"
     if rules.vote and rules.vote not in choosing:
         yield "vote", _no("phase with moves: choices", rules.vote, choosing)
+    sure = [phase.name for phase in rules.phases if phase.moves == "confidence"]
+    if rules.vote_weights and not rules.vote:
+        yield "vote_weights", "has no effect without a vote; valid with vote"
+    if rules.vote_weights and rules.vote_weights not in sure:
+        yield "vote_weights", _no("phase with moves: confidence", rules.vote_weights, sure)
 
 
 def _listen_problems(rules: Phased) -> Iterable[Problem]:
@@ -221,6 +226,8 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         has.add("legal moves")
     if any(phase.moves == "choices" for phase in rules.phases):
         has.add("choices")
+    if rules.vote:
+        has.add("vote")
     limited = [i for i, phase in enumerate(rules.phases) if phase.soft_words or phase.min_words]
     if limited:
         has.add("word limits")

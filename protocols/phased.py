@@ -63,9 +63,10 @@ class Phase:
     """A seat that may end the phase before its last repeat."""
     prompt: str = ""
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
-    moves: Literal["free", "evidence", "choices"] = "free"
+    moves: Literal["free", "evidence", "choices", "confidence"] = "free"
     """free: any text. evidence: a statement of the task that has not been revealed. choices: one of the
-    competing answers. A reply that is not legal is rejected: it has no effect and the others read `rejected`."""
+    competing answers. confidence: how sure the seat is, 0%, 10%, ... 100%. A reply that is not legal is rejected: it
+    has no effect and the others read `rejected`."""
     enforce: bool = True
     """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
     parts: dict[str, Literal["private", "shown"]] = field(default_factory=dict)
@@ -104,6 +105,9 @@ class Phased(Protocol):
     vote: str = ""
     """In place of a judge: the phase (moves: choices) in which seats vote. The last legal vote of each counts; where
     nobody's does, the play is invalid."""
+    vote_weights: str = ""
+    """With `vote`: the phase (moves: confidence) in which seats say how sure they are, by which their votes weigh
+    (protocols/confidence.py). The last legal level of each counts; a vote without one does not."""
     listens: dict[str, list[str]] = field(default_factory=dict)
     """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
     rewards: list[RewardTerm] = field(default_factory=list)

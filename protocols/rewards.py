@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocols import rewards_social as social
 from protocols.types import Reward
 
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
     "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verdicts", "verifier", "sub-plays",
-    "game",
-]
+    "game", "vote", "ratings", "result", "forecasts", "verdict on an answer",
+]  # fmt: skip
 """What a reward reads, and what a protocol may have to offer."""
 
 
@@ -85,6 +86,14 @@ class Record:
     """Seats whose illegal moves ended a game."""
     verdicts: Sequence[Verdict] = ()
     """Where the right answer is known."""
+    votes_truth: float | None = None
+    """The share of votes for the right answer; None without a vote, or where which is right is not known."""
+    ratings: Sequence[float] = ()
+    """Of the first and the last version of what was written, in [0, 1]."""
+    results: Mapping[str, float] = field(default_factory=dict)
+    """seat -> what a game's own rules give it."""
+    verdict: Belief = ()
+    """What a judge came to, where `beliefs` are forecasts of it; or the probability that an answer is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +253,16 @@ REWARDS: dict[str, Rule] = {
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
     "game_return": Rule(game_return, "game", {"forfeit": 1.0}, zero_sum=True),
+    "unsolved": Rule(social.unsolved, "sub-plays"),
+    "team_right": Rule(social.team_right, "vote"),
+    "correction_gain": Rule(social.correction_gain, "choices"),
+    "rating": Rule(social.rating, "ratings"),
+    "improvement": Rule(social.improvement, "ratings"),
+    "game_result": Rule(social.game_result, "result"),
+    "forecast": Rule(social.forecast, "forecasts"),
+    "market_move": Rule(social.market_move, "forecasts"),
+    "src": Rule(social.src, "verdict on an answer"),
+    "verdict_score": Rule(social.verdict_score, "verdict on an answer"),
 }
 
 
@@ -304,6 +323,11 @@ _LACKING: dict[Source, str] = {
     "verifier": "an exact verifier",
     "sub-plays": "sub-plays",
     "game": "the rules of a game (kind: game)",
+    "vote": "a vote among the seats",
+    "ratings": "a rater or a verifier of versions (kind revision), or a rater of proposals",
+    "result": "a game with a result (kinds taboo, negotiation)",
+    "forecasts": "forecasts of a judge's belief (kind market)",
+    "verdict on an answer": "a verifier who is asked about a prover's answer (kind prover_verifier)",
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from protocols.base import Answer, Ask
 from protocols.bench import Bench
+from protocols.confidence import LEVELS, vote_shares
 from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
 from protocols.speech import first_words, off_length, says, shown_parts, words
@@ -34,6 +35,7 @@ MOVES: dict[str, Callable[[Task, Mapping[str, None]], tuple[str, ...]]] = {
     "free": lambda task, revealed: (),
     "evidence": lambda task, revealed: tuple([s for s in task.evidence if s not in revealed]),
     "choices": lambda task, revealed: task.choices,
+    "confidence": lambda task, revealed: LEVELS,
 }
 """Phase.moves -> the legal moves, given what has been revealed. Free text has none."""
 
@@ -54,6 +56,8 @@ class Table:
         self._cuts = 0
         self._votes: dict[str, int] = {}
         """seat -> index of the claim that it voted for last."""
+        self._levels: dict[str, str] = {}
+        """seat -> how sure of its vote it last said to be."""
         self._pending: list[Move] = []
         self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
         judges = () if rules.judge is None else rules.judge.seats
@@ -118,6 +122,8 @@ class Table:
                 self.revealed[statement] = None
             elif phase.name == self.rules.vote:
                 self._votes[speaker.seat] = self.task.choices.index(statement)
+            elif phase.name == self.rules.vote_weights:
+                self._levels[speaker.seat] = statement
             elif phase.max_words is not None:
                 statement = self._cut(statement, phase.max_words)
             if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
@@ -156,17 +162,19 @@ class Table:
 
     def _voted(self, metrics: dict[str, float]) -> Outcome:
         """What a play without a judge came to."""
-        score, votes = None, list(self._votes.values())
+        score, record = None, self._record()
         if self.rules.vote:
-            if not votes:
+            levels = self._levels if self.rules.vote_weights else None
+            shares = vote_shares(self._votes, levels, len(self.task.choices))
+            if not shares:
                 return Outcome(
                     "invalid", metrics=metrics, reason=f"no vote in phase {self.rules.vote!r} is readable"
                 )
-            shares = tuple(votes.count(i) / len(votes) for i in range(len(self.task.choices)))
             metrics["agreement"] = max(shares)
             if (truth := self._truth()) is not None:
-                score, metrics["votes_truth"] = _won(shares, truth), shares[truth]
-        return Outcome("ok", (), pay(self.rules.rewards, self._record()), score, metrics)
+                score, metrics["votes_truth"] = _won(tuple(shares), truth), shares[truth]
+                record = replace(record, votes_truth=shares[truth])
+        return Outcome("ok", (), pay(self.rules.rewards, record), score, metrics)
 
     def _counts(self) -> dict[str, float]:
         counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}

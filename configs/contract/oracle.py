@@ -16,6 +16,9 @@ from configs.contract.oracle_bench import BenchOracle
 from configs.contract.text import Raw, fill, heard_of, pairs, quoted, traces, up_to
 from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
 
+LEVELS = [f"{tenth}0%" if tenth else "0%" for tenth in range(11)]
+"""What may be said in a phase with moves: confidence. They are no marks: several seats may say the same."""
+
 
 class PhasedOracle:
     """Feed it a trace; `found` lists what is wrong."""
@@ -37,6 +40,8 @@ class PhasedOracle:
         self.malformed: list[tuple[str, int]] = []
         self.off_length: dict[tuple[str, int], float] = {}
         self.votes: dict[str, str] = {}
+        self.sure: dict[str, int] = {}
+        """seat -> how sure it last said to be, in percent."""
         self.chosen: dict[tuple[str, int], bool] = {}
         self.stopped: set[str] = set()
         self.bench = BenchOracle(self)
@@ -103,7 +108,8 @@ class PhasedOracle:
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
         legal = {"evidence": [e for e in self.task.evidence if e not in self.revealed],
-                 "choices": list(self.task.choices)}.get(phase.get("moves", "free"), [])  # fmt: skip
+                 "choices": list(self.task.choices),
+                 "confidence": LEVELS}.get(phase.get("moves", "free"), [])  # fmt: skip
         for request, _ in got:
             self._request(phase, request, legal)
         told = []
@@ -131,6 +137,8 @@ class PhasedOracle:
                 self.revealed.append(str(heard))
             elif phase["name"] == self.raw.get("vote"):
                 self.votes[seat] = str(heard)
+            elif phase["name"] == self.raw.get("vote_weights"):
+                self.sure[seat] = int(str(heard)[:-1])
             if phase.get("moves") == "choices":
                 self.chosen[seat, request.turn] = heard == self.task.answer
             if heard is None:
@@ -191,14 +199,15 @@ class PhasedOracle:
         """Search all that this seat was told for texts that it must not have. Knows nothing of templates."""
         chat = "\n".join(message.text for message in request.messages if message.speaker != "assistant")
         own = self.markers[request.seat]
-        for text in (self.said | set(self.task.evidence)) - own - {*self.task.choices, self.neutral}:
+        plain = {*self.task.choices, self.neutral, *LEVELS}
+        for text in (self.said | set(self.task.evidence)) - own - plain:
             # The first line, since quoting may change the ones after it.
             if text.split("\n")[0] in chat and text:
                 self.found.append(f"{where}: saw {text!r}, which it may not see")
         for name, hidden in self.task.hidden.items():
             if hidden.text in chat and request.role not in hidden.roles:
                 self.found.append(f"{where}: saw hidden {name!r}")
-        for text in own - {self.neutral, *self.task.choices}:
+        for text in own - plain:
             if not request.fresh and chat.count(text.split("\n")[0]) > 1:
                 self.found.append(f"{where}: saw {text!r} more than once")
 
@@ -225,16 +234,29 @@ class PhasedOracle:
             self.found.append(f"{where}: speakers do not alternate: {speakers}")
 
     def _outcome(self, outcome: Outcome) -> None:
-        if self.raw.get("vote") and not self.votes:
+        counted = {**self.votes}
+        if self.raw.get("vote_weights"):
+            counted = {seat: vote for seat, vote in self.votes.items() if seat in self.sure}
+        if self.raw.get("vote") and not counted:
             if outcome.status != "invalid" or outcome.rewards or outcome.score is not None:
                 self.found.append("a play without a readable vote scored")
             return
         if self.raw.get("vote"):
-            counts = [sum(vote == claim for vote in self.votes.values()) for claim in self.task.choices]
+            counts = [
+                sum(self._weighs(seat) for seat, vote in counted.items() if vote == claim)
+                for claim in self.task.choices
+            ]
             self._score(outcome, counts, "votes")
         self.bench.outcome(outcome)
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
+
+    def _weighs(self, seat: str) -> float:
+        """Of a vote: 1, or by how sure the seat is, after the table of ReConcile."""
+        if not self.raw.get("vote_weights"):
+            return 1.0
+        sure = self.sure[seat]
+        return 1.0 if sure == 100 else 0.8 if sure >= 90 else 0.5 if sure >= 80 else 0.3 if sure > 60 else 0.1
 
     def _fines(self, rewards: Sequence[Reward]) -> None:
         """Who is fined for the form of which turn, and how much."""

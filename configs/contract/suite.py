@@ -198,10 +198,12 @@ def _check_proposer_pay(raw: Raw, trace: Trace, valid: bool, asked: bool) -> lis
     p = sum(scores) / len(scores)
     if outcome.status != "ok" or outcome.score is None or abs(outcome.score - p) > 1e-9:
         return [f"{outcome.status} with score {outcome.score}, not {p}"]
-    paid = _pay(raw, outcome, "learnability")
-    should = 4 * p * (1 - p) if asked else None
+    worth = {"learnability": 4 * p * (1 - p), "unsolved": 1 - p if p else 0.0}
+    name = next((term["name"] for term in raw.get("rewards", []) if term["name"] in worth), "learnability")
+    paid = _pay(raw, outcome, name)
+    should = worth[name] if asked else None
     if (paid is None) != (should is None) or abs((paid or 0.0) - (should or 0.0)) > 1e-9:
-        return [f"learnability paid {paid}, not {should}"]
+        return [f"{name} paid {paid}, not {should}"]
     return []
 
 
@@ -262,7 +264,8 @@ def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     assert NOBODY in task.hidden
     base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
     for name, hidden in task.hidden.items():
-        changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
+        other = str(int(hidden.text) + 1) if hidden.text.isdecimal() else "changed"
+        changed = {**task.hidden, name: Hidden(other, hidden.roles)}
         twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:

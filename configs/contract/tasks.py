@@ -14,6 +14,9 @@ from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 NOBODY = "nobody"
 """Hidden material that no role may see."""
 
+NUMBERS = {"cost": "4815162", "value": "8675309"}
+"""Hidden material of a negotiation, which must be numbers: long enough to be found like a mark."""
+
 
 class Markers(Domain):
     def derive(self, task: Task, proposal: str) -> Task:
@@ -35,6 +38,9 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     roles: dict[str, set[str]] = {}
     hidden_names(raw, roles)
     hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
+    for name, number in NUMBERS.items():
+        if raw["kind"] == "negotiation" and name in hidden:
+            hidden[name] = Hidden(number, hidden[name].roles)
     hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
     choices = tuple(f"cl{next(words)}" for _ in range(_claims(raw)))
     solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
