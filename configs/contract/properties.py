@@ -182,6 +182,11 @@ def _sides(subject: Subject) -> Iterator[str]:
         yield from suite.side_shows(subject.protocol, subject.raw, seed)
 
 
+def _choices(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from suite.choice_shows(subject.protocol, subject.raw, seed)
+
+
 class _Undecided(Markers):
     """A verifier that never comes to a result."""
 
@@ -279,6 +284,12 @@ PROPERTIES = (
         lambda raw: bool(parts_of(raw)),
     ),
     Property("sides", "a judge of evidence cannot tell who argues which side", _sides, suite.judges_evidence),
+    Property(
+        "commitments",
+        "what a seat commits to shows to those alone who hear it",
+        _choices,
+        lambda raw: any(phase.get("commits") for phase in phases_of(raw)),
+    ),
     Property(
         "speakers",
         "in a shuffled phase nobody is always first",
