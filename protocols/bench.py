@@ -53,7 +53,6 @@ class Juror:
         self._entries: list[tuple[str, str, str]] = []
         self._revealed: tuple[str, ...] = ()
         self._asked = 0
-        self._shown = [self._claims(order) for order in self.orders]
         self._labels = tuple(rules.labels)
         self._answers = [
             self._labels if rules.answers == "labels" else tuple(task.choices[claim] for claim in order)
@@ -64,9 +63,7 @@ class Juror:
             for order, answers in zip(self.orders, self._answers)
         ]
         self._system = render(rules.system, {"seat": seat, "role": role})
-        self._chat: Chat | None = None
-        if rules.view == "chat":
-            self._chat = Chat(self._system, render(rules.prompt, self._shown[0]), joiner)
+        self._chat = Chat(joiner) if rules.view == "chat" else None
 
     def reveal(self, *statements: str) -> None:
         """Statements that the judge may now see as evidence."""
@@ -78,10 +75,7 @@ class Juror:
 
     def hear(self, seat: str, role: str, text: str) -> None:
         """A message that the judge may see."""
-        if self._chat is not None:
-            self._chat.hear(self._entry(seat, role, text, self.orders[0]))
-            self.changed = True
-        elif self.rules.view == "transcript":
+        if self.rules.view != "evidence":
             self._entries.append((seat, role, text))
             self.changed = True
 
@@ -137,15 +131,23 @@ class Juror:
         return read_vote(reply, self._answers[i])
 
     def _messages(self, i: int) -> tuple[Message, ...]:
+        values = self._claims(self.orders[i])
         if self._chat is not None:
-            return self._chat.ask(self.rules.ask)
-        values = self._shown[i]
+            return self._continued(self._chat, values)
         if self.rules.view == "evidence":
             values = {**values, "evidence": " ".join(self._revealed)}
             return fresh_chat(self._system, render(self.rules.prompt, values).strip())
         entries = [self._entry(*entry, self.orders[i]) for entry in self._entries]
         values = {**values, "transcript": self.joiner.join(entries)}
         return fresh_chat(self._system, render(self.rules.prompt, values))
+
+    def _continued(self, chat: Chat, values: Mapping[str, str]) -> tuple[Message, ...]:
+        if not chat.opened:
+            chat.open(self._system, render(self.rules.prompt, values))
+        for entry in self._entries:
+            chat.hear(self._entry(*entry, self.orders[0]))
+        self._entries.clear()
+        return chat.ask(self.rules.ask)
 
     def _claims(self, order: tuple[int, ...]) -> dict[str, str]:
         values = {"question": self.task.question, "seat": self.seat, "role": self.role}

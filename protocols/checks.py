@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from protocols.checks_sides import side_problems, sided_at
 from protocols.judging import judge_problems
 from protocols.rewards import REWARDS, Source, reward_problems
 from protocols.speech import words
@@ -26,14 +27,15 @@ Problem = tuple[str, str]
 def phased_problems(rules: Phased) -> list[Problem]:
     found = [*_seat_problems(rules), *_prompt_problems(rules)]
     for i, phase in enumerate(rules.phases):
-        found += _phase_problems(rules, phase, f"phases.{i}")
+        found += _phase_problems(rules, phase, i)
     if not rules.phases:
         found.append(("phases", "needs at least one phase"))
     doubles = {p.name for p in rules.phases if [q.name for q in rules.phases].count(p.name) > 1}
     found += [("phases", f"two phases are called {name!r}; names must differ") for name in sorted(doubles)]
     if rules.judge is not None:
         found += judge_problems(rules.judge, rules.seats, {s for phase in rules.phases for s in phase.seats})
-    return [*found, *_vote_problems(rules), *_listen_problems(rules), *_pay_problems(rules)]
+    found += [*_vote_problems(rules), *_listen_problems(rules), *side_problems(rules)]
+    return [*found, *_pay_problems(rules)]
 
 
 def _judges(rules: Phased) -> tuple[str, ...]:
@@ -98,14 +100,16 @@ def _prompt_problems(rules: Phased) -> Iterable[Problem]:
             )
 
 
-def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]:
+def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem]:
+    path = f"phases.{index}"
     if not phase.name or phase.name == "judge":
         yield f"{path}.name", "needs a name other than 'judge', which is the judge's own"
     for seat in phase.seats:
         if seat not in rules.seats:
             yield f"{path}.seats", _no("seat", seat, rules.seats)
         elif rules.seats[seat] in rules.prompts:
-            yield from template_problems(f"{path}.prompt", phase.prompt, _names(rules, rules.seats[seat]))
+            valid = _names(rules, rules.seats[seat], sided_at(rules, [seat], index))
+            yield from template_problems(f"{path}.prompt", phase.prompt, valid)
     if not phase.seats or phase.repeat < 1:
         yield (path, f"phase {phase.name!r} is never reached: it needs seats and repeat of at least 1")
     if phase.repeat > MAX_REPEAT:
@@ -243,23 +247,25 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
     yield from reward_problems(rules.rewards, has, rules.seats)
     for i, term in enumerate(rules.rewards):
         rule = REWARDS.get(term.name)
-        if rule is not None and rule.needs in ("beliefs", "final belief") and not rules.sides:
+        sided = rules.sides or any(phase.commits for phase in rules.phases)
+        if rule is not None and rule.needs in ("beliefs", "final belief") and not sided:
             yield f"rewards.{i}.name", f"reward {term.name!r} pays the seats that argue a side: set sides"
         if rules.zero_sum and rule is not None and (not rule.zero_sum or term.to):
             valid = ", ".join(sorted(name for name, r in REWARDS.items() if r.zero_sum))
             yield f"rewards.{i}", f"zero_sum: true is promised; valid: {valid}, paid to all"
-    if rules.zero_sum and (
-        rules.judge is None or len(rules.judge.labels) != 2 or {*rules.sides.values()} != {0, 1}
-    ):
-        yield "zero_sum", "needs a judge with two labels and a seat on each side (0 and 1)"
+    both = {*rules.sides.values()} == {0, 1} or bool(rules.opposes)
+    if rules.zero_sum and (rules.judge is None or len(rules.judge.labels) != 2 or not both):
+        yield "zero_sum", "needs a judge with two labels and a seat on each side (0 and 1, or one that opposes)"
 
 
 _BUILT_IN = ("question", "choices", "seat", "role", "claim", "other")
 
 
-def _names(rules: Phased, role: str) -> list[str]:
-    """The placeholders that prompts of this role may use."""
-    sided = all(seat in rules.sides for seat, r in rules.seats.items() if r == role)
+def _names(rules: Phased, role: str, sided: bool | None = None) -> list[str]:
+    """The placeholders that prompts of this role may use. `sided`: whether the reader has a side by then; None: when
+    its chat begins, every seat of the role."""
+    if sided is None:
+        sided = sided_at(rules, [seat for seat, r in rules.seats.items() if r == role])
     return [*(_BUILT_IN if sided else _BUILT_IN[:4]), *rules.prompts[role].hidden]
 
 

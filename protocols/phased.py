@@ -67,6 +67,9 @@ class Phase:
     """free: any text. evidence: a statement of the task that has not been revealed. choices: one of the
     competing answers. confidence: how sure the seat is, 0%, 10%, ... 100%. A reply that is not legal is rejected: it
     has no effect and the others read `rejected`."""
+    commits: bool = False
+    """With moves: choices: what a seat chooses is the claim that it argues from then on. Who hears of it: `visible_to`.
+    A seat that chooses none of the claims forfeits: the play ends unjudged and pays for the form of turns alone."""
     enforce: bool = True
     """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
     parts: dict[str, Literal["private", "shown"]] = field(default_factory=dict)
@@ -98,7 +101,9 @@ class Phased(Protocol):
     seats: dict[str, str]
     """seat -> role, the judge's too."""
     sides: dict[str, int] = field(default_factory=dict)
-    """seat -> index of the claim in `Task.choices` that it argues."""
+    """seat -> index of the claim in `Task.choices` that it argues: assigned by the task."""
+    opposes: dict[str, str] = field(default_factory=dict)
+    """seat -> a seat that commits to one of two claims: this seat argues the other one."""
     prompts: dict[str, RolePrompt] = field(default_factory=dict)
     """role -> prompts, for every role that speaks in a phase."""
     judge: JudgeRules | None = None
@@ -120,13 +125,14 @@ class Phased(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
-        bench = self._bench(task)
-        table = Table(self, task, bench)
+        sides = dict(self.sides)
+        bench = self._bench(task, sides)
+        table = Table(self, task, bench, sides)
         each_turn = self.judge is not None and self.judge.when == "each_turn"
         if bench is not None and each_turn:
             yield from bench.poll(0)
         for phase, speakers in self._rounds(self._draw(rng)):
-            if table.failure:
+            if table.failure or table.forfeits:
                 break
             if phase.name in table.stopped:
                 continue
@@ -134,10 +140,10 @@ class Phased(Protocol):
             if not asks:
                 continue  # nobody has a legal move left
             table.take(phase, (yield asks))
-            if bench is not None and each_turn and bench.changed:
+            if bench is not None and each_turn and bench.changed and not table.forfeits:
                 yield from bench.poll(table.public_turns)
             table.settle()
-        if bench is not None and not each_turn:
+        if bench is not None and not each_turn and not table.forfeits:
             yield from bench.poll(table.public_turns)
         return table.outcome()
 
@@ -177,6 +183,8 @@ class Phased(Protocol):
             return "only a judge with view: evidence can be asked about a set of reveals"
         if self.judge.panel or self.judge.votes:
             return "only the probabilities of one judge can be searched, not a panel or votes"
+        if any(phase.commits for phase in self.phases):
+            return "sides that seats choose for themselves are not one game that could be searched"
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
             return "shuffled reveals are not one game that could be searched"
         return ""
@@ -187,6 +195,8 @@ class Phased(Protocol):
             raise ValueError(
                 f"protocol {self.name}: shuffled reveals are not one game that could be searched"
             )
+        if any(phase.commits for phase in self.phases):
+            raise ValueError(f"protocol {self.name}: who argues which side is not known before the play")
         return tuple(
             self.sides[speaker.seat]
             for phase, speakers in self._rounds({})
@@ -205,10 +215,11 @@ class Phased(Protocol):
             bench.deciding[0].orders, [read_probs(probs, len(task.choices)) for probs in verdicts]
         )
 
-    def _bench(self, task: Task) -> Bench | None:
+    def _bench(self, task: Task, sides: Mapping[str, int] | None = None) -> Bench | None:
+        """`sides`: those of the play, as they stand; None: the assigned ones."""
         if self.judge is None:
             return None
-        return Bench(self.judge, self.seats, task, self.sides, self.joiner)
+        return Bench(self.judge, self.seats, task, self.sides if sides is None else sides, self.joiner)
 
     def _draw(self, rng: random.Random) -> Mapping[str, int]:
         """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""
@@ -246,11 +257,14 @@ class Phased(Protocol):
         side = self.sides.get(seat)
         place = 0 if phase.order == "simultaneous" else place
         situation = f"place {place}" if side is None else f"side {side} place {place}"
-        audience = tuple(
+        return Speaker(seat, self.seats[seat], situation, self.audience(phase, seat))
+
+    def audience(self, phase: Phase, seat: str) -> tuple[str, ...]:
+        """The seats that hear what `seat` says in `phase`, judges among them."""
+        return tuple(
             other
             for other, role in self.seats.items()
             if other != seat
             and {"all", other, role} & {*phase.visible_to}
             and seat in self.listens.get(other, self.seats)
         )
-        return Speaker(seat, self.seats[seat], situation, audience)

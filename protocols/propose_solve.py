@@ -15,7 +15,15 @@ from protocols.base import Answer, Ask, Play, Protocol, SubPlay
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
 from protocols.templates import literals, render, template_problems
 from protocols.types import (
-    EXAMPLE, PROPOSAL, InvalidProposal, Outcome, Reward, Task, Turn, TurnRequest, VerifierError,
+    EXAMPLE,
+    PROPOSAL,
+    InvalidProposal,
+    Outcome,
+    Reward,
+    Task,
+    Turn,
+    TurnRequest,
+    VerifierError,
 )  # fmt: skip
 from protocols.views import as_reply, fresh_chat, hidden_values
 

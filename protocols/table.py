@@ -43,8 +43,12 @@ MOVES: dict[str, Callable[[Task, Mapping[str, None]], tuple[str, ...]]] = {
 class Table:
     """One play of a `Phased`, between its yields."""
 
-    def __init__(self, rules: Phased, task: Task, bench: Bench | None) -> None:
+    def __init__(self, rules: Phased, task: Task, bench: Bench | None, sides: dict[str, int]) -> None:
         self.rules, self.task, self.bench = rules, task, bench
+        self.sides = sides
+        """Of this play. Grows as seats commit; the bench looks at the same."""
+        self.forfeits: list[str] = []
+        """Seats that were to commit to a claim and named none."""
         self.revealed: dict[str, None] = {}
         self.stopped: set[str] = set()
         """Phases that a seat has ended."""
@@ -63,11 +67,8 @@ class Table:
         judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
             if seat not in judges:
-                prompt, values = rules.prompts[role], self._seat_values(seat, role)
-                self._values[seat] = values
-                self._chats[seat] = Chat(
-                    render(prompt.system, values), render(prompt.opening, values), rules.joiner
-                )
+                self._values[seat] = self._seat_values(seat, role)
+                self._chats[seat] = Chat(rules.joiner)
 
     @property
     def failure(self) -> str:
@@ -79,8 +80,11 @@ class Table:
         self._asked = [(speaker, legal) for speaker in speakers if legal or phase.moves == "free"]
         requests: list[Ask] = []
         for speaker, _ in self._asked:
-            chat = self._chats[speaker.seat]
-            messages = chat.ask(render(phase.prompt, self._values[speaker.seat]))
+            chat, values = self._chats[speaker.seat], self._values[speaker.seat]
+            if not chat.opened:  # only now: what it argues may have been chosen meanwhile
+                prompt = self.rules.prompts[speaker.role]
+                chat.open(render(prompt.system, values), render(prompt.opening, values))
+            messages = chat.ask(render(phase.prompt, values))
             request = TurnRequest(
                 seat=speaker.seat,
                 role=speaker.role,
@@ -90,7 +94,7 @@ class Table:
                 choices=legal,
                 enforce=phase.enforce,
                 target=self._target(phase, speaker),
-                situation=speaker.situation,
+                situation=self._situation(speaker),
                 max_tokens=phase.max_tokens,
                 temperature=phase.temperature,
             )
@@ -116,6 +120,8 @@ class Table:
             )  # fmt: skip
             self._note(move, speaker)
             chat.said(reply.text)
+            if phase.commits:
+                self._commit(speaker.seat, statement if statement in legal else None)
             if silenced:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
@@ -142,6 +148,8 @@ class Table:
     def outcome(self) -> Outcome:
         bench = self.bench
         metrics = self._counts()
+        if self.forfeits:
+            return self._forfeited(metrics)
         if bench is None:
             return self._voted(metrics)
         judgments = tuple(bench.judgments)
@@ -176,6 +184,13 @@ class Table:
                 record = replace(record, votes_truth=shares[truth])
         return Outcome("ok", (), pay(self.rules.rewards, record), score, metrics)
 
+    def _forfeited(self, metrics: dict[str, float]) -> Outcome:
+        """What a play came to that a seat left without a claim. No side exists that could have won or lost."""
+        moves = [replace(move, before=None, after=None) for move in (*self._moves, *self._pending)]
+        rewards = pay(self.rules.rewards, Record(self.rules.seats, moves))
+        judgments = () if self.bench is None else tuple(self.bench.judgments)
+        return Outcome("ok", judgments, rewards, None, {**metrics, "forfeit": 1.0})
+
     def _counts(self) -> dict[str, float]:
         counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
         if any(phase.parts for phase in self.rules.phases):
@@ -184,7 +199,25 @@ class Table:
             counts["cut"] = float(self._cuts)
         if any(phase.stop is not None for phase in self.rules.phases):
             counts["stopped"] = float(len(self.stopped))
+        for seat, side in self.sides.items():
+            if seat not in self.rules.sides:
+                counts[f"side/{seat}"] = float(side)
         return counts
+
+    def _commit(self, seat: str, claim: str | None) -> None:
+        """`seat` argues `claim` from now on, and whoever opposes it the other one. None: it forfeits."""
+        if claim is None:
+            self.forfeits.append(seat)
+            return
+        side = self.task.choices.index(claim)
+        self.sides[seat] = side
+        self.sides |= {rival: 1 - side for rival, chooser in self.rules.opposes.items() if chooser == seat}
+        for sided in self.sides.keys() & self._values.keys():
+            self._values[sided] |= self._side_values(sided)
+
+    def _situation(self, speaker: Speaker) -> str:
+        chosen = speaker.seat not in self.rules.sides and speaker.seat in self.sides
+        return f"side {self.sides[speaker.seat]} {speaker.situation}" if chosen else speaker.situation
 
     def _off_length(self, phase: Phase, statement: str) -> float:
         if phase.soft_words is None and phase.min_words is None:
@@ -224,9 +257,9 @@ class Table:
 
     def _record(self) -> Record:
         if self.bench is None:
-            return Record(self.rules.seats, self._moves, self.rules.sides)
+            return Record(self.rules.seats, self._moves, self.sides)
         votes = [vote for juror in self.bench.deciding for vote in juror.votes]
-        return Record(self.rules.seats, self._moves, self.rules.sides, self.bench.beliefs, verdicts=votes)
+        return Record(self.rules.seats, self._moves, self.sides, self.bench.beliefs, verdicts=votes)
 
     def _truth(self) -> int | None:
         answer, choices = self.task.answer, self.task.choices
@@ -235,15 +268,16 @@ class Table:
     def _seat_values(self, seat: str, role: str) -> dict[str, str]:
         task, prompt = self.task, self.rules.prompts[role]
         values = {"question": task.question, "choices": ", ".join(task.choices), "seat": seat, "role": role}
-        side = self.rules.sides.get(seat)
-        if side is not None:
-            if side >= len(task.choices):
-                raise ValueError(
-                    f"task {task.id} has {len(task.choices)} choices; {seat} argues number {side}"
-                )
-            values["claim"] = task.choices[side]
-            values["other"] = ", ".join(c for i, c in enumerate(task.choices) if i != side)
-        return {**values, **hidden_values(task, role, prompt.hidden)}
+        return {**values, **self._side_values(seat), **hidden_values(task, role, prompt.hidden)}
+
+    def _side_values(self, seat: str) -> dict[str, str]:
+        """What a seat is told of the side that it argues: nothing, as long as it argues none."""
+        side, choices = self.sides.get(seat), self.task.choices
+        if side is None:
+            return {}
+        if side >= len(choices):
+            raise ValueError(f"task {self.task.id} has {len(choices)} choices; {seat} argues number {side}")
+        return {"claim": choices[side], "other": ", ".join(c for i, c in enumerate(choices) if i != side)}
 
 
 def _won(belief: tuple[float, ...], truth: int) -> float:

@@ -43,6 +43,9 @@ class PhasedOracle:
         self.sure: dict[str, int] = {}
         """seat -> how sure it last said to be, in percent."""
         self.chosen: dict[tuple[str, int], bool] = {}
+        self.sides: dict[str, int] = dict(raw.get("sides", {}))
+        """Grows with what seats commit to."""
+        self.forfeit = False
         self.stopped: set[str] = set()
         self.bench = BenchOracle(self)
 
@@ -93,7 +96,7 @@ class PhasedOracle:
             together = phase.get("order", "sequential") == "simultaneous"
             line_ups = [self._line_up(phase, i) for i in range(phase.get("repeat", 1))]
             for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
-                if self.bench.failed:
+                if self.bench.failed or self.forfeit:
                     return
                 if phase["name"] in self.stopped:
                     break
@@ -101,9 +104,9 @@ class PhasedOracle:
                     continue
                 seen = self.bench.seen()
                 yield "turns", phase, seats
-                if each and self.bench.seen() != seen:
+                if each and self.bench.seen() != seen and not self.forfeit:
                     yield from self.bench.rounds()
-        if self.judge and not each:
+        if self.judge and not each and not self.forfeit:
             yield from self.bench.rounds()
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
@@ -141,11 +144,22 @@ class PhasedOracle:
                 self.sure[seat] = int(str(heard)[:-1])
             if phase.get("moves") == "choices":
                 self.chosen[seat, request.turn] = heard == self.task.answer
+            if phase.get("commits"):
+                self._commits(seat, heard)
             if heard is None:
                 self.due[seat].append(self.neutral)
             told.append((seat, self.neutral if heard is None else heard))
         for seat, text in told:
             self._deliver(phase, seat, text)
+
+    def _commits(self, seat: str, claim: str | None) -> None:
+        """It argues this claim from now on, and each who opposes it the other."""
+        self.forfeit = self.forfeit or claim is None
+        if claim is not None:
+            self.sides[seat] = self.task.choices.index(claim)
+            for rival, chooser in self.raw.get("opposes", {}).items():
+                if chooser == seat:
+                    self.sides[rival] = {0: 1, 1: 0}[self.sides[seat]]
 
     def _lengths(self, phase: Raw, turn: tuple[str, int], count: int) -> None:
         if count > phase.get("soft_words", count):
@@ -217,8 +231,8 @@ class PhasedOracle:
     def _values(self, seat: str, role: str) -> dict[str, str]:
         claims, hidden = self.task.choices, self.raw["prompts"][role].get("hidden", [])
         values = {"question": self.task.question, "choices": ", ".join(claims), "seat": seat, "role": role}
-        if seat in self.raw.get("sides", {}):
-            side = self.raw["sides"][seat]
+        if seat in self.sides:
+            side = self.sides[seat]
             values |= {"claim": claims[side], "other": ", ".join(c for c in claims if c != claims[side])}
         return values | {name: self.task.hidden[name].text for name in hidden}
 
@@ -234,6 +248,12 @@ class PhasedOracle:
             self.found.append(f"{where}: speakers do not alternate: {speakers}")
 
     def _outcome(self, outcome: Outcome) -> None:
+        for seat, side in self.sides.items():
+            if seat not in self.raw.get("sides", {}) and outcome.metrics.get(f"side/{seat}") != side:
+                self.found.append(f"{seat} argued {side}, recorded is {outcome.metrics.get(f'side/{seat}')}")
+        if self.forfeit and not self.bench.failed:
+            self._forfeited(outcome)
+            return
         counted = {**self.votes}
         if self.raw.get("vote_weights"):
             counted = {seat: vote for seat, vote in self.votes.items() if seat in self.sure}
@@ -257,6 +277,15 @@ class PhasedOracle:
             return 1.0
         sure = self.sure[seat]
         return 1.0 if sure == 100 else 0.8 if sure >= 90 else 0.5 if sure >= 80 else 0.3 if sure > 60 else 0.1
+
+    def _forfeited(self, outcome: Outcome) -> None:
+        """A seat named no claim: the form of turns is paid, and nothing that rests on sides."""
+        if (outcome.status, outcome.score) != ("ok", None):
+            self.found.append(f"a forfeit is {outcome.status} with score {outcome.score}")
+        sided = {r.name for r in outcome.rewards} - {"illegal", "format", "length", "right_choice"}
+        if sided:
+            self.found.append(f"a forfeit was paid {sorted(sided)}")
+        self._fines(outcome.rewards)
 
     def _fines(self, rewards: Sequence[Reward]) -> None:
         """Who is fined for the form of which turn, and how much."""
@@ -309,7 +338,7 @@ class PhasedOracle:
 
     def _belief_change(self, outcome: Outcome) -> None:
         term = next(term for term in self.raw["rewards"] if term["name"] == "belief_change")
-        clip, sides, phases = term.get("params", {}).get("clip", 8.0), self.raw["sides"], self.raw["phases"]
+        clip, sides, phases = term.get("params", {}).get("clip", 8.0), self.sides, self.raw["phases"]
         ends = [self.bench.beliefs[0], self.bench.beliefs[-1]]
         odds = [math.log(max(b[0], 1e-99) / max(b[1], 1e-99)) for b in ends]
         first, last = (max(-clip, min(clip, value)) for value in odds)

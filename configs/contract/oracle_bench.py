@@ -180,7 +180,7 @@ class BenchOracle:
         for letter, claim in zip("abcdefgh", claims):
             values[letter] = claim
             argued = [
-                s for s, side in oracle.raw.get("sides", {}).items() if self.task.choices[side] == claim
+                s for s, side in oracle.sides.items() if self.task.choices[side] == claim
             ]
             values[f"seat_{letter}"] = ", ".join(argued)
         system = fill(judge.get("system", ""), own)
@@ -200,7 +200,7 @@ class BenchOracle:
         return [*(before or start), ("user", oracle.joiner.join(question))]
 
     def _entry(self, speaker: str, text: str, claims: list[str]) -> str:
-        side = self.oracle.raw.get("sides", {}).get(speaker)
+        side = self.oracle.sides.get(speaker)
         labels = self.judge.get("labels", ["A", "B"])
         label = "" if side is None else labels[claims.index(self.task.choices[side])]
         entry = self.judge.get("entry", "{{ seat }}: {{ text }}")

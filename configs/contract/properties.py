@@ -187,6 +187,11 @@ def _sides(subject: Subject) -> Iterator[str]:
         yield from suite.side_shows(subject.protocol, subject.raw, seed)
 
 
+def _choices(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from suite.choice_shows(subject.protocol, subject.raw, seed)
+
+
 class _Undecided(Markers):
     """A verifier that never comes to a result."""
 
@@ -287,6 +292,12 @@ PROPERTIES = (
         "cards", "what a player of a game holds shows to that player alone", _cards, lambda raw: raw["kind"] == "game"
     ),
     Property("sides", "a judge of evidence cannot tell who argues which side", _sides, suite.judges_evidence),
+    Property(
+        "commitments",
+        "what a seat commits to shows to those alone who hear it",
+        _choices,
+        lambda raw: any(phase.get("commits") for phase in phases_of(raw)),
+    ),
     Property(
         "speakers",
         "in a shuffled phase nobody is always first",

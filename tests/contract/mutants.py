@@ -5,54 +5,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from protocols import bench, game, judging, phased, propose_solve, rewards, table, views
+from protocols import bench, judging, phased, propose_solve, rewards, table, views
 from protocols.types import Outcome, Reply
+from tests.contract import mutants_games, mutants_sides
+from tests.contract.seeding import HERE, MUTANTS, SHIPPED, mutant, noticed, seeded
 
-HERE = Path(__file__).resolve().parent
-Patch = Callable[[contextlib.ExitStack], None]
-MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
-"""name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
-SHIPPED = HERE.parents[1] / "configs" / "protocol"
-COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO, POKER, PARLOUR = (
+__all__ = ["MUTANTS", "mutants_games", "mutants_sides", "noticed", "seeded"]
+
+COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO = (
     HERE / "protocols" / f"{name}.yaml"
-    for name in ("council", "hearing", "salon", "jury", "assembly", "trio", "poker", "parlour")
+    for name in ("council", "hearing", "salon", "jury", "assembly", "trio")
 )
 PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_debate.yaml",
     SHIPPED / "pixel_proposed.yaml",
     SHIPPED / "debate.yaml",
 )
-
-
-def mutant(
-    path: Path, says: str, owner: Any, attribute: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register `make(original) -> broken` for an attribute."""
-
-    def register(make: Callable[..., Any]) -> Callable[..., Any]:
-        broken = make(getattr(owner, attribute))
-        MUTANTS[make.__name__] = (path, says, lambda stack: _patch(stack, owner, attribute, broken))
-        return make
-
-    return register
-
-
-def _patch(stack: contextlib.ExitStack, owner: Any, attribute: str, broken: Any) -> None:
-    stack.enter_context(mock.patch.object(owner, attribute, broken))
-
-
-@contextlib.contextmanager
-def seeded(name: str) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        MUTANTS[name][2](stack)
-        yield
 
 
 @mutant(COUNCIL, "asked [", table.Table, "_tell")
@@ -374,74 +346,6 @@ def missing_data_scores_zero(conclude: Any) -> Any:
         return done
 
     return broken
-
-
-@mutant(POKER, "is shown to", game.GamePlay, "request")
-def shown_the_cards_of_another_too(request: Any) -> Any:
-    def broken(self: Any, task: Any, state: Any, player: int, seat: str) -> Any:
-        asked, other = (request(self, task, state, p, seat) for p in (player, (player + 1) % 3))
-        return replace(asked, messages=(*asked.messages, other.messages[-1]))
-
-    return broken
-
-
-@mutant(POKER, "is player 0 in all", game.Match, "__init__")
-def order_not_drawn(init: Any) -> Any:
-    return lambda self, rules, task, rng: init(self, replace(rules, order="fixed"), task, rng)
-
-
-@mutant(POKER, "paid", game.Match, "outcome")
-def paid_to_the_wrong_seats(outcome: Any) -> Any:
-    def broken(self: Any) -> Any:
-        self.seats = (*self.seats[1:], self.seats[0])
-        return outcome(self)
-
-    return broken
-
-
-@mutant(POKER, "has two situations", game.GamePlay, "_request")
-def situations_of_the_turn_not_of_what_is_known(request: Any) -> Any:
-    return lambda self, *args: replace(request(self, *args), situation=f"turn {args[4]}")
-
-
-@mutant(PARLOUR, "play ended before", game.Match, "_reject")
-def forfeits_at_the_first_illegal_move(reject: Any) -> Any:
-    def broken(self: Any, player: int, reason: str) -> None:
-        self._tries[player] = self.rules.retries
-        reject(self, player, reason)
-
-    return broken
-
-
-@mutant(PARLOUR, "paid", game, "pay")
-def forfeiting_costs_nothing(pay: Any) -> Any:
-    return lambda terms, record: pay(terms, replace(record, forfeited=()))
-
-
-@mutant(PARLOUR, "read", game.Match, "ask")
-def illegal_moves_are_told_to_all(ask: Any) -> Any:
-    def broken(self: Any) -> Any:
-        for why in filter(None, self._open.values()):
-            for chat in self._chats.values():
-                chat.hear(why)
-        return ask(self)
-
-    return broken
-
-
-def noticed(name: str, seeds: int = 6) -> list[str]:
-    """What the suite says about a seeded fault, on the first seed on which it says anything."""
-    from configs.contract import suite
-    from configs.load import load_protocol
-
-    path = MUTANTS[name][0]
-    protocol, raw = load_protocol(path), suite.read_raw(path)
-    with seeded(name):
-        for seed in range(seeds):
-            found = suite.violations(protocol, raw, seed)
-            if found:
-                return found
-    return []
 
 
 if __name__ == "__main__":
