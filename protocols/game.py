@@ -155,7 +155,7 @@ class Match:
         self.moves = 0
         self._record: list[Move] = []
         self._turns = dict.fromkeys(seats, 0)
-        self._chats = {seat: Chat(self._system(player, seat), "", JOINER) for player, seat in enumerate(seats)}
+        self._chats = {seat: Chat.begun(self._system(player, seat), "", JOINER) for player, seat in enumerate(seats)}
         self._chosen: dict[int, str] = {}
         """player -> its move at this node"""
         self._open: dict[int, str] = {}

@@ -121,7 +121,7 @@ class _Exchange:
                 **hidden_values(task, seat, prompt.hidden),
             }  # fmt: skip
             self._values[seat] = values
-            self._chats[seat] = Chat(
+            self._chats[seat] = Chat.begun(
                 render(prompt.system, values), render(prompt.opening, values), rules.joiner
             )
 

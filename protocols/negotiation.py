@@ -116,7 +116,7 @@ class Negotiation(Protocol):
         prompt = self.prompts[seat]
         values = {"question": task.question, "seat": seat, "role": seat, "turns": str(self.turns)}
         values |= hidden_values(task, seat, prompt.hidden)
-        return Chat(render(prompt.system, values), render(prompt.opening, values), self.joiner)
+        return Chat.begun(render(prompt.system, values), render(prompt.opening, values), self.joiner)
 
     def roles(self) -> Mapping[str, str]:
         return {SELLER: SELLER, BUYER: BUYER}

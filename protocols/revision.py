@@ -124,7 +124,7 @@ class _Desk:
             values = {"question": task.question, "seat": seat, "role": role}
             values |= hidden_values(task, role, prompt.hidden)
             self._values[seat] = values
-            self._chats[seat] = Chat(
+            self._chats[seat] = Chat.begun(
                 render(prompt.system, values), render(prompt.opening, values), rules.joiner
             )
 

@@ -87,7 +87,7 @@ class Taboo(Protocol):
         prompt = self.prompts[seat]
         values = {"question": task.question, "seat": seat, "role": seat, "turns": str(self.turns)}
         values |= hidden_values(task, seat, prompt.hidden)
-        return Chat(render(prompt.system, values), render(prompt.opening, values), self.joiner)
+        return Chat.begun(render(prompt.system, values), render(prompt.opening, values), self.joiner)
 
     def roles(self) -> Mapping[str, str]:
         return {ATTACKER: ATTACKER, DEFENDER: DEFENDER}

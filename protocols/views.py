@@ -35,6 +35,13 @@ class Chat:
         self._messages += [Message("system", system)] if system else []
         self._inbox[:0] = [opening] if opening else []
 
+    @classmethod
+    def begun(cls, system: str, opening: str, joiner: str) -> Chat:
+        """A chat that is open from the start."""
+        chat = cls(joiner)
+        chat.open(system, opening)
+        return chat
+
     def hear(self, text: str) -> None:
         self._inbox.append(text)
 
