@@ -274,7 +274,8 @@ class Run:
         self.updates += int(metrics.get("updates", 0))
         if metrics.get("skipped"):
             self.skipped += int(metrics["skipped"])
-            dump(self.dir / "dumps", policy, served.version + 1, samples, metrics)
+            path = dump(self.dir / "dumps", policy, served.version + 1, samples, metrics)
+            self.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version
         sync = {"sync_s": served.sync_seconds, "sync_bytes": float(served.sync_bytes), "step_s": seconds}

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.contract.suite import read_raw, violations
+from configs.load import load_protocol
+from protocols.bench import Juror
 from protocols.rewards import Record, RewardTerm, Verdict, pay
 from tests.test_phased import judged
 
 VERDICT = RewardTerm("right_verdict")
+JURY = Path(__file__).resolve().parent / "contract" / "protocols" / "jury.yaml"
 
 
 def paid(outcome: Any) -> list[tuple[str, int | None, float]]:
@@ -57,3 +62,12 @@ def test_invalid_plays_and_probabilities_are_never_paid(votes: Any) -> None:
     assert trace.outcome.status == "invalid" and trace.outcome.rewards == ()
     trace, _ = votes({"jay": [0.9]}, seat="jay", panel=[])
     assert paid(trace.outcome) == []
+
+
+def test_the_contract_notices_votes_that_are_paid_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol, raw = load_protocol(JURY), read_raw(JURY)
+    assert all(not violations(protocol, raw, seed) for seed in range(3))
+    real = Juror._note_vote
+    monkeypatch.setattr(Juror, "_note_vote", lambda self, turn, i: real(self, turn, 0))
+    found = [wrong for seed in range(6) for wrong in violations(protocol, raw, seed)]
+    assert any("for votes that were right" in wrong for wrong in found)
