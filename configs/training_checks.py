@@ -24,8 +24,8 @@ def training_problems(config: RunConfig, protocols: Protocols) -> Iterator[Mista
     for name, stage in config.stages.items():
         yield from _schedule(config, stage, ("stages", name, "update"))
         protocol = protocols.get(stage.protocol)
-        for policy in updated(config, stage) if protocol is not None else ():
-            yield from _learns(config, protocol, stage, policy, ("stages", name, "roles"))
+        for player in updated(config, stage) if protocol is not None else ():
+            yield from _learns(config, protocol, stage, player, ("stages", name, "roles"))
         yield from _held_out(protocol, stage.roles, ("stages", name, "roles"))
     for arm, plays in config.eval.arms.items():
         yield from _held_out(protocols.get(plays.protocol), plays.roles, ("eval", "arms", arm, "roles"))

@@ -1,5 +1,6 @@
-"""Debater, judge and proposer trained in one run, with real learners (Ray, DeepSpeed) and players of no model in place
-of engines: each policy changes through its own samples alone, and what guards do to it."""
+"""Debater, judge and proposer trained in one run: each policy changes through its own samples alone, and what guards
+do to it. Players of no model stand in for engines. Learners are real ones (Ray, DeepSpeed), and once more, for the fast
+tests, stand-ins whose weights are a checksum of all that they were taught."""
 
 from __future__ import annotations
 
@@ -32,7 +33,60 @@ POLICIES = ("debater", "judge", "proposer")
 SMALL = [f"policies.{name}.model.{key}" for name in ("judge", "debater") for key in ("hidden_size=32", "layers=1")]
 T = TypeVar("T")
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+class Words:
+    """A tokenizer for players: one id per word, chats without any frame."""
+
+    end_id = 0
+
+    def __init__(self) -> None:
+        self.ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids.setdefault(word, len(self.ids) + 1) for word in text.split()]
+
+    def prompt(self, messages: Sequence[Any], history: Any = ()) -> list[int]:
+        return [token for message in messages for token in self.encode(f"{message.speaker} {message.text}")]
+
+    def choices(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self.encode(text)) for text in texts)
+
+
+class Checksum:
+    """A learner whose weights are a checksum of its samples, in order. A step that is no number changes nothing."""
+
+    def __init__(self, policy: str, model_dir: str, config: Any, seed: int = 0, trust_remote_code: bool = False):
+        self.weights = hashlib.sha256(policy.encode()).hexdigest()
+
+    async def ready(self) -> None:
+        pass
+
+    async def step(self, samples: Sequence[Any], lr: Any, seed: int, version: int) -> dict[str, float]:
+        await asyncio.sleep(0)
+        if any(value != value for sample in samples for value in sample.advantages_L):
+            return {"updates": 0.0, "skipped": 1.0}
+        self.weights = hashlib.sha256(f"{self.weights}{list(samples)}{lr}{seed}".encode()).hexdigest()
+        return {"updates": 1.0, "skipped": 0.0, "approx_kl": 0.01, "loss": 0.5}
+
+    async def export(self) -> list[dict[str, str]]:
+        return [{"sha256": self.weights}]
+
+    async def export_ref(self) -> None:
+        return None
+
+    async def save(self, folder: str) -> None:
+        path = Path(folder, "weights")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.weights)
+
+    async def load(self, folder: str) -> None:
+        self.weights = Path(folder, "weights").read_text()
+
+    async def save_hf(self, folder: str) -> None:
+        await self.save(folder)
+
+    def stop(self) -> None:
+        pass
 
 
 class Opinionated(UniformPlayer):
@@ -92,7 +146,7 @@ class Notes:
 class Rig:
     """A run whose learners outlive its stages, and what each learner step changed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, real: bool):
         self.loop = asyncio.new_event_loop()
         overrides = [
             f"run_dir={folder}", *SMALL, "guards=[]", "track.save_every=0", "stages.debate.eval_every=0",
@@ -106,7 +160,12 @@ class Rig:
         self.run.system = self.players  # type: ignore[assignment]
         self.run.dismiss = lambda name: None  # type: ignore[method-assign]
         self.steps: list[tuple[str, dict[str, Any], dict[str, Any], list[Episode]]] = []
-        self(self.run.prepare())
+        if real:
+            self(self.run.prepare())
+        else:
+            words: Any = Words()
+            self.run.codecs = dict.fromkeys(POLICIES, words)
+            self.run.models = dict.fromkeys(POLICIES, "")
         self.learn = self.run.learn
         self.run.learn = self.noted  # type: ignore[method-assign]
         self(self.run.train_stage("debate"))
@@ -138,23 +197,32 @@ class Rig:
         return found, report
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    import ray
+REAL = pytest.param(True, marks=[pytest.mark.engine, pytest.mark.timeout(600)], id="deepspeed")
 
-    ray.init(
-        num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )  # fmt: skip
-    try:
-        rig = Rig(tmp_path_factory.mktemp("three"))
-        yield rig
-        for learner in rig.run.learners.values():
-            learner.stop()
-        rig.run.ledger.close()
-        rig.loop.close()
-    finally:
-        ray.shutdown()
+
+@pytest.fixture(scope="module", params=[pytest.param(False, id="checksum"), REAL])
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            import ray
+
+            ray.init(
+                num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            )  # fmt: skip
+        else:
+            patch.setattr(loop_module, "LearnerGroup", Checksum)
+        try:
+            rig = Rig(folder, request.param)
+            yield rig
+            for learner in rig.run.learners.values():
+                learner.stop()
+            rig.run.ledger.close()
+            rig.loop.close()
+        finally:
+            if request.param:
+                ray.shutdown()
 
 
 def without(episodes: Sequence[Episode], policies: Sequence[str], scale: float = 1.0) -> list[Episode]:
