@@ -130,6 +130,8 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
+    if any(run.health.values()):
+        found["arms"] = run.health
     if run.guards.configs:
         found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
     if any(run.buckets.values()):

@@ -69,6 +69,8 @@ class Run:
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
+        self.health: dict[str, dict[str, float]] = {}
+        """evaluation arm -> mean rewards by role, and how good its judges were."""
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self.skipped = 0
@@ -272,7 +274,8 @@ class Run:
         self.updates += int(metrics.get("updates", 0))
         if metrics.get("skipped"):
             self.skipped += int(metrics["skipped"])
-            dump(self.dir / "dumps", policy, served.version + 1, samples, metrics)
+            path = dump(self.dir / "dumps", policy, served.version + 1, samples, metrics)
+            self.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version
         sync = {"sync_s": served.sync_seconds, "sync_bytes": float(served.sync_bytes), "step_s": seconds}
@@ -320,7 +323,7 @@ class Run:
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
             "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
-            "skipped": self.skipped, "guards": self.guards.state(),
+            "skipped": self.skipped, "guards": self.guards.state(), "health": self.health,
         }  # fmt: skip
 
     async def or_stop(self, awaitable: Any) -> Any:
@@ -347,6 +350,7 @@ class Run:
             setattr(self, key, state[key])
         self.baselines, self.skipped = state.get("baselines", {}), state.get("skipped", 0)
         self.guards.restore(state.get("guards", {}))
+        self.health = state.get("health", {})
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
@@ -377,6 +381,6 @@ class Run:
         """Plays the arms at the end again with the weights of a checkpoint."""
         await self.prepare()
         await self.restore(folder, learners=False)
-        self.accuracy, self.buckets = {}, {}
+        self.accuracy, self.buckets, self.health = {}, {}, {}
         await measure_arms(self, "end")
         await measure_ceiling(self)

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from actors.ceiling import ceiling
-from actors.evaluate import play_arm, score, score_by
+from actors.evaluate import arm_figures, heldout_tasks, play_arm, score, score_by
 from configs.schema import ArmConfig, StageConfig
 from learners.scorer import ChoiceScorer
 from protocols.types import Episode
@@ -28,14 +28,15 @@ async def measure_arms(run: Run, when: str) -> None:
             plays = await run.or_stop(heldout_plays(run, name, arm, arm.episodes))
             run.accuracy[name] = score(plays, run.source.cluster).as_dict()
             run.buckets[name] = score_by(plays, run.source.bucket)
-            run.tracker.log(f"eval/{name}", run.updates, run.accuracy[name])
+            run.health[name] = arm_figures(plays)
+            run.tracker.log(f"eval/{name}", run.updates, run.accuracy[name] | run.health[name])
             run.tracker.screen.note(f"{name}: {run.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
 
 
 async def heldout_plays(run: Run, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
     """Held-out plays of an arm, recorded but never trained on."""
     await run.serve(arm.roles.values())
-    tasks = run.source.derived_heldout(episodes, EVAL_SEED)
+    tasks = heldout_tasks(run.source, run.protocols[arm.protocol], episodes, EVAL_SEED)
     players = run.system.players(arm.roles, arm.temperature)
     plays = await play_arm(run.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
     for play in plays:
@@ -47,7 +48,8 @@ async def measure_progress(run: Run, stage: StageConfig) -> None:
     """A small evaluation during training: a point of the curve."""
     arm = run.config.eval.arms[stage.eval_arm]
     plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
-    run.log(f"eval/{stage.eval_arm}", run.updates, {"score": score(plays, run.source.cluster).mean})
+    figures = {"score": score(plays, run.source.cluster).mean, **arm_figures(plays)}
+    run.log(f"eval/{stage.eval_arm}", run.updates, figures)
 
 
 async def measure_ceiling(run: Run) -> None:

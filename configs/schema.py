@@ -113,8 +113,7 @@ class SignalConfig:
 
     kind: str = "advantage"
     """advantage (see AdvantageConfig); a key of learners.signals.SIGNALS, best with loss: {kind: sft}; or truth, for
-    judges whose probabilities are read: the right answers to what they were asked, with loss: {kind: log_score} or
-    brier."""
+    judges whose probabilities are read: the right answers to their polls, with loss: {kind: log_score} or brier."""
     threshold: float = 0.0
     """winners: a turn is imitated when its credit is above this."""
     best: int = 1

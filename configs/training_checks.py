@@ -24,12 +24,11 @@ def training_problems(config: RunConfig, protocols: Protocols) -> Iterator[Mista
     for name, stage in config.stages.items():
         yield from _schedule(config, stage, ("stages", name, "update"))
         protocol = protocols.get(stage.protocol)
-        for policy in updated(config, stage) if protocol is not None else ():
-            yield from _learns(config, protocol, stage, policy, ("stages", name, "roles"))
-    for where, playing in (("stages", config.stages), (("eval", "arms"), config.eval.arms)):
-        for name, part in playing.items():
-            here = (where, name, "roles") if isinstance(where, str) else (*where, name, "roles")
-            yield from _held_out(protocols.get(part.protocol), part.roles, here)
+        for player in updated(config, stage) if protocol is not None else ():
+            yield from _learns(config, protocol, stage, player, ("stages", name, "roles"))
+        yield from _held_out(protocol, stage.roles, ("stages", name, "roles"))
+    for arm, plays in config.eval.arms.items():
+        yield from _held_out(protocols.get(plays.protocol), plays.roles, ("eval", "arms", arm, "roles"))
     for name, policy in config.policies.items():
         if policy.kind == "lm" and (policy.trained or policy.warm_start):
             yield from _unread(config, protocols, name, policy)

@@ -68,8 +68,8 @@ def test_reward_that_rises_faster_than_accuracy() -> None:
     reward, right = "rollout/main/reward/debater/win_probability", "eval/trained/score"
     guards = Guards([GuardConfig(reward, against=right, above=0.25)])
     told = []
-    points = [(0.9, None), (0.1, 0.7), (0.3, None), (0.3, 0.6), (0.4, None), (0.4, 0.9)]
-    for step, (paid, accuracy) in enumerate(points):
+    figures = [(0.9, None), (0.1, 0.7), (0.3, None), (0.3, 0.6), (0.4, None), (0.4, 0.9)]
+    for step, (paid, accuracy) in enumerate(figures):
         if accuracy is not None:
             guards.tell("eval/trained", step, {"score": accuracy})
         guards.tell("rollout/main", step, {"reward/debater/win_probability": paid})

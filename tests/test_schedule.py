@@ -130,8 +130,9 @@ TRUTH = "{signal: {kind: truth, consistency: 0.5}, loss: {kind: brier}, trusted:
         ([f"{JUDGE}.loss.kind=clip"], f"{JUDGE}.loss.kind", "log_score, brier"),
         (["policies.debater.learner.loss.kind=brier"], "policies.debater.learner.loss.kind", "{kind: truth}"),
         ([f"{TRUTH} => {{}}"], f"{MAIN}.roles", "'judge' would learn nothing: it is only asked"),
-        ([f"{JUDGE}.advantage={{kind: rloo}}"], f"{JUDGE}.advantage.kind", "with the signal 'truth'"),
-        ([f"{JUDGE}.advantage={{group_by: [role]}}"], f"{JUDGE}.advantage.group_by", "with the signal 'truth'"),
+        ([f"{TRUTH} => {TRUTH[:-1]}, advantage: {{kind: rloo}}}}"], f"{JUDGE}.advantage.kind", "signal 'truth'"),
+        ([f"{TRUTH} => {TRUTH[:-1]}, advantage: {{discount: 1}}}}"], f"{JUDGE}.advantage.discount", "signal 'truth'"),
+        ([f"{TRUTH} => {TRUTH[:-1]}, advantage: {{group_by: []}}}}"], f"{JUDGE}.advantage.group_by", "signal 'truth'"),
         ([f"{JUDGE}.trusted=0"], f"{JUDGE}.trusted", "more than 0, at most 1"),
         (
             [f"{DEBATER} => learner: {{signal: {{kind: truth}}, loss: {{kind: brier}}}}\n  proposer"],
@@ -174,7 +175,11 @@ def test_what_would_train_nothing_is_refused(tmp_path: Path, overrides: list[str
 
 PANEL = """\
 tasks: {kind: pixels}
-protocols: {panel: {extends: [PROTOCOLS/debate_panel.yaml], rewards: [{name: win_probability}, {name: right_verdict}]}}
+protocols:
+  panel:
+    extends: [PROTOCOLS/debate_panel.yaml]
+    zero_sum: false  # the debaters' rewards are; the judges' are not
+    rewards: [{name: win_probability}, {name: right_verdict}]
 policies:
   judge:
     trained: true
@@ -189,7 +194,7 @@ stages:
     ("change", "key", "says"),
     [
         ("", "", ""),
-        (", {name: right_verdict} => ", f"{MAIN}.roles", "no reward of protocol 'panel' is for its roles"),
+        (", {name: right_verdict}] => ]", f"{MAIN}.roles", "no reward of protocol 'panel' is for its roles"),
         ("{name: right_verdict} => {name: right_verdict, to: [expert]}", "", ""),
         (
             "{advantage: {kind: grpo, group_by: [role]} => {signal: {kind: truth}, loss: {kind: brier}",

@@ -308,7 +308,8 @@ class PhasedOracle:
         terms = {term["name"]: term.get("weight", 1.0) for term in self.raw.get("rewards", [])}
         rewards = outcome.rewards
         for r in rewards:
-            beyond = r.turn is not None and r.turn >= self.turns[r.seat]
+            taken = self.turns.get(r.seat, self.bench.turns.get(r.seat, 0))
+            beyond = r.turn is not None and r.turn >= taken
             if r.name not in terms or beyond or not math.isfinite(r.value):
                 self.found.append(f"reward out of place: {r}")
         fined = sorted((r.seat, r.turn) for r in rewards if r.name == "illegal")
@@ -323,6 +324,11 @@ class PhasedOracle:
         }
         if paid != due:
             self.found.append(f"paid {paid} for choices that were right: {self.chosen}")
+        paid = {(r.seat, r.turn): r.value for r in rewards if r.name == "right_verdict"}
+        due = {turn: terms["right_verdict"] * right for turn, right in self.bench.right.items()
+               if "right_verdict" in terms}  # fmt: skip
+        if paid != due:
+            self.found.append(f"paid {paid} for votes that were right: {due}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
         if "belief_change" in terms and len(self.task.choices) == 2:

@@ -37,6 +37,10 @@ class BenchOracle:
         self.verdicts: dict[tuple[str, int], list[list[float]]] = {}
         self.beliefs: list[tuple[float, ...]] = []
         self.expected: list[Expected] = []
+        self.turns = dict.fromkeys(self.judges, 0)
+        """How often each was asked."""
+        self.right: dict[tuple[str, int], bool] = {}
+        """(judge that decides, turn) -> whether that written vote was for the right answer."""
 
     @property
     def failed(self) -> bool:
@@ -72,6 +76,11 @@ class BenchOracle:
         for (seat, order), (request, reply) in zip(asked, got):
             answers = self._request(seat, order, request)
             verdict = self._read(reply, answers)
+            self.turns[seat] += 1
+            if verdict is not None and self.judge.get("votes") and seat in self.deciding:
+                label = verdict.index(max(verdict))
+                claims = self.task.choices[::-1] if order else self.task.choices
+                self.right[seat, request.turn] = claims[label] == self.task.answer
             if verdict is None:
                 unread.append((seat, order))
             else:
