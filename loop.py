@@ -36,7 +36,8 @@ from configs.schema import ArmConfig, RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
-from learners.samples import build_samples, imitation_samples
+from learners.pairs import build_lessons
+from learners.samples import imitation_samples
 from learners.scorer import ChoiceScorer
 from learners.types import Sample
 from protocols.types import Episode
@@ -243,13 +244,13 @@ class Run:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
-        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal)
-        if not samples:
+        lessons, figures = build_lessons(episodes, policy, config, baselines)
+        if not lessons:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
         begun = time.monotonic()
         lr = config.lr * left if config.schedule == "linear" else None
-        metrics = await learner.step(samples, lr=lr, seed=step, version=served.version)
+        metrics = await learner.step(lessons, lr=lr, seed=step, version=served.version)
         seconds = time.monotonic() - begun
         self.updates += int(metrics.get("updates", 0))
         await self.system.push(policy, served.version + 1, await learner.export_ref())

@@ -16,6 +16,7 @@ from configs.machine import Machine, needs, peak, resolve_device, used_policies
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
+    PREFERENCE_LOSSES,
     ModelConfig,
     PolicyConfig,
     RunConfig,
@@ -25,8 +26,8 @@ from configs.schema import (
 from configs.source import KeyPath, Source, show_key
 from protocols.base import Protocol
 
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
-"""Advantages and signals that compare the members of a group: in a group of one they are zero."""
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted", *PREFERENCE_LOSSES)
+"""Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
 
 
 @dataclass
@@ -312,6 +313,7 @@ class Checker:
         for name in sorted(self.updated(stage)):
             learner = self.config.policies[name].learner
             kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
+            kind = learner.loss.kind if learner.loss.kind in PREFERENCE_LOSSES else kind
             alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
             if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (

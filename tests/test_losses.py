@@ -94,6 +94,8 @@ CHANGES: dict[str, Any] = {
     "constant": 9,
     "correction": "truncate",
     "kl_estimator": "k1",
+    **dict.fromkeys(("beta", "tau", "gamma", "scale", "eta", "label_gamma"), 0.5),
+    **dict.fromkeys(("desirable_weight", "undesirable_weight"), 0.5),
 }
 """Other settings are changed by adding 0.05."""
 GATES: dict[str, dict[str, Any]] = {
