@@ -36,7 +36,8 @@ from learners import checkpoint
 from learners.dump import dump
 from learners.group import LearnerGroup
 from learners.models import materialise
-from learners.samples import build_samples, imitation_samples
+from learners.pairs import build_lessons, sequences
+from learners.samples import imitation_samples
 from learners.truth import Answers
 from learners.types import Sample
 from measure import measure_arms, measure_ceiling, measure_progress
@@ -263,18 +264,18 @@ class Run:
         baselines = self.baselines.setdefault(policy, {})
         codec = self.codecs[policy].choices
         answers = Answers(config.trusted, self.source.cluster, codec, every_choice=config.loss.kind == "brier")
-        samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal, answers)
-        if not samples:
+        lessons, figures = build_lessons(episodes, policy, config, baselines, answers)
+        if not lessons:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
         begun = time.monotonic()
         lr = config.lr * left if config.schedule == "linear" else None
-        metrics = await learner.step(samples, lr=lr, seed=step, version=served.version)
+        metrics = await learner.step(lessons, lr=lr, seed=step, version=served.version)
         seconds = time.monotonic() - begun
         self.updates += int(metrics.get("updates", 0))
         if metrics.get("skipped"):
             self.skipped += int(metrics["skipped"])
-            path = dump(self.dir / "dumps", policy, served.version + 1, samples, metrics)
+            path = dump(self.dir / "dumps", policy, served.version + 1, sequences(lessons), metrics)
             self.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version

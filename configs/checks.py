@@ -17,6 +17,7 @@ from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.repeatable import repeatable_problems
 from configs.schema import (
+    PREFERENCE_LOSSES,
     ModelConfig,
     PolicyConfig,
     RunConfig,
@@ -27,8 +28,8 @@ from configs.source import KeyPath, Source, show_key
 from configs.training_checks import training_problems
 from protocols.base import Protocol
 
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
-"""Advantages and signals that compare the members of a group: in a group of one they are zero."""
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted", *PREFERENCE_LOSSES)
+"""Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
 
 
 @dataclass
@@ -336,6 +337,7 @@ class Checker:
         for name in sorted(self.updated(stage)):
             learner = self.config.policies[name].learner
             kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
+            kind = learner.loss.kind if learner.loss.kind in PREFERENCE_LOSSES else kind
             alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
             if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (

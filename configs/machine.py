@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs.schema import Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
+from configs.schema import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
 
 TINY_VOCABULARY = 600
 """Words and bytes of a tiny model's tokenizer, roughly: it is built from the job's tasks at the start."""
@@ -146,7 +146,7 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
-    if learner.loss.kl and policy.trained:
+    if policy.trained and (learner.loss.kl or learner.loss.kind in REFERENCE_LOSSES):
         base += count * (weights + (4 if half and learner.reference.kind == "ema" else 0))
     return base + count * weights // shard[0] + count * grads // shard[1] + count * states // shard[2]
 

@@ -38,6 +38,8 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     },
     LossConfig: {
         **dict.fromkeys(("clip_high", "dual_clip", "constant", "correction_low", "kl", "entropy"), _FROM_0),
+        **dict.fromkeys(("gamma", "desirable_weight", "undesirable_weight", "sft"), _FROM_0),
+        **dict.fromkeys(("beta", "tau", "scale", "eta", "label_gamma"), (TINY, INF)),
         "clip_low": (0, 1),
         "correction_high": (TINY, INF),
     },

@@ -12,6 +12,11 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+PREFERENCE_LOSSES = ("dpo", "smoothed_dpo", "ipo", "kto", "simpo", "spin", "sppo")
+"""LossConfig.kind: those that compare replies to the same prompt with each other, instead of weighing tokens."""
+REFERENCE_LOSSES = tuple(kind for kind in PREFERENCE_LOSSES if kind != "simpo")
+"""Those that also compare the policy with its reference."""
+
 
 @dataclass
 class ModelConfig:
@@ -61,10 +66,10 @@ class EngineConfig:
 
 @dataclass
 class LossConfig:
-    """Policy-gradient loss of one trained policy."""
+    """Loss of one trained policy."""
 
     kind: str = "clip"
-    """A key of learners.losses.LOSSES."""
+    """A key of learners.losses.LOSSES, or one of PREFERENCE_LOSSES (learners/preference.py)."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
@@ -86,6 +91,23 @@ class LossConfig:
     """All have the gradient of the divergence; they differ in variance."""
     entropy: float = 0.0
     """Weight of the entropy bonus (nats)."""
+    beta: float | None = None
+    """dpo, smoothed_dpo, kto (unset: 0.1), simpo (2): how much a log-ratio counts."""
+    tau: float | None = None
+    """ipo (unset: 0.1): the margin aims at 1 / (2 tau)."""
+    gamma: float | None = None
+    """simpo (unset: 1): the margin asked for."""
+    scale: float | None = None
+    """spin (unset: 0.1): lambda."""
+    eta: float | None = None
+    """sppo (unset: 1000): a log-ratio aims at eta (win rate - 1/2)."""
+    desirable_weight: float | None = None
+    undesirable_weight: float | None = None
+    """kto (unset: 1)."""
+    label_gamma: float | None = None
+    """smoothed_dpo, sppo (unset: 7): reply 1 beats 2 with probability 1 / (1 + e^(-label_gamma (credit 1 - 2)))."""
+    sft: float = 0.0
+    """Preference losses: weight of -log p per token of the chosen reply."""
 
 
 @dataclass
@@ -126,7 +148,7 @@ class SignalConfig:
 
 @dataclass
 class ReferenceConfig:
-    """The copy of the policy that its learner compares it with, where the loss does (`kl`)."""
+    """The copy of the policy that its learner compares it with, where the loss does (`kl`, REFERENCE_LOSSES)."""
 
     kind: Literal["initial", "previous", "ema"] = "initial"
     """initial: the weights at the start of the stage. previous: those of a while ago. ema: a moving average of the

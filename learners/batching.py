@@ -79,14 +79,18 @@ def split_by_length(samples: Sequence[Sample], micro_tokens: int) -> list[list[i
 
 
 def balance(samples: Sequence[Sample], ranks: int) -> list[list[int]]:
-    """Indices of samples for each rank, so that ranks hold about the same number of tokens: longest
-    first to the rank that has least (Graham 1969), ties by rank."""
+    """Indices of samples for each rank, so that ranks hold about the same number of tokens."""
+    return spread([len(sample.token_ids_S) for sample in samples], ranks)
+
+
+def spread(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of `sizes` for each rank: largest first to the rank that has least (Graham 1969), ties by rank."""
     load = [0] * ranks
     parts: list[list[int]] = [[] for _ in range(ranks)]
-    for i in sorted(range(len(samples)), key=lambda i: -len(samples[i].token_ids_S)):
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         rank = min(range(ranks), key=load.__getitem__)
         parts[rank].append(i)
-        load[rank] += len(samples[i].token_ids_S)
+        load[rank] += sizes[i]
     return parts
 
 

@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import LearnerConfig, LossConfig
+from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
+from learners.pairs import Lesson, compared, sequences, split
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
-from learners.types import Sample
+from learners.types import Pair, Sample
 from learners.weights import Bucket, bucket_names, pack
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ class LearnerRank:
 
     def step(
         self,
-        samples: Sequence[Sample],
+        lessons: Sequence[Lesson],
         loss: str | None = None,
         lr: float | None = None,
         seed: int = 0,
@@ -144,27 +146,31 @@ class LearnerRank:
         loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says.
         lr None: `config.lr`; the warm-up of `config.warmup_steps` applies to either. version: the step of the
         weights that this learner holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss
-        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check).
+        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check);
+        a preference loss takes pairs.
         """
         config, passes, parts = self.config.loss, self.config.epochs, self.config.minibatches
         if loss is not None:
             config, passes, parts = replace(config, kind=loss, normalise="auto"), 1, 1
-        if config.correction != "none" and passes * parts > 1:  # else the weights move only afterwards
-            samples = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
+        if config.kind not in PREFERENCE_LOSSES and config.correction != "none" and passes * parts > 1:
+            # Else the weights move only afterwards.
+            samples = sequences(lessons)
+            lessons = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
         if needs_reference(config):
-            values = self._reference_logprobs(samples)
-            samples = [replace(s, reference_logprobs_L=p) for s, p in zip(samples, values)]
+            assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
+            self.reference.advance(self.engine.module, self._gathered)
+            lessons = compared(lessons, partial(self.reference.logprobs, micro_tokens=self.config.micro_tokens))
         shuffler = random.Random(f"{seed}/{self.rank}")
         tally = Tally()
-        tally.total("sequences", len(samples))
+        tally.total("sequences", len(sequences(lessons)))
         updates = skipped = 0
         for _ in range(passes):
-            order = list(range(len(samples)))
+            order = list(range(len(lessons)))
             shuffler.shuffle(order)
             for part in range(parts):
                 # Only before the first update are these the weights that sampled: later gaps are learning.
                 gap = config.kind != "sft" and updates + skipped == 0
-                figures = self._update([samples[i] for i in order[part::parts]], config, lr, gap, version)
+                figures = self._update([lessons[i] for i in order[part::parts]], config, lr, gap, version)
                 if figures is None:
                     skipped += 1
                 else:
@@ -175,35 +181,42 @@ class LearnerRank:
         return tally
 
     def _update(
-        self, samples: list[Sample], config: LossConfig, lr: float | None, gap: bool, version: int | None
+        self, lessons: list[Lesson], config: LossConfig, lr: float | None, gap: bool, version: int | None
     ) -> Figures | None:
         """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
         import torch
 
-        from learners.batching import collate, count, split_by_length
+        from learners.batching import collate, count
         from learners.figures import Figures
         from learners.losses import token_loss, token_weights
+        from learners.pair_loss import kto_drift, pair_terms
 
+        samples, pairs = sequences(lessons), [one for one in lessons if isinstance(one, Pair)]
         figures = Figures(samples)
-        parts = split_by_length(samples, self.config.micro_tokens)
+        parts = split(lessons, self.config.micro_tokens)
         tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
         if tokens == 0:
             return figures
         figures.tally.mean("lr", self._set_lr(lr), 1.0)
+        drift = kto_drift(pairs, self.logprobs, self.device, self.world) if config.kind == "kto" else 0.0
         for i in range(micro_batches):
             batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
             logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
-            loss_L, metrics = token_loss(
-                config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
-                batch.segments_L, batch.proximal_logprobs_L, batch.reference_logprobs_L,
-            )  # fmt: skip
-            # Padding (index -1) weighs nothing. DeepSpeed averages over ranks; the weights add up over all of them.
-            weights_L = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
-            loss = (loss_L * weights_L).sum() * self.world
+            if config.kind in PREFERENCE_LOSSES:
+                loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
+            else:
+                loss_N, metrics = token_loss(
+                    config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
+                    batch.segments_L, batch.proximal_logprobs_L, batch.reference_logprobs_L,
+                )  # fmt: skip
+                # Padding (index -1) weighs nothing.
+                weights_N = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
+            # DeepSpeed averages over ranks; the weights add up over all of them.
+            loss = (loss_N * weights_N).sum() * self.world
             if not bool(torch.isfinite(loss)):
                 loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
             self.engine.backward(loss, scale_wrt_gas=False)
-            figures.add(batch, entropy_L.detach(), loss_L.detach(), metrics)
+            figures.add(batch, entropy_L.detach(), loss_N.detach(), metrics)
             if gap:
                 figures.gap(batch, logprobs_L.detach(), version)
         self.engine.step()
@@ -254,12 +267,6 @@ class LearnerRank:
         *_, passes = self._agree(0, 0, len(split_by_length(samples, tokens)))
         return token_logprobs(self.engine, samples, tokens, self.device, at_least=passes)
 
-    def _reference_logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The same under the reference, which moves first where its time has come."""
-        assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
-        self.reference.advance(self.engine.module, self._gathered)
-        return self.reference.logprobs(samples, self.config.micro_tokens)
-
     # --------------------------------------------------------------------------- weights and files
 
     def export(self, checksum: bool = True) -> list[Bucket]:
@@ -289,20 +296,19 @@ class LearnerRank:
     def load(self, folder: str) -> dict[str, Any]:
         """Takes up what `save` wrote and returns its `extra`. Raises LearnerConfigError when that learner
         had another number of ranks, ZeRO stage or dtype."""
+        from learners.reference import check_saved
+
         facts = json.loads(Path(folder, FACTS).read_text())
         mine = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
         for key, value in mine.items():
             if facts[key] != value:
                 raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
-        saved, kind = facts.get("reference"), self.config.reference.kind if self.reference else None
-        if kind != (saved and saved["kind"]):
-            was = f"reference {saved['kind']}" if saved else "no reference"
-            raise LearnerConfigError(f"{folder}: saved with {was}, this learner has {kind or 'none'}")
+        check_saved(folder, facts.get("reference"), self.reference)
         path, _ = self.engine.load_checkpoint(folder, tag=STATE)
         if path is None:
             raise FileNotFoundError(f"{folder}: holds no learner state")
         if self.reference is not None:
-            self.reference.load(folder, saved)
+            self.reference.load(folder, facts["reference"])
         self.updates = facts["updates"]
         return facts["extra"]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from configs.schema import ReferenceConfig
 from learners.batching import collate, split_by_length
+from learners.settings import LearnerConfigError
 from learners.types import Sample
 from learners.weights import bucket_names
 
@@ -105,6 +106,14 @@ class Reference:
         for name, saved in load_file(Path(folder, WEIGHTS)).items():
             self.weights[name].copy_(saved)
             self._show(name)
+
+
+def check_saved(folder: str | Path, facts: Mapping[str, Any] | None, reference: Reference | None) -> None:
+    """Raises LearnerConfigError unless the reference saved in `folder` (None: there was none) is of the same kind."""
+    kind = reference and reference.config.kind
+    if kind != (facts and facts["kind"]):
+        was = f"reference {facts['kind']}" if facts else "no reference"
+        raise LearnerConfigError(f"{folder}: saved with {was}, this learner has {kind or 'none'}")
 
 
 def token_logprobs(

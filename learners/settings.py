@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from configs.schema import LearnerConfig, LossConfig
+from configs.schema import PREFERENCE_LOSSES, REFERENCE_LOSSES, LearnerConfig, LossConfig
 
 _ANY = frozenset({"normalise", "constant"})
 _POLICY_GRADIENT = _ANY | {"correction", "correction_low", "correction_high", "kl", "kl_estimator", "entropy"}
@@ -19,6 +19,13 @@ LOSS_USES: dict[str, frozenset[str]] = {
     "cispo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
     "log_score": _ANY,
     "brier": _ANY,
+    "dpo": frozenset({"beta", "sft"}),
+    "smoothed_dpo": frozenset({"beta", "label_gamma", "sft"}),
+    "ipo": frozenset({"tau", "sft"}),
+    "kto": frozenset({"beta", "desirable_weight", "undesirable_weight", "sft"}),
+    "simpo": frozenset({"beta", "gamma", "sft"}),
+    "spin": frozenset({"scale", "sft"}),
+    "sppo": frozenset({"eta", "label_gamma", "sft"}),
 }
 """Loss kind -> the fields of LossConfig that it reads. Any other field set beside it has no effect."""
 
@@ -34,7 +41,7 @@ NORMALISE = {
     **dict.fromkeys(("clip", "reinforce", "sft", "cispo"), "token"),
     **dict.fromkeys(("gspo", "log_score", "brier"), "sequence"),
 }
-"""What `normalise: auto` is for each loss."""
+"""What `normalise: auto` is for each loss of a token; preference losses are means over pairs."""
 
 _EACH_GROUP = frozenset({"credit", "discount", "group_by"})
 ADVANTAGE_USES: dict[str, frozenset[str]] = {
@@ -85,6 +92,10 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
     signal = config.signal.kind
     for part, uses in KINDS.items():
         section = getattr(config, part)
+        if part in ("signal", "advantage") and config.loss.kind in PREFERENCE_LOSSES:
+            for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
+                yield f"{part}.{name}", f"with the loss {config.loss.kind!r}, which compares replies", "loss.kind"
+            continue
         if part == "advantage" and signal != "advantage":
             read = frozenset() if signal == "truth" else _EACH_GROUP
             for name in sorted({f.name for f in fields(section)} - read):
@@ -92,7 +103,7 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
             continue
         if part == "reference" and not needs_reference(config.loss):
             for field in fields(section):
-                yield f"reference.{field.name}", "without kl, which alone compares with a reference", "loss.kl"
+                yield f"reference.{field.name}", "without kl: nothing compares with a reference", "loss.kl"
             continue
         read = uses[section.kind]
         why = f"on the {part} {section.kind!r}, which reads {', '.join(sorted(read)) or 'no other setting'}"
@@ -111,11 +122,13 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
 
 def needs_reference(config: LossConfig) -> bool:
     """Whether the loss reads `Sample.reference_logprobs_L`."""
-    return config.kl > 0 and "kl" in LOSS_USES[config.kind]
+    return config.kind in REFERENCE_LOSSES or (config.kl > 0 and "kl" in LOSS_USES[config.kind])
 
 
 def normalisation(config: LossConfig) -> str:
-    """token, sequence or constant."""
+    """token, sequence or constant; pair for preference losses."""
+    if config.kind in PREFERENCE_LOSSES:
+        return "pair"
     return NORMALISE[config.kind] if config.normalise == "auto" else config.normalise
 
 
@@ -137,9 +150,17 @@ def check_loss(config: LossConfig) -> None:
 
 
 def check_reference(config: LearnerConfig) -> None:
-    """Raises LearnerConfigError for a divergence from the policy itself, which is always 0."""
-    every = config.reference.kind == "previous" and config.reference.every == 1
-    if config.loss.kl and every and config.epochs * config.minibatches == 1:
+    """Raises LearnerConfigError for a divergence from the policy itself, which is always 0, and for a reference that
+    the loss was not made for."""
+    kind = config.loss.kind
+    if kind in ("spin", "sppo") and config.reference.kind != "previous":
+        raise LearnerConfigError(
+            f"reference.kind: {kind} compares with the policy of the iteration before, "
+            f"not with {config.reference.kind!r}; valid: previous"
+        )
+    divergence = needs_reference(config.loss) and kind not in REFERENCE_LOSSES
+    each_step = config.reference.kind == "previous" and config.reference.every == 1
+    if divergence and each_step and config.epochs * config.minibatches == 1:
         raise LearnerConfigError(
             "reference.every: 1 with one optimizer step per batch leaves the policy nothing to differ from; "
             "valid: 2 or more, or more epochs or minibatches"

@@ -218,6 +218,7 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
     assert text.partition("=")[2] in error.message
 
 
+REPEATED = "stages.main={repeats: 2}"
 ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
 GREEDY = ARM.replace("-1", "0")
 
@@ -256,6 +257,21 @@ GREEDY = ARM.replace("-1", "0")
         (["LEARNER.loss={correction: truncate, correction_low: 0}"], "LEARNER.loss.correction_low", "truncate"),
         (["LEARNER.loss={kl_estimator: k1}"], "LEARNER.loss.kl_estimator", "without kl"),
         (["LEARNER.loss={kl: -1}"], "LEARNER.loss.kl", "out of range"),
+        (["LEARNER={loss: {kind: dpo, gamma: 1}}", REPEATED], "LEARNER.loss.gamma", "'dpo', which reads beta, sft"),
+        (["LEARNER={loss: {kind: clip, beta: .1}}"], "LEARNER.loss.beta", "on the loss 'clip'"),
+        (["LEARNER={loss: {kind: dpo, clip_low: .1}}", REPEATED], "LEARNER.loss.clip_low", "on the loss 'dpo'"),
+        (["LEARNER={loss: {kind: dpo, kl: .1}}", REPEATED], "LEARNER.loss.kl", "on the loss 'dpo'"),
+        (["LEARNER={loss: {kind: ipo, tau: 0}}", REPEATED], "LEARNER.loss.tau", "out of range"),
+        (["LEARNER={loss: {kind: ipo}, signal: {kind: winners}}", REPEATED], "LEARNER.signal.kind", "compares replies"),
+        (["LEARNER={loss: {kind: dpo}, advantage: {kind: grpo}}", REPEATED], "LEARNER.advantage.kind", "'dpo'"),
+        (["LEARNER={loss: {kind: simpo}, reference: {kind: ema}}", REPEATED], "LEARNER.reference.kind", "nothing"),
+        (["LEARNER={loss: {kind: spin}}", REPEATED], "LEARNER.reference.kind", "the policy of the iteration before"),
+        (
+            ["LEARNER={loss: {kind: sppo}, reference: {kind: ema}}", REPEATED],
+            "LEARNER.reference.kind",
+            "not with 'ema'; valid: previous",
+        ),
+        (["LEARNER={loss: {kind: kto}}"], "stages.main.repeats", "groups of one: kto compares"),
         (["LEARNER.reference={kind: ema}"], "LEARNER.reference.kind", "no effect without kl"),
         (["LEARNER.reference={decay: .9}"], "LEARNER.reference.decay", "no effect without kl"),
         (["LEARNER={loss: {kl: .1}, reference: {every: 3}}"], "LEARNER.reference.every", "the reference 'initial'"),

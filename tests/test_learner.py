@@ -26,7 +26,7 @@ from learners.group import LearnerDied, LearnerGroup
 from learners.learner import LearnerRank
 from learners.settings import LearnerConfigError, deepspeed_json, resolve_dtype
 from learners.tally import Tally, merge
-from learners.types import Sample
+from learners.types import Pair, Sample
 from learners.weights import bucket_names, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -524,6 +524,54 @@ def test_a_magnet_trails_the_policy_and_is_resumed_bit_by_bit(
     assert [f["reference_kl"] for f in found] == [f["reference_kl"] for f in straight]
     assert same(expected, again.weights())
     again.group.stop()
+
+
+def make_pairs(count: int, seed: int) -> list[Pair]:
+    """Neighbours of `make_samples` as if they answered one prompt: the loss never looks at the prompt."""
+    samples = make_samples(2 * count, seed)
+    return [Pair(samples[2 * i], samples[2 * i + 1], 0.6 + 0.05 * i) for i in range(count)]
+
+
+def reference_pair_step(
+    model: Any, start: Any, optimizer: torch.optim.Optimizer, pairs: list[Pair], weight: float
+) -> float:
+    """Smoothed DPO with beta 0.3 and `weight` times the chosen reply's mean negative log-likelihood."""
+
+    def whole(of: Any, sample: Sample) -> torch.Tensor:
+        return torch.stack([logprob for logprob, _ in reference_tokens(of, sample)]).sum()
+
+    terms = []
+    for pair in pairs:
+        chosen, rejected = (whole(model, s) - whole(start, s).detach() for s in (pair.chosen, pair.rejected))
+        margin = 0.3 * (chosen - rejected)
+        likely, unlikely = torch.sigmoid(margin).log(), torch.sigmoid(-margin).log()
+        imitation = -whole(model, pair.chosen) / len(pair.chosen.positions_L)
+        terms.append(-pair.probability * likely - (1 - pair.probability) * unlikely + weight * imitation)
+    loss = torch.stack(terms).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+    optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (2, 2), (3, 2)])
+def test_steps_on_pairs_equal_plain_adamw(
+    loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int
+) -> None:
+    rig = Rig(loop, model_dir, stage, ranks, loss=LossConfig(kind="smoothed_dpo", beta=0.3, sft=0.2))
+    model, start = tiny_model(), tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    for step in range(4):
+        pairs = make_pairs(5, seed=step)
+        expected = reference_pair_step(model, start, optimizer, pairs, 0.2)
+        figures = rig(rig.group.step(pairs, seed=step))
+        assert figures["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5), step
+        assert figures["sequences"] == 10 and figures["updates"] == 1
+    one = rig(rig.group.step(make_pairs(1, seed=9)))  # fewer pairs than ranks
+    assert one["updates"] == 1 and one["preference_accuracy"] in (0.0, 1.0)
+    rig.group.stop()
 
 
 def test_state_of_another_shape_is_refused(tmp_path: Path) -> None:

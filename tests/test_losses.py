@@ -94,6 +94,8 @@ CHANGES: dict[str, Any] = {
     "constant": 9,
     "correction": "truncate",
     "kl_estimator": "k1",
+    **dict.fromkeys(("beta", "tau", "gamma", "scale", "eta", "label_gamma"), 0.5),
+    **dict.fromkeys(("desirable_weight", "undesirable_weight"), 0.5),
 }
 """Other settings are changed by adding 0.05."""
 GATES: dict[str, dict[str, Any]] = {
@@ -375,4 +377,7 @@ def test_contradictions_are_named(settings: dict[str, Any], says: str) -> None:
 )
 def test_settings_without_effect_are_listed(settings: dict[str, Any], expected: set[str]) -> None:
     found = {name for name, _, _ in idle(LearnerConfig(loss=LossConfig(**settings)))}
-    assert {name.removeprefix("loss.") for name in found if name.startswith("loss.")} == expected
+    pairs_only = {"beta", "tau", "gamma", "scale", "eta", "desirable_weight", "undesirable_weight"}
+    pairs_only |= {"label_gamma", "sft"}
+    set_here = {name.removeprefix("loss.") for name in found if name.startswith("loss.")}
+    assert set_here == expected | pairs_only
