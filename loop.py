@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -27,7 +26,7 @@ from actors.figures import step_figures
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
 from actors.rollouts import Rollouts, play_all, training_task
-from actors.runner import Seated, gather_or_cancel
+from actors.runner import Seated, gather_or_cancel, unless
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
@@ -35,6 +34,7 @@ from configs.load import build_protocols, load_task_source
 from configs.schema import ArmConfig, RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
+from learners.lora import take_out
 from learners.models import materialise
 from learners.samples import build_samples, imitation_samples
 from learners.scorer import ChoiceScorer
@@ -75,6 +75,7 @@ class Run:
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
+        self.measured: dict[tuple[str, int], float] = {}  # (arm, updates) -> its newest score during training
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self.warmed = False  # before, there is nothing to save: the run would start afresh
@@ -156,13 +157,13 @@ class Run:
             for sample in kept:
                 yield sample
 
-    async def learner(self, name: str) -> LearnerGroup:
-        """The learner of a policy, started when first needed."""
+    async def learner(self, name: str, base: str = "") -> LearnerGroup:
+        """The learner of a policy, started when first needed, on the weights in `base` or those of the policy."""
         if name not in self.learners:
             policy = self.config.policies[name]
             remote_code = policy.model.trust_remote_code
             learner = LearnerGroup(
-                name, self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
+                name, base or self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
             )
             await learner.ready()
             self.learners[name] = learner
@@ -305,15 +306,21 @@ class Run:
         arm = self.config.eval.arms[stage.eval_arm]
         name = f"{stage.eval_arm}@{self.updates}"
         plays = await self.play_arm(name, arm, stage.eval_episodes)
-        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
+        mean = score(plays, self.source.cluster).mean
+        self.measured = {(stage.eval_arm, self.updates): mean}
+        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": mean})
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
-        with checkpoint.writing(self.dir / CHECKPOINTS, f"step-{self.updates}", keep=2) as folder:
-            for name, learner in self.learners.items():
-                await learner.save(str(folder / name / "state"))
-                await learner.save_hf(str(folder / name / "hf"))
+        root, name, track = self.dir / CHECKPOINTS, f"step-{self.updates}", self.config.track
+        with checkpoint.writing(root, name, track.keep) as folder:
+            for policy, learner in self.learners.items():
+                await learner.save(str(folder / policy / "state"))
+                if learner.config.lora is None:  # an adapter is small: what it was put into is not saved again
+                    await learner.save_hf(str(folder / policy / "hf"))
             (folder / "run.json").write_text(json.dumps(self.state()))
+        if (track.best, self.updates) in self.measured:
+            checkpoint.mark_best(root, name, self.measured[track.best, self.updates])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
@@ -325,16 +332,7 @@ class Run:
 
     async def _or_stop(self, awaitable: Any) -> Any:
         """Awaits, but raises Stopped as soon as a stop is asked for."""
-        task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self.stop.is_set():
-                raise Stopped  # even when the result is there: a busy loop would never stop otherwise
-            return task.result()
-        finally:
-            for one in (task, stopping):
-                one.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
+        return await unless(self.stop, awaitable, Stopped)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -350,10 +348,10 @@ class Run:
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
             copy = self.dir / "models" / name / f"resumed-{self.updates}"
-            shutil.copytree(folder / name / "hf", copy, dirs_exist_ok=True)
+            base = take_out(folder / name, copy, self.config.policies[name].model.trust_remote_code)
             self.models[name] = str(copy)
             if learners:
-                await (await self.learner(name)).load(str(folder / name / "state"))
+                await (await self.learner(name, base)).load(str(folder / name / "state"), str(self.dir))
 
     async def go(self, resume: Path | None) -> None:
         """All phases in order."""

@@ -12,7 +12,7 @@ import hashlib
 
 
 def derive(parent: int, *names: object) -> int:
-    """A number in [0, 2**63) out of `parent` and `names`, well mixed in the low 32 bits: some generators use no more."""
+    """A number in [0, 2**63) out of `parent` and `names`, well mixed in the low 32 bits: some use no more."""
     text = "/".join([str(parent), *map(repr, names)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

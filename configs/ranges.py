@@ -9,6 +9,7 @@ from configs.schema import (
     EngineConfig,
     EvalConfig,
     LearnerConfig,
+    LoraConfig,
     LossConfig,
     ModelConfig,
     PolicyConfig,
@@ -46,6 +47,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("lr", "gpus"), (TINY, INF)),
         "zero_stage": (0, 3),
     },
+    LoraConfig: {"rank": _COUNT, "alpha": (TINY, INF)},
     WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (TINY, INF), "per_play": _FROM_0},
     PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
     RemoteConfig: {
@@ -60,7 +62,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     },
     ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
     EvalConfig: {"ceiling_episodes": _COUNT},
-    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
+    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0, "keep": _COUNT},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, INF)},
 }
 

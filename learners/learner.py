@@ -12,15 +12,19 @@ import math
 import os
 import random
 import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import LearnerConfig, LossConfig
+from learners.lora import ADAPTER, adapter_parameters, add_adapter, pieces, save_adapter, save_plain
+from learners.packing import check_packing, split, spread
+from learners.reshard import CLIENT_STATE, TAG, convert, place
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, resolve_dtype
 from learners.tally import Tally
 from learners.types import Sample
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from learners.figures import Figures
 
 STATE, FACTS = "state", "learner.json"
-COPIED = {".json", ".jinja", ".txt", ".model"}
 
 
 class LearnerRank:
@@ -59,6 +62,8 @@ class LearnerRank:
         self.model_dir = model_dir
         self.updates = 0
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
+        self.adapted: Any = None
+        """peft's view of a model with an adapter."""
         # Ray shows a CUDA rank exactly one GPU, number 0.
         local = 0 if device == "cuda" else rank
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
@@ -103,12 +108,15 @@ class LearnerRank:
         import torch
 
         from learners.optimizer import make_adamw
-        from learners.token_model import TokenModel, check_head, load_lm, probe
+        from learners.token_model import TokenModel, check_head, load_lm, probe, recompute
 
         torch.manual_seed(self.seed)
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         model = TokenModel(lm.to(self.device))
         check_head(model)
+        if self.config.packing:
+            check_packing(model)
         before = probe(model)
         clip = self.config.grad_clip if self.config.zero_stage == 0 else None
         self.adamw = make_adamw(model, self.config.lr, self.config.weight_decay, BETAS, EPS, clip)
@@ -116,6 +124,8 @@ class LearnerRank:
             model=model, optimizer=self.adamw, config=self.settings, dist_init_required=False
         )
         self.engine.eval()
+        if self.config.gradient_checkpointing:
+            recompute(lm)
         change = float((probe(self.engine) - before).abs().max())
         if not change <= 1e-4:
             raise LearnerConfigError(
@@ -172,18 +182,19 @@ class LearnerRank:
         """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
         import torch
 
-        from learners.batching import collate, count, split_by_length
+        from learners.batching import collate, count
         from learners.figures import Figures
         from learners.losses import token_loss, token_weights
 
         figures = Figures(samples)
-        parts = split_by_length(samples, self.config.micro_tokens)
+        parts, width = split(samples, self.config.micro_tokens, self.config.packing)
         tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
+        parts = spread(parts, micro_batches, samples)
         if tokens == 0:
             return figures
         figures.tally.mean("lr", self._set_lr(lr), 1.0)
         for i in range(micro_batches):
-            batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+            batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
             logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
             loss_L, metrics = token_loss(
                 config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
@@ -241,14 +252,14 @@ class LearnerRank:
         """Log-probability of every loss token of every sample under the weights held now."""
         import torch
 
-        from learners.batching import collate, split_by_length
+        from learners.batching import collate
 
-        parts = split_by_length(samples, self.config.micro_tokens)
+        parts, width = split(samples, self.config.micro_tokens, self.config.packing)
         *_, micro_batches = self._agree(0, 0, len(parts))
         found: list[list[float]] = [[] for _ in samples]
         with torch.no_grad():
             for i in range(micro_batches):
-                batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+                batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
                 logprobs_L, _ = self.engine(**batch.inputs)
                 for owner, value in zip(batch.index_L.tolist(), logprobs_L.tolist()):
                     if owner >= 0:
@@ -258,62 +269,86 @@ class LearnerRank:
     # --------------------------------------------------------------------------- weights and files
 
     def export(self, checksum: bool = True) -> list[Bucket]:
-        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere. A head
-        tied to the embeddings is not listed twice."""
-        parameters = dict(self._lm().named_parameters())
-        sizes = [(name, _numel(p) * p.element_size()) for name, p in parameters.items()]
+        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere, adapters merged. A
+        head tied to the embeddings is not listed twice."""
+        found = {piece.name: piece for piece in pieces(self._lm())}
+        weights = [(name, piece.parameters[0]) for name, piece in found.items()]
         buckets = []
-        for names in bucket_names(sizes):
-            with self._gathered([parameters[name] for name in names]):
+        for names in bucket_names((name, _numel(p) * p.element_size()) for name, p in weights):
+            with self._gathered([p for name in names for p in found[name].parameters]):
                 if self.rank == 0:
-                    buckets.append(pack([(name, parameters[name]) for name in names], checksum))
+                    buckets.append(pack([(name, found[name].value()) for name in names], checksum))
         return buckets
 
     def save(self, folder: str, extra: dict[str, Any] | None = None) -> None:
         """Everything that `load` needs to go on bit by bit, into `folder` (learners/checkpoint.py makes
-        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder."""
-        self.engine.save_checkpoint(folder, tag=STATE, save_latest=False)
+        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder. With LoRA
+        without the frozen weights, and with the adapter in peft's format beside."""
+        lora = self.adapted is not None
+        client = dict(CLIENT_STATE)
+        self.engine.save_checkpoint(folder, STATE, client, save_latest=False, exclude_frozen_parameters=lora)
+        if lora:
+            with self._gathered(adapter_parameters(self._lm())):
+                if self.rank == 0:
+                    save_adapter(self.adapted, Path(folder, ADAPTER))
         if self.rank == 0:
-            facts = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-            facts |= {"updates": self.updates, "extra": extra or {}}
+            facts = {**self._facts(), "base": self.model_dir, "updates": self.updates, "extra": extra or {}}
             Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
 
-    def load(self, folder: str) -> dict[str, Any]:
-        """Takes up what `save` wrote and returns its `extra`. Raises LearnerConfigError when that learner
-        had another number of ranks, ZeRO stage or dtype."""
+    def _facts(self) -> dict[str, Any]:
+        """What has to be the same where a state is taken up, but for the number of ranks."""
+        lora = asdict(self.config.lora) if self.config.lora else None
+        shape = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
+        return {**shape, "lora": lora}
+
+    def load(self, folder: str, scratch: str = "") -> dict[str, Any]:
+        """Takes up what `save` wrote and returns its `extra`. Bit by bit as it was, unless another number of ranks
+        saved it: then sums have another order. `scratch`: a folder for what has to be converted, on several nodes a
+        shared one. Raises LearnerConfigError when that learner had another ZeRO stage, dtype or adapter."""
         facts = json.loads(Path(folder, FACTS).read_text())
-        mine = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-        for key, value in mine.items():
-            if facts[key] != value:
-                raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
-        path, _ = self.engine.load_checkpoint(folder, tag=STATE)
+        for key, value in self._facts().items():
+            if key != "ranks" and facts.get(key) != value:
+                raise LearnerConfigError(f"{folder}: saved with {key} {facts.get(key)}, this learner has {value}")
+        whole = self.adapted is None
+        if facts["ranks"] == self.world or self.config.zero_stage == 0:
+            path, _ = self.engine.load_checkpoint(folder, tag=STATE, load_module_strict=whole)
+        else:
+            path = self._load_sliced(folder, scratch or tempfile.gettempdir())
         if path is None:
             raise FileNotFoundError(f"{folder}: holds no learner state")
         self.updates = facts["updates"]
         return facts["extra"]
 
+    def _load_sliced(self, folder: str, scratch: str) -> str | None:
+        """A state that another number of ranks cut into slices (learners/reshard.py)."""
+        from torch import distributed as dist
+
+        out = place(folder, scratch)
+        if self.rank == 0:
+            convert(Path(folder, STATE), out)
+        dist.barrier()
+        self.engine._config.load_universal_checkpoint = True  # read by load_checkpoint only
+        try:
+            path, _ = self.engine.load_checkpoint(str(out), tag=TAG)
+        finally:
+            self.engine._config.load_universal_checkpoint = False
+        dist.barrier()
+        if self.rank == 0:
+            shutil.rmtree(out)
+        return path
+
     def save_hf(self, folder: str) -> None:
-        """The model in Hugging Face format (safetensors), with the tokenizer files it came with."""
-        parameters = dict(self._lm().named_parameters())
-        with self._gathered(list(parameters.values())):
+        """The model in Hugging Face format (safetensors), with the tokenizer files it came with; an adapter merged, and
+        once more by itself in `adapter`."""
+        found = list(pieces(self._lm()))
+        with self._gathered([p for piece in found for p in piece.parameters]):
             if self.rank == 0:
-                state = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+                state = {piece.name: piece.value().cpu().clone() for piece in found}
                 saved = self._lm().state_dict()
                 state |= {name: b.cpu() for name, b in self._lm().named_buffers() if name in saved}
-                self._lm().save_pretrained(folder, state_dict=state)
-                self._copy_tokenizer(Path(folder))
-
-    def _copy_tokenizer(self, folder: Path) -> None:
-        source = Path(self.model_dir)
-        if not source.is_dir():
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(self.model_dir).save_pretrained(folder)
-            return
-        for path in source.iterdir():
-            weights = path.name.endswith(".index.json")
-            if path.is_file() and path.suffix in COPIED and not weights and not (folder / path.name).exists():
-                shutil.copy(path, folder)
+                save_plain(self._lm(), Path(folder), state, self.model_dir)
+                if self.adapted is not None:
+                    save_adapter(self.adapted, Path(folder, ADAPTER))
 
     def load_weights_from(self, model_dir: str) -> None:
         """Starts afresh from other weights of the same architecture: new model, new optimizer."""
