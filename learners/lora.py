@@ -34,7 +34,7 @@ class Piece:
 
 
 def add_adapter(lm: nn.Module, config: LoraConfig, seed: int) -> Any:
-    """Puts adapters into `lm`, in place, and freezes all else; peft's own view of it. A is drawn from `seed`, B is zero:
+    """Puts adapters into `lm`, in place, and freezes all else; peft's view of it. A is drawn from `seed`, B is zero:
     at first nothing changes. Raises LearnerConfigError for modules that the model does not have."""
     import peft
     import torch
