@@ -144,7 +144,8 @@ class Run:
         teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
         other = UniformPlayer(None, self.config.seed + 1, teacher=True)  # no trace: nobody learns from it
         roles = set(protocol.roles().values())
-        players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
+        seeded = self.config.deterministic
+        players = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
         rng = random.Random(f"{self.config.seed}/warm/{name}")
         source = load_task_source({**self.config.tasks, **warm.tasks})
         while True:

@@ -5,6 +5,7 @@ Axes: B sequences, T padded length, L tokens that carry loss, D hidden width, V 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,16 @@ def load_lm(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = Fal
 
 def recompute(lm: Any) -> None:
     """Gradient checkpointing (arXiv 1604.06174) without training mode, which would bring dropout back: only the layers
-    themselves are told that they train, nothing inside them."""
+    themselves are told that they train, nothing inside them. To be called after the last `eval()`."""
+    from torch.utils.checkpoint import checkpoint
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise LearnerConfigError(f"gradient_checkpointing: {type(lm).__name__} has no layers that can do it")
     for layer in layers:
-        layer.training = True
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 class TokenModel(nn.Module):
