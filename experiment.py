@@ -31,11 +31,19 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> int:
     return asyncio.run(_train(config, folder, _newest(folder) if resume else None))
 
 
-def evaluate(config: RunConfig, folder: Path) -> int:
-    """Measures the arms at the end, and the ceiling, again with the weights that the run in `folder` ended with.
-    Writes into `folder`/eval."""
+def evaluate(config: RunConfig, folder: Path, best: bool = False) -> int:
+    """Measures the arms at the end, and the ceiling, again with the weights that the run in `folder` ended with, or its
+    best ones (track.best). Writes into `folder`/eval."""
     check_keys(config)
-    return asyncio.run(_evaluate(config, folder, _newest(folder)))
+    return asyncio.run(_evaluate(config, folder, _best(folder) if best else _newest(folder)))
+
+
+def _best(folder: Path) -> Path:
+    name = checkpoint.best(folder / CHECKPOINTS)
+    if name is None:
+        raise NoCheckpoint(f"{folder / CHECKPOINTS} has no best checkpoint: it needs track.best")
+    checkpoint.verify(folder / CHECKPOINTS / name)
+    return folder / CHECKPOINTS / name
 
 
 def _newest(folder: Path) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -25,7 +24,7 @@ from actors.guards import Guards
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
 from actors.rollouts import Rollouts, play_all, trusted_task
-from actors.runner import Seated, gather_or_cancel
+from actors.runner import Seated, gather_or_cancel, unless
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
@@ -35,6 +34,7 @@ from configs.schema import RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
 from learners.dump import dump
 from learners.group import LearnerGroup
+from learners.lora import take_out
 from learners.models import materialise
 from learners.pairs import build_lessons, sequences
 from learners.samples import imitation_samples
@@ -70,6 +70,7 @@ class Run:
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
+        self.measured: dict[tuple[str, int], float] = {}  # (arm, updates) -> its newest score during training
         self.health: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean rewards by role, and how good its judges were."""
         self.progress: dict[str, dict[str, Any]] = {}
@@ -143,7 +144,8 @@ class Run:
         teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
         other = UniformPlayer(None, self.config.seed + 1, teacher=True)  # no trace: nobody learns from it
         roles = set(protocol.roles().values())
-        players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
+        seeded = self.config.deterministic
+        players = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
         rng = random.Random(f"{self.config.seed}/warm/{name}")
         source = load_task_source({**self.config.tasks, **warm.tasks})
         trusted = self.config.policies[name].learner.trusted
@@ -157,13 +159,13 @@ class Run:
             for sample in kept:
                 yield sample
 
-    async def learner(self, name: str) -> LearnerGroup:
-        """The learner of a policy, started when first needed."""
+    async def learner(self, name: str, base: str = "") -> LearnerGroup:
+        """The learner of a policy, started when first needed, on the weights in `base` or those of the policy."""
         if name not in self.learners:
             policy = self.config.policies[name]
             remote_code = policy.model.trust_remote_code
             learner = LearnerGroup(
-                name, self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
+                name, base or self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
             )
             await learner.ready()
             self.learners[name] = learner
@@ -312,11 +314,15 @@ class Run:
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
-        with checkpoint.writing(self.dir / CHECKPOINTS, f"step-{self.updates}", keep=2) as folder:
-            for name, learner in self.learners.items():
-                await learner.save(str(folder / name / "state"))
-                await learner.save_hf(str(folder / name / "hf"))
+        root, name, track = self.dir / CHECKPOINTS, f"step-{self.updates}", self.config.track
+        with checkpoint.writing(root, name, track.keep) as folder:
+            for policy, learner in self.learners.items():
+                await learner.save(str(folder / policy / "state"))
+                if learner.config.lora is None:  # an adapter is small: what it was put into is not saved again
+                    await learner.save_hf(str(folder / policy / "hf"))
             (folder / "run.json").write_text(json.dumps(self.state()))
+        if (track.best, self.updates) in self.measured:
+            checkpoint.mark_best(root, name, self.measured[track.best, self.updates])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
@@ -329,16 +335,7 @@ class Run:
 
     async def or_stop(self, awaitable: Any) -> Any:
         """Awaits, but raises Stopped as soon as a stop is asked for."""
-        task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self.stop.is_set():
-                raise Stopped  # even when the result is there: a busy loop would never stop otherwise
-            return task.result()
-        finally:
-            for one in (task, stopping):
-                one.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
+        return await unless(self.stop, awaitable, Stopped)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -356,10 +353,10 @@ class Run:
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
             copy = self.dir / "models" / name / f"resumed-{self.updates}"
-            shutil.copytree(folder / name / "hf", copy, dirs_exist_ok=True)
+            base = take_out(folder / name, copy, self.config.policies[name].model.trust_remote_code)
             self.models[name] = str(copy)
             if learners:
-                await (await self.learner(name)).load(str(folder / name / "state"))
+                await (await self.learner(name, base)).load(str(folder / name / "state"), str(self.dir))
 
     async def go(self, resume: Path | None) -> None:
         """All phases in order."""

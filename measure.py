@@ -49,6 +49,7 @@ async def measure_progress(run: Run, stage: StageConfig) -> None:
     arm = run.config.eval.arms[stage.eval_arm]
     plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
     figures = {"score": score(plays, run.source.cluster).mean, **arm_figures(plays)}
+    run.measured = {(stage.eval_arm, run.updates): figures["score"]}
     run.log(f"eval/{stage.eval_arm}", run.updates, figures)
 
 

@@ -157,3 +157,18 @@ async def gather_or_cancel(awaitables: list[Awaitable[Any]]) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def unless(event: asyncio.Event, awaitable: Awaitable[Any], error: type[Exception]) -> Any:
+    """Awaits, but raises `error` as soon as `event` is set, even when the result is there: a busy loop would never
+    stop otherwise."""
+    task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if event.is_set():
+            raise error
+        return task.result()
+    finally:
+        for one in (task, stopping):
+            one.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)

@@ -13,9 +13,9 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.promises import best_problems, repeatable_problems
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
-from configs.repeatable import repeatable_problems
 from configs.schema import (
     PREFERENCE_LOSSES,
     ModelConfig,
@@ -55,7 +55,7 @@ class Checker:
         for name, arm in self.config.eval.arms.items():
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
         self.never_updated()
-        self.repeatable()
+        self.promises()
         for path, message, valid in training_problems(self.config, self.protocols):
             self.error(path, message, valid)
         if self.config.eval.ceiling:
@@ -361,8 +361,9 @@ class Checker:
             if policy.trained and policy.kind != "remote" and name in players - updated:
                 self.error(("policies", name, "trained"), "has no effect: no stage updates this policy")
 
-    def repeatable(self) -> None:
-        for path, message, valid in repeatable_problems(self.config, self.machine or Machine(1, 0)):
+    def promises(self) -> None:
+        problems = repeatable_problems(self.config, self.machine or Machine(1, 0))
+        for path, message, valid in (*problems, *best_problems(self.config)):
             self.error(path, message, valid)
         for name in self.config.policies if self.config.deterministic else ():
             path = ("policies", name, "engine")

@@ -10,6 +10,7 @@ from configs.schema import (
     EvalConfig,
     GuardConfig,
     LearnerConfig,
+    LoraConfig,
     LossConfig,
     ModelConfig,
     PolicyConfig,
@@ -53,6 +54,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "zero_stage": (0, 3),
         "trusted": (TINY, 1),
     },
+    LoraConfig: {"rank": _COUNT, "alpha": (TINY, INF)},
     WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (TINY, INF), "per_play": _FROM_0},
     PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
     RemoteConfig: {
@@ -69,7 +71,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     GuardConfig: {"steps": _COUNT, "times": _COUNT},
     ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
     EvalConfig: {"ceiling_episodes": _COUNT},
-    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
+    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0, "keep": _COUNT},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, INF)},
 }
 

@@ -160,6 +160,19 @@ class ReferenceConfig:
 
 
 @dataclass
+class LoraConfig:
+    """A low-rank adapter (arXiv 2106.09685): trained in place of the weights, which stay as they are."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The adapter counts alpha / rank times."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Names of the linear layers that get one."""
+
+
+@dataclass
 class LearnerConfig:
     """DeepSpeed learner group of one trained policy."""
 
@@ -180,9 +193,19 @@ class LearnerConfig:
     minibatches: int = 1
     """Optimizer steps per pass."""
     micro_tokens: int = 16384
-    """Padded tokens per forward pass."""
+    """Tokens per forward pass, padding included."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """CUDA only: keep the optimizer's state in the machine's memory (zero_stage 1 or more), or weights as well
+    (zero_stage 3)."""
+    packing: bool = False
+    """Several sequences share a row as long as the longest, instead of padding each: less waste where lengths differ
+    much. Padding keeps to the plain causal kernel."""
     threads: int = 1
     """CPU only: torch threads of one rank."""
+    lora: LoraConfig | None = None
+    """Train an adapter; engines get the merged weights. Unset: all weights are trained."""
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
@@ -340,6 +363,10 @@ class TrackConfig:
     """Learner steps between sampled transcripts on screen and in W&B."""
     save_every: int = 0
     """Learner steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk."""
+    best: str = ""
+    """Arm, measured during training (`eval_every`), whose best checkpoint stays too: `launch.py eval RUN --best`."""
 
 
 @dataclass

@@ -12,17 +12,21 @@ import math
 import os
 import random
 import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
+from learners.lora import ADAPTER, adapter_parameters, add_adapter, pieces, save_adapter, save_plain
+from learners.packing import check_packing, spread
 from learners.pairs import Lesson, compared, sequences, split
+from learners.reshard import CLIENT_STATE, TAG, convert, place
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
 from learners.types import Pair, Sample
@@ -33,7 +37,6 @@ if TYPE_CHECKING:
     from learners.reference import Reference
 
 STATE, FACTS = "state", "learner.json"
-COPIED = {".json", ".jinja", ".txt", ".model"}
 
 
 class LearnerRank:
@@ -63,6 +66,8 @@ class LearnerRank:
         self.updates = 0
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
         self.reference: Reference | None = None
+        self.adapted: Any = None
+        """peft's view of a model with an adapter."""
         # Ray shows a CUDA rank exactly one GPU, number 0.
         local = 0 if device == "cuda" else rank
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
@@ -108,12 +113,15 @@ class LearnerRank:
 
         from learners.optimizer import make_adamw
         from learners.reference import Reference
-        from learners.token_model import TokenModel, check_head, load_lm, probe
+        from learners.token_model import TokenModel, check_head, load_lm, probe, recompute
 
         torch.manual_seed(self.seed)
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         model = TokenModel(lm.to(self.device))
         check_head(model)
+        if self.config.packing:
+            check_packing(model)
         before = probe(model)
         if needs_reference(self.config.loss):  # now, while every weight is whole
             self.reference = Reference(model, self.config.reference, share=self.config.zero_stage < 3)
@@ -123,6 +131,8 @@ class LearnerRank:
             model=model, optimizer=self.adamw, config=self.settings, dist_init_required=False
         )
         self.engine.eval()
+        if self.config.gradient_checkpointing:
+            recompute(lm)
         change = float((probe(self.engine) - before).abs().max())
         if not change <= 1e-4:
             raise LearnerConfigError(
@@ -193,14 +203,16 @@ class LearnerRank:
 
         samples, pairs = sequences(lessons), [one for one in lessons if isinstance(one, Pair)]
         figures = Figures(samples)
-        parts = split(lessons, self.config.micro_tokens)
+        parts, width = split(lessons, self.config.micro_tokens, self.config.packing)
         tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
+        if not pairs:  # which must not be torn
+            parts = spread(parts, micro_batches, samples)
         if tokens == 0:
             return figures
         figures.tally.mean("lr", self._set_lr(lr), 1.0)
         drift = kto_drift(pairs, self.logprobs, self.device, self.world) if config.kind == "kto" else 0.0
         for i in range(micro_batches):
-            batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+            batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
             logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
             if config.kind in PREFERENCE_LOSSES:
                 loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
@@ -260,51 +272,66 @@ class LearnerRank:
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probability of every loss token of every sample under the weights held now."""
-        from learners.batching import split_by_length
         from learners.reference import token_logprobs
 
-        tokens = self.config.micro_tokens
-        *_, passes = self._agree(0, 0, len(split_by_length(samples, tokens)))
-        return token_logprobs(self.engine, samples, tokens, self.device, at_least=passes)
+        tokens, packing = self.config.micro_tokens, self.config.packing
+        *_, passes = self._agree(0, 0, len(split(samples, tokens, packing)[0]))
+        return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes)
 
     # --------------------------------------------------------------------------- weights and files
 
     def export(self, checksum: bool = True) -> list[Bucket]:
-        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere. A head
-        tied to the embeddings is not listed twice."""
-        parameters = dict(self._lm().named_parameters())
-        sizes = [(name, _numel(p) * p.element_size()) for name, p in parameters.items()]
+        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere, adapters merged. A
+        head tied to the embeddings is not listed twice."""
+        found = {piece.name: piece for piece in pieces(self._lm())}
+        weights = [(name, piece.parameters[0]) for name, piece in found.items()]
         buckets = []
-        for names in bucket_names(sizes):
-            with self._gathered([parameters[name] for name in names]):
+        for names in bucket_names((name, _numel(p) * p.element_size()) for name, p in weights):
+            with self._gathered([p for name in names for p in found[name].parameters]):
                 if self.rank == 0:
-                    buckets.append(pack([(name, parameters[name]) for name in names], checksum))
+                    buckets.append(pack([(name, found[name].value()) for name in names], checksum))
         return buckets
 
     def save(self, folder: str, extra: dict[str, Any] | None = None) -> None:
         """Everything that `load` needs to go on bit by bit, into `folder` (learners/checkpoint.py makes
-        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder."""
-        self.engine.save_checkpoint(folder, tag=STATE, save_latest=False)
+        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder. With LoRA
+        without the frozen weights, and with the adapter in peft's format beside."""
+        lora = self.adapted is not None
+        client = dict(CLIENT_STATE)
+        self.engine.save_checkpoint(folder, STATE, client, save_latest=False, exclude_frozen_parameters=lora)
+        if lora:
+            with self._gathered(adapter_parameters(self._lm())):
+                if self.rank == 0:
+                    save_adapter(self.adapted, Path(folder, ADAPTER))
         if self.rank == 0:
-            facts = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-            facts |= {"updates": self.updates, "extra": extra or {}}
+            facts = {**self._facts(), "base": self.model_dir, "updates": self.updates, "extra": extra or {}}
             if self.reference is not None:
                 self.reference.save(folder)
                 facts["reference"] = self.reference.facts()
             Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
 
-    def load(self, folder: str) -> dict[str, Any]:
-        """Takes up what `save` wrote and returns its `extra`. Raises LearnerConfigError when that learner
-        had another number of ranks, ZeRO stage or dtype."""
+    def _facts(self) -> dict[str, Any]:
+        """What has to be the same where a state is taken up, but for the number of ranks."""
+        lora = asdict(self.config.lora) if self.config.lora else None
+        shape = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
+        return {**shape, "lora": lora}
+
+    def load(self, folder: str, scratch: str = "") -> dict[str, Any]:
+        """Takes up what `save` wrote and returns its `extra`. Bit by bit as it was, unless another number of ranks
+        saved it: then sums have another order. `scratch`: a folder for what has to be converted, on several nodes a
+        shared one. Raises LearnerConfigError when that learner had another ZeRO stage, dtype, adapter or reference."""
         from learners.reference import check_saved
 
         facts = json.loads(Path(folder, FACTS).read_text())
-        mine = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-        for key, value in mine.items():
-            if facts[key] != value:
-                raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
+        for key, value in self._facts().items():
+            if key != "ranks" and facts.get(key) != value:
+                raise LearnerConfigError(f"{folder}: saved with {key} {facts.get(key)}, this learner has {value}")
         check_saved(folder, facts.get("reference"), self.reference)
-        path, _ = self.engine.load_checkpoint(folder, tag=STATE)
+        whole = self.adapted is None
+        if facts["ranks"] == self.world or self.config.zero_stage == 0:
+            path, _ = self.engine.load_checkpoint(folder, tag=STATE, load_module_strict=whole)
+        else:
+            path = self._load_sliced(folder, scratch or tempfile.gettempdir())
         if path is None:
             raise FileNotFoundError(f"{folder}: holds no learner state")
         if self.reference is not None:
@@ -312,28 +339,36 @@ class LearnerRank:
         self.updates = facts["updates"]
         return facts["extra"]
 
+    def _load_sliced(self, folder: str, scratch: str) -> str | None:
+        """A state that another number of ranks cut into slices (learners/reshard.py)."""
+        from torch import distributed as dist
+
+        out = place(folder, scratch)
+        if self.rank == 0:
+            convert(Path(folder, STATE), out)
+        dist.barrier()
+        self.engine._config.load_universal_checkpoint = True  # read by load_checkpoint only
+        try:
+            path, _ = self.engine.load_checkpoint(str(out), tag=TAG)
+        finally:
+            self.engine._config.load_universal_checkpoint = False
+        dist.barrier()
+        if self.rank == 0:
+            shutil.rmtree(out)
+        return path
+
     def save_hf(self, folder: str) -> None:
-        """The model in Hugging Face format (safetensors), with the tokenizer files it came with."""
-        parameters = dict(self._lm().named_parameters())
-        with self._gathered(list(parameters.values())):
+        """The model in Hugging Face format (safetensors), with the tokenizer files it came with; an adapter merged, and
+        once more by itself in `adapter`."""
+        found = list(pieces(self._lm()))
+        with self._gathered([p for piece in found for p in piece.parameters]):
             if self.rank == 0:
-                state = {name: p.detach().cpu().clone() for name, p in parameters.items()}
+                state = {piece.name: piece.value().cpu().clone() for piece in found}
                 saved = self._lm().state_dict()
                 state |= {name: b.cpu() for name, b in self._lm().named_buffers() if name in saved}
-                self._lm().save_pretrained(folder, state_dict=state)
-                self._copy_tokenizer(Path(folder))
-
-    def _copy_tokenizer(self, folder: Path) -> None:
-        source = Path(self.model_dir)
-        if not source.is_dir():
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(self.model_dir).save_pretrained(folder)
-            return
-        for path in source.iterdir():
-            weights = path.name.endswith(".index.json")
-            if path.is_file() and path.suffix in COPIED and not weights and not (folder / path.name).exists():
-                shutil.copy(path, folder)
+                save_plain(self._lm(), Path(folder), state, self.model_dir)
+                if self.adapted is not None:
+                    save_adapter(self.adapted, Path(folder, ADAPTER))
 
     def load_weights_from(self, model_dir: str) -> None:
         """Starts afresh from other weights of the same architecture: new model, new optimizer."""

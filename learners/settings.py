@@ -173,6 +173,12 @@ def check_learner(config: LearnerConfig, device: str) -> None:
     check_loss(config.loss)
     check_reference(config)
     check_signal(config)
+    if config.offload != "none" and device == "cpu":
+        raise LearnerConfigError("offload: has no effect on the CPU")
+    if config.lora and not config.lora.target_modules:
+        raise LearnerConfigError("lora.target_modules: names no layer that gets an adapter")
+    if config.packing and config.loss.kind in PREFERENCE_LOSSES:
+        raise LearnerConfigError(f"packing: the loss {config.loss.kind!r} compares rows; valid: false")
 
 
 def check_signal(config: LearnerConfig) -> None:
@@ -227,7 +233,8 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
     zero = extra.pop("zero_optimization", {})
     if not isinstance(zero, dict):
         raise LearnerConfigError("deepspeed.zero_optimization: must be a mapping")
-    taken += [f"zero_optimization.{key}" for key in zero if key == "stage"]
+    offload = _offload(config, device)
+    taken += [f"zero_optimization.{key}" for key in zero if key in {"stage", *offload}]
     if taken:
         raise LearnerConfigError(
             f"deepspeed: {', '.join(taken)}: set by the learner from dtype, zero_stage, lr, grad_clip, micro_tokens"
@@ -237,5 +244,16 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         **extra,
         **ours,
-        "zero_optimization": {**zero, "stage": config.zero_stage},
+        "zero_optimization": {**zero, "stage": config.zero_stage, **offload},
     }
+
+
+def _offload(config: LearnerConfig, device: str) -> dict[str, Any]:
+    """DeepSpeed's keys below zero_optimization."""
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
+    if config.zero_stage < least:
+        raise LearnerConfigError(f"offload: {config.offload} needs zero_stage {least}{' or more' * (least < 3)}")
+    parts = {"none": [], "optimizer": ["optimizer"], "parameters": ["optimizer", "param"]}
+    keys: list[str] = parts[config.offload]
+    pinned = {"pin_memory": True} if device == "cuda" else {}
+    return {f"offload_{key}": {"device": "cpu", **pinned} for key in keys}

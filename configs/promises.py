@@ -1,4 +1,5 @@
-"""What keeps a run from giving the same numbers every time, where `deterministic: true` promises them."""
+"""What keeps a run from what its settings promise: the same numbers every time (`deterministic`), the best of all
+checkpoints (`track.best`)."""
 
 from __future__ import annotations
 
@@ -12,8 +13,27 @@ ENGINE_KEYS = ("enable_prefix_caching", "max_num_seqs", "seed")
 """Of vLLM's settings, those that the promise rests on."""
 
 
-def repeatable_problems(config: RunConfig, machine: Machine) -> Iterator[tuple[KeyPath, str, str]]:
-    """(setting, message, what would be valid)."""
+Problem = tuple[KeyPath, str, str]
+"""(setting, message, what would be valid)"""
+
+
+def best_problems(config: RunConfig) -> Iterator[Problem]:
+    """The arm by which checkpoints are compared has to be measured whenever one is written."""
+    arm, every = config.track.best, config.track.save_every
+    if not arm:
+        return
+    stages = [stage for stage in config.stages.values() if stage.eval_every]
+    rounds = sorted({stage.eval_every for stage in stages if stage.eval_arm == arm})
+    if not rounds:
+        valid = ", ".join(sorted({stage.eval_arm for stage in stages})) or "none: no stage has eval_every"
+        yield ("track", "best"), f"no stage measures an arm {arm!r} during training", valid
+    elif not every or any(every % round for round in rounds):
+        message = "checkpoints are compared by a measurement, so each is written where there is one"
+        yield ("track", "save_every"), message, f"a multiple of {' and '.join(map(str, rounds))}"
+
+
+def repeatable_problems(config: RunConfig, machine: Machine) -> Iterator[Problem]:
+    """What depends on time or on a device whose sums do."""
     if not config.deterministic:
         return
     for name, stage in config.stages.items():
