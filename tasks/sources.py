@@ -5,5 +5,6 @@ from __future__ import annotations
 from tasks.base import TaskSource
 from tasks.lists import Lists
 from tasks.pixels import Pixels
+from tasks.spiel import OpenSpiel
 
-SOURCES: dict[str, type[TaskSource]] = {source.kind: source for source in (Pixels, Lists)}
+SOURCES: dict[str, type[TaskSource]] = {source.kind: source for source in (Pixels, Lists, OpenSpiel)}
