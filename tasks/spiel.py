@@ -181,7 +181,7 @@ class SpielGame(Game):
         return ""
 
     def information_states(self) -> dict[str, tuple[SpielState, int]]:
-        """OpenSpiel's name of each information state -> a position of it, and the player who moves. Sequential games."""
+        """OpenSpiel's name of each information state -> a position of it, and who moves. For sequential games."""
         found: dict[str, tuple[SpielState, int]] = {}
         for position in self.positions():
             (player,) = position.movers()
