@@ -106,7 +106,8 @@ class System:
         ]
         details = await gather_or_cancel([handle.ready.remote() for handle in handles])
         router = Router(name, handles, lambda handle: self._revive(served, handle))
-        player = EnginePlayer(router, codec, config.temperature, config.max_tokens)
+        seed = f"{self.seed}/{name}/memo/{version}"
+        player = EnginePlayer(router, codec, config.temperature, config.max_tokens, config.memo, seed)
         served = ServedPolicy(name, config, handles, router, player, version, details=details[0])
         self.served[name] = served
         return served

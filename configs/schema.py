@@ -282,6 +282,10 @@ class PolicyConfig:
     temperature: float = 1.0
     max_tokens: int = 64
     """Longest free-text reply, in tokens."""
+    memo: bool = False
+    """Where decoding is limited to legal replies: their odds are read once for each prompt and version of the weights,
+    and replies are drawn from them in the driver. Exact, and cheap where prompts repeat (small games); where they
+    do not, a read costs more than a sample."""
 
 
 @dataclass

@@ -54,6 +54,10 @@ class TaskSource(ABC):
     def words(self) -> list[str]:
         """Every word that texts and answers of tasks and proposals can contain (for tiny tokenizers)."""
 
+    def exact_problem(self) -> str:
+        """Why no exact NashConv can be computed on these tasks; empty where it can."""
+        return f"tasks of kind {self.kind} are no games whose positions can be listed"
+
     def problems(self) -> list[tuple[str, str]]:
         """What is wrong with these settings: (YAML key, message). Empty when sound."""
         return []
