@@ -111,7 +111,7 @@ async def steps(model_dir: str, samples: list[Sample], repeats: int) -> dict[str
     groups = {stage: LearnerGroup("bench", model_dir, replace(CONFIG, zero_stage=stage), SEED) for stage in STAGES}
     for group in groups.values():
         await group.ready()
-    seconds: dict[str, list[float]] = {"plain PyTorch": []} | {f"stage {stage}": [] for stage in STAGES}
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain PyTorch", *(f"stage {s}" for s in STAGES))}
     for repeat in range(repeats + 1):
         took = {"plain PyTorch": await plain.step.remote(samples)}
         for stage, group in groups.items():
@@ -136,7 +136,8 @@ async def packed_over_padded(model_dir: str, samples: list[Sample], repeats: int
     """How many times as fast packing is, in each repeat; empty where the learner cannot pack."""
     if PACKING not in {field.name for field in fields(LearnerConfig)}:
         return []
-    groups = [LearnerGroup("bench", model_dir, replace(CONFIG, **{PACKING: on}), SEED) for on in (False, True)]
+    settings: list[dict[str, Any]] = [{PACKING: False}, {PACKING: True}]
+    groups = [LearnerGroup("bench", model_dir, replace(CONFIG, **own), SEED) for own in settings]
     for group in groups:
         await group.ready()
     seconds = [[await step_seconds(group, samples) for group in groups] for _ in range(repeats + 1)][1:]

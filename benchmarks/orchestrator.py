@@ -13,6 +13,7 @@ to one actor per node that speaks for its engines (ARCHITECTURE.md, One driver):
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import tempfile
 import time
@@ -89,6 +90,7 @@ def main(quick: bool = False) -> Json:
 
 async def measure(hosts: Sequence[Any], engines: int, episodes: int, windows: int, seconds: float) -> Found:
     """`windows` stretches of `seconds` with `episodes` under way, once all of them have had their first turns."""
+    gc.collect()  # what is left of the last measurement
     # A request loses as much to deaths whatever the number of engines.
     begin = (episodes / OFFERED, DEATHS * engines / ENGINES)
     await asyncio.gather(*(host.begin.remote(*begin) for host in hosts))
@@ -162,7 +164,8 @@ def report(found: dict[int, list[Found]], sizes: Sequence[int], hubs: Sequence[F
     grown = [b / a for a, b in zip(costs[few], costs[many])]
     busy = [cost * OFFERED for cost in costs[many]]
     hosts = [w.hosts_s / w.turns * OFFERED for one in found[many] for w in one.windows]
-    per_episode = [(b.resident - a.resident) / (many - few) for a, b in zip(found[few], found[many])]
+    # Of the first round: later ones begin with what the allocator has kept.
+    per_episode = (found[many][0].resident - found[few][0].resident) / (many - few)
     counts = [one.counts for one in found[many]]
     return {
         "settings": {"seed": SEED, "engines": ENGINES, "Ray actors that host them": HOSTS, "offered turns/s": OFFERED,
@@ -183,7 +186,7 @@ def report(found: dict[int, list[Found]], sizes: Sequence[int], hubs: Sequence[F
                 f"{size:,} episodes": spread([w.turns / w.seconds for one in found[size] for w in one.windows])
                 for size in sizes},
             "busiest host of 32 engines: share of a core at the offered rate": spread(hosts),
-            "KiB of driver memory per waiting episode": spread([n / 1024 for n in per_episode]),
+            "KiB of driver memory per waiting episode": rounded(per_episode / 1024),
             f"with {many:,} episodes": counts[-1],
         },
         "figures": [figure("bars", "Driver CPU per turn (microseconds)", {

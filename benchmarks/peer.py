@@ -1,6 +1,6 @@
 """Peer: seconds to the same reward on a single-turn task, Dissoi against TRL's GRPOTrainer.
 
-Sorting lists of digits with an exact verifier; a language model of 0.1 million parameters that imitation has taught
+Sorting lists of digits with an exact verifier; a language model of 0.17 million parameters that imitation has taught
 the form of an answer. Both start from the same weights and see the same prompts in the same order, 8 samples each,
 as many samples and updates (one per batch), the same advantages (GRPO), loss (clipped, token mean), learning rate and
 optimizer, and the rewards of configs/protocol/solve.yaml. TRL generates with Hugging Face, as it does on a CPU, with
@@ -63,7 +63,7 @@ def main(quick: bool = False) -> Json:
     whole = {who: [curve[-1][0] for curve in found] for who, found in curves.items()}
     faster = ratios(reached["TRL"], reached["Dissoi"])
     return {
-        "settings": {"seeds": str(seeds), "task": "sort 2 to 8 digits", "model": "0.1M parameters", "updates": steps,
+        "settings": {"seeds": str(seeds), "task": "sort 2 to 8 digits", "model": "0.17M parameters", "updates": steps,
                      "samples of an update": batch, "samples of a prompt": REPEATS, "learning rate": LR,
                      "our max_staleness": 1, "TRL": facts},
         "targets": [target("seconds to the same reward, TRL over Dissoi", statistics.median(faster), at_least=3.0,
