@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocols import rewards_judged as judged
 from protocols.types import Reward
 
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
-    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays"
-]
+    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays",
+    "grades", "two judgments",
+]  # fmt: skip
 """What a reward reads, and what a protocol may have to offer."""
 
 
@@ -69,6 +71,8 @@ class Record:
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
+    graded: Sequence[str] = ()
+    """Seats that a judge grades: then `beliefs` are their grades in [0, 1], in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,8 @@ REWARDS: dict[str, Rule] = {
     "win": Rule(win, "final belief", zero_sum=True),
     "win_probability": Rule(win_probability, "final belief", zero_sum=True),
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
+    "grade": Rule(judged.grade, "grades"),
+    "revision_gain": Rule(judged.revision_gain, "two judgments"),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
@@ -262,6 +268,8 @@ _LACKING: dict[Source, str] = {
     "final belief": "the judgment of a judge",
     "verifier": "an exact verifier",
     "sub-plays": "sub-plays",
+    "grades": "a judge that grades seats (judge.grade.of: seats)",
+    "two judgments": "a judge who is asked more than once (judge.when: each_turn, or phases with two in after)",
 }
 
 

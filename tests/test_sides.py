@@ -49,7 +49,7 @@ def test_who_chooses_argues_it_and_who_opposes_the_other(choice: str, side: int)
     last = {ask.seat: ask for ask in trace.requests()}
     assert last["ann"].messages[-1].text == f"{choice}, not {other}!"
     assert last["ben"].messages[0].text.startswith(f"You say {other}.\n\nann: {choice}")
-    first, second = ("ann", "ben") if side == 0 else ("ben", "ann")
+    first, _ = ("ann", "ben") if side == 0 else ("ben", "ann")
     label, rival = "AB"[side], "AB"[1 - side]
     assert last["jay"].messages[0].text == (
         f"yes ({first})\n{label} {choice}\n\n{label} ann speaks\n\n{rival} ben speaks"
@@ -100,7 +100,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "path", "says"), MISTAKES, ids=[f"{i}-{p}" for i, (_, p, _) in enumerate(MISTAKES)])
+@pytest.mark.parametrize(("changes", "path", "says"), MISTAKES)
 def test_mistakes_are_named(changes: dict[str, Any], path: str, says: str) -> None:
     found = replace(OPEN, **changes).problems()
     assert any(where == path and says in message for where, message in found), found
