@@ -11,7 +11,7 @@ from protocols.checks_sides import side_problems, sided_at
 from protocols.judging import judge_problems
 from protocols.rewards import REWARDS, Source, reward_problems
 from protocols.speech import words
-from protocols.templates import template_problems
+from protocols.templates import names, template_problems
 
 if TYPE_CHECKING:
     from protocols.phased import Phase, Phased
@@ -33,7 +33,9 @@ def phased_problems(rules: Phased) -> list[Problem]:
     doubles = {p.name for p in rules.phases if [q.name for q in rules.phases].count(p.name) > 1}
     found += [("phases", f"two phases are called {name!r}; names must differ") for name in sorted(doubles)]
     if rules.judge is not None:
-        found += judge_problems(rules.judge, rules.seats, {s for phase in rules.phases for s in phase.seats})
+        speaking = {s for phase in rules.phases for s in phase.seats}
+        found += judge_problems(rules.judge, rules.seats, speaking, _shared(rules))
+    found += [*_when_problems(rules), *_principle_problems(rules)]
     found += [*_vote_problems(rules), *_listen_problems(rules), *side_problems(rules)]
     return [*found, *_pay_problems(rules)]
 
@@ -84,7 +86,7 @@ def _prompt_problems(rules: Phased) -> Iterable[Problem]:
             continue
         valid = _names(rules, role)
         for name in prompt.hidden:
-            if name in _BUILT_IN:
+            if name in (*_BUILT_IN, "principles", "principle"):
                 yield (
                     f"{path}.hidden",
                     f"{name!r} is already a name of its own; call the hidden material otherwise",
@@ -206,6 +208,37 @@ def _vote_problems(rules: Phased) -> Iterable[Problem]:
         yield "vote_weights", _no("phase with moves: confidence", rules.vote_weights, sure)
 
 
+def _when_problems(rules: Phased) -> Iterable[Problem]:
+    """Mistakes in when the judge is asked."""
+    judge, phases = rules.judge, [phase.name for phase in rules.phases]
+    if judge is None:
+        return
+    if judge.after and judge.when != "phases":
+        yield "judge.after", f"has no effect with when: {judge.when}; valid with when: phases"
+    if judge.when == "phases" and not judge.after:
+        yield "judge.after", f"needs the phases after which the judge is asked; valid: {', '.join(phases)}"
+    for name in judge.after:
+        if name not in phases or judge.after.count(name) > 1:
+            yield "judge.after", _no("(other) phase", name, phases)
+
+
+def _shared(rules: Phased) -> tuple[str, ...]:
+    """Placeholders that every prompt may use."""
+    return ("principles", "principle") if rules.principles else ()
+
+
+def _principle_problems(rules: Phased) -> Iterable[Problem]:
+    if not rules.principles:
+        return
+    texts = [phase.prompt for phase in rules.phases]
+    texts += [text for prompt in rules.prompts.values() for text in (prompt.system, prompt.opening)]
+    texts += [] if rules.judge is None else [rules.judge.system, rules.judge.prompt]
+    if not any({*_shared(rules)} & {*names(text)} for text in texts):
+        yield "principles", "no prompt shows them: write {{ principles }} or {{ principle }} in one"
+    if not all(principle.strip() for principle in rules.principles):
+        yield "principles", "a principle has no words"
+
+
 def _listen_problems(rules: Phased) -> Iterable[Problem]:
     speaking = dict.fromkeys(seat for phase in rules.phases for seat in phase.seats)
     for seat, heard in rules.listens.items():
@@ -239,16 +272,21 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         name = "soft_words" if rules.phases[limited[0]].soft_words else "min_words"
         yield f"phases.{limited[0]}.{name}", "has no effect without the reward 'length': add {name: length}"
     if rules.judge is not None:
-        has.add("final belief")
-        if rules.judge.when == "each_turn":
-            has.add("beliefs")
+        each_turn = rules.judge.when == "each_turn"
+        if rules.judge.graded:
+            has.add("grades")
+        else:
+            has |= {"final belief", "beliefs"} if each_turn else {"final belief"}
+        if each_turn or len(rules.judge.after) > 1:
+            has.add("two judgments")
         if rules.judge.votes:
             has.add("verdicts")
     yield from reward_problems(rules.rewards, has, rules.seats)
     for i, term in enumerate(rules.rewards):
         rule = REWARDS.get(term.name)
         sided = rules.sides or any(phase.commits for phase in rules.phases)
-        if rule is not None and rule.needs in ("beliefs", "final belief") and not sided:
+        graded = rules.judge is not None and rules.judge.graded
+        if rule is not None and rule.needs in _OF_SIDES and not sided and not graded:
             yield f"rewards.{i}.name", f"reward {term.name!r} pays the seats that argue a side: set sides"
         if rules.zero_sum and rule is not None and (not rule.zero_sum or term.to):
             valid = ", ".join(sorted(name for name, r in REWARDS.items() if r.zero_sum))
@@ -258,6 +296,7 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         yield "zero_sum", "needs a judge with two labels and a seat on each side (0 and 1, or one that opposes)"
 
 
+_OF_SIDES: tuple[Source, ...] = ("beliefs", "final belief", "two judgments")
 _BUILT_IN = ("question", "choices", "seat", "role", "claim", "other")
 
 
@@ -266,7 +305,7 @@ def _names(rules: Phased, role: str, sided: bool | None = None) -> list[str]:
     its chat begins, every seat of the role."""
     if sided is None:
         sided = sided_at(rules, [seat for seat, r in rules.seats.items() if r == role])
-    return [*(_BUILT_IN if sided else _BUILT_IN[:4]), *rules.prompts[role].hidden]
+    return [*(_BUILT_IN if sided else _BUILT_IN[:4]), *_shared(rules), *rules.prompts[role].hidden]
 
 
 def _no(what: str, name: str, valid: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar, Literal
 
 from protocols.base import Play, Protocol
@@ -115,6 +116,9 @@ class Phased(Protocol):
     (protocols/confidence.py). The last legal level of each counts; a vote without one does not."""
     listens: dict[str, list[str]] = field(default_factory=dict)
     """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
+    principles: list[str] = field(default_factory=list)
+    """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for the
+    play. A file of its own can list them: `extends: [FILE]`."""
     rewards: list[RewardTerm] = field(default_factory=list)
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""
@@ -125,27 +129,38 @@ class Phased(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
-        sides = dict(self.sides)
-        bench = self._bench(task, sides)
-        table = Table(self, task, bench, sides)
-        each_turn = self.judge is not None and self.judge.when == "each_turn"
-        if bench is not None and each_turn:
+        sides, shared = dict(self.sides), self._shared(rng)
+        bench = self._bench(task, sides, shared)
+        table = Table(self, task, bench, sides, shared)
+        when = "" if self.judge is None else self.judge.when
+        if bench is not None and when == "each_turn":
             yield from bench.poll(0)
-        for phase, speakers in self._rounds(self._draw(rng)):
-            if table.failure or table.forfeits:
-                break
-            if phase.name in table.stopped:
-                continue
-            asks = table.ask(phase, speakers)
-            if not asks:
-                continue  # nobody has a legal move left
-            table.take(phase, (yield asks))
-            if bench is not None and each_turn and bench.changed and not table.forfeits:
+        for name, rounds in groupby(self._rounds(self._draw(rng)), key=lambda each: each[0].name):
+            for phase, speakers in rounds:
+                if table.over or name in table.stopped:
+                    continue
+                asks = table.ask(phase, speakers)
+                if not asks:
+                    continue  # nobody has a legal move left
+                table.take(phase, (yield asks))
+                if bench is not None and when == "each_turn" and bench.changed and not table.over:
+                    yield from bench.poll(table.public_turns)
+                table.settle()
+            if bench is not None and self._judged_after(name) and not table.over:
                 yield from bench.poll(table.public_turns)
-            table.settle()
-        if bench is not None and not each_turn and not table.forfeits:
+        if bench is not None and when == "end" and not table.over:
             yield from bench.poll(table.public_turns)
         return table.outcome()
+
+    def _judged_after(self, phase: str) -> bool:
+        return self.judge is not None and self.judge.when == "phases" and phase in self.judge.after
+
+    def _shared(self, rng: random.Random) -> dict[str, str]:
+        """What every prompt of a play may show. Draws nothing where there are no principles."""
+        if not self.principles:
+            return {}
+        listed = "\n".join(f"- {principle}" for principle in self.principles)
+        return {"principles": listed, "principle": rng.choice(self.principles)}
 
     def roles(self) -> Mapping[str, str]:
         return self.seats
@@ -155,7 +170,7 @@ class Phased(Protocol):
 
     def literal_texts(self) -> list[str]:
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
-        texts = [self.rejected, *(phase.prompt for phase in self.phases)]
+        texts = [self.rejected, *self.principles, *(phase.prompt for phase in self.phases)]
         texts += [f"<{part}> </{part}>" for phase in self.phases for part in phase.parts]
         texts += [phase.stop.says for phase in self.phases if phase.stop is not None]
         for prompt in self.prompts.values():
@@ -170,7 +185,7 @@ class Phased(Protocol):
         exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
         if problem := self.search_problem():
             raise ValueError(f"protocol {self.name}: {problem}")
-        bench = self._bench(task)
+        bench = self._bench(task, self.sides, {})
         assert bench is not None
         (judge,) = bench.deciding
         judge.reveal(*revealed)
@@ -181,8 +196,8 @@ class Phased(Protocol):
         """Why no exact search over the reveals is possible; empty where it is."""
         if self.judge is None or self.judge.view != "evidence":
             return "only a judge with view: evidence can be asked about a set of reveals"
-        if self.judge.panel or self.judge.votes:
-            return "only the probabilities of one judge can be searched, not a panel or votes"
+        if self.judge.panel or self.judge.samples:
+            return "only the probabilities of one judge can be searched, not a panel, votes or grades"
         if any(phase.commits for phase in self.phases):
             return "sides that seats choose for themselves are not one game that could be searched"
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
@@ -209,17 +224,17 @@ class Phased(Protocol):
 
         Raises `UnreadableVerdict`.
         """
-        bench = self._bench(task)
+        bench = self._bench(task, self.sides, {})
         assert bench is not None, "a protocol without a judge has no belief"
         return mean_belief(
             bench.deciding[0].orders, [read_probs(probs, len(task.choices)) for probs in verdicts]
         )
 
-    def _bench(self, task: Task, sides: Mapping[str, int] | None = None) -> Bench | None:
-        """`sides`: those of the play, as they stand; None: the assigned ones."""
+    def _bench(self, task: Task, sides: Mapping[str, int], shared: Mapping[str, str]) -> Bench | None:
+        """`sides`: those of the play, as they stand."""
         if self.judge is None:
             return None
-        return Bench(self.judge, self.seats, task, self.sides if sides is None else sides, self.joiner)
+        return Bench(self.judge, self.seats, task, sides, self.joiner, shared)
 
     def _draw(self, rng: random.Random) -> Mapping[str, int]:
         """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocols import rewards_judged as judged
 from protocols import rewards_social as social
 from protocols.types import Reward
 
@@ -17,7 +18,7 @@ Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
     "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verdicts", "verifier", "sub-plays",
-    "game", "vote", "ratings", "result", "forecasts", "verdict on an answer",
+    "game", "vote", "ratings", "result", "forecasts", "verdict on an answer", "grades", "two judgments",
 ]  # fmt: skip
 """What a reward reads, and what a protocol may have to offer."""
 
@@ -94,6 +95,8 @@ class Record:
     """seat -> what a game's own rules give it."""
     verdict: Belief = ()
     """What a judge came to, where `beliefs` are forecasts of it; or the probability that an answer is right."""
+    graded: Sequence[str] = ()
+    """Seats that a judge grades: then `beliefs` are their grades in [0, 1], in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,8 @@ REWARDS: dict[str, Rule] = {
     "win": Rule(win, "final belief", zero_sum=True),
     "win_probability": Rule(win_probability, "final belief", zero_sum=True),
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
+    "grade": Rule(judged.grade, "grades"),
+    "revision_gain": Rule(judged.revision_gain, "two judgments"),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
@@ -328,6 +333,8 @@ _LACKING: dict[Source, str] = {
     "result": "a game with a result (kinds taboo, negotiation)",
     "forecasts": "forecasts of a judge's belief (kind market)",
     "verdict on an answer": "a verifier who is asked about a prover's answer (kind prover_verifier)",
+    "grades": "a judge that grades seats (judge.grade.of: seats)",
+    "two judgments": "a judge who is asked more than once (judge.when: each_turn, or phases with two in after)",
 }
 
 

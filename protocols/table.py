@@ -43,7 +43,9 @@ MOVES: dict[str, Callable[[Task, Mapping[str, None]], tuple[str, ...]]] = {
 class Table:
     """One play of a `Phased`, between its yields."""
 
-    def __init__(self, rules: Phased, task: Task, bench: Bench | None, sides: dict[str, int]) -> None:
+    def __init__(
+        self, rules: Phased, task: Task, bench: Bench | None, sides: dict[str, int], shared: Mapping[str, str]
+    ) -> None:  # fmt: skip
         self.rules, self.task, self.bench = rules, task, bench
         self.sides = sides
         """Of this play. Grows as seats commit; the bench looks at the same."""
@@ -67,12 +69,13 @@ class Table:
         judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
             if seat not in judges:
-                self._values[seat] = self._seat_values(seat, role)
+                self._values[seat] = {**self._seat_values(seat, role), **shared}
                 self._chats[seat] = Chat(rules.joiner)
 
     @property
-    def failure(self) -> str:
-        return "" if self.bench is None else self.bench.failure
+    def over(self) -> bool:
+        """Whether nothing that is said could count any more."""
+        return bool(self.forfeits) or (self.bench is not None and bool(self.bench.failure))
 
     def ask(self, phase: Phase, speakers: Sequence[Speaker]) -> list[Ask]:
         """The requests of one round. All are built here, before any of its replies exists."""
@@ -155,7 +158,9 @@ class Table:
         judgments = tuple(bench.judgments)
         if bench.failure:
             return Outcome("invalid", judgments, metrics=metrics, reason=bench.failure)
-        truth = self._truth()
+        graded = bench.rules.graded
+        metrics |= {f"grade/{seat}": grade for seat, grade in zip(graded, bench.beliefs[-1])}
+        truth = None if graded else self._truth()
         score = None if truth is None else _won(bench.beliefs[-1], truth)
         if truth is not None:
             if len(bench.beliefs) > 1:
@@ -259,7 +264,10 @@ class Table:
         if self.bench is None:
             return Record(self.rules.seats, self._moves, self.sides)
         votes = [vote for juror in self.bench.deciding for vote in juror.votes]
-        return Record(self.rules.seats, self._moves, self.sides, self.bench.beliefs, verdicts=votes)
+        return Record(
+            self.rules.seats, self._moves, self.sides, self.bench.beliefs, verdicts=votes,
+            graded=self.bench.rules.graded,
+        )  # fmt: skip
 
     def _truth(self) -> int | None:
         answer, choices = self.task.answer, self.task.choices

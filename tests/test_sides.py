@@ -100,7 +100,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "path", "says"), MISTAKES, ids=[f"{i}-{m[1]}" for i, m in enumerate(MISTAKES)])
+@pytest.mark.parametrize(("changes", "path", "says"), MISTAKES)
 def test_mistakes_are_named(changes: dict[str, Any], path: str, says: str) -> None:
     found = replace(OPEN, **changes).problems()
     assert any(where == path and says in message for where, message in found), found

@@ -23,8 +23,11 @@ LEVELS = [f"{tenth}0%" if tenth else "0%" for tenth in range(11)]
 class PhasedOracle:
     """Feed it a trace; `found` lists what is wrong."""
 
-    def __init__(self, raw: Raw, task: Task) -> None:
+    def __init__(self, raw: Raw, task: Task, principle: str = "") -> None:
+        """`principle`: the one that the play is taken to have drawn."""
         self.raw, self.task = raw, task
+        listed = raw.get("principles", [])
+        self.shared = {"principles": "- " + "\n- ".join(listed), "principle": principle} if listed else {}
         self.found: list[str] = []
         self.judge: Raw = raw.get("judge", {})
         self.joiner = raw.get("joiner", "\n\n")
@@ -106,7 +109,9 @@ class PhasedOracle:
                 yield "turns", phase, seats
                 if each and self.bench.seen() != seen and not self.forfeit:
                     yield from self.bench.rounds()
-        if self.judge and not each and not self.forfeit:
+            if phase["name"] in self.judge.get("after", []) and not (self.bench.failed or self.forfeit):
+                yield from self.bench.rounds()
+        if self.judge.get("when") == "end" and not self.forfeit:
             yield from self.bench.rounds()
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
@@ -234,7 +239,7 @@ class PhasedOracle:
         if seat in self.sides:
             side = self.sides[seat]
             values |= {"claim": claims[side], "other": ", ".join(c for c in claims if c != claims[side])}
-        return values | {name: self.task.hidden[name].text for name in hidden}
+        return values | self.shared | {name: self.task.hidden[name].text for name in hidden}
 
     def same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
         got = pairs(request)
@@ -331,10 +336,32 @@ class PhasedOracle:
             self.found.append(f"paid {paid} for votes that were right: {due}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
+        for name in {"grade", "revision_gain"} & terms.keys():
+            self._judged(name, rewards)
         if "belief_change" in terms and len(self.task.choices) == 2:
             self._belief_change(outcome)
-        if self.bench.beliefs:
+        if self.bench.graded:
+            wrong = [s for s, g in zip(self.bench.graded, self.bench.beliefs[-1])
+                     if abs(outcome.metrics.get(f"grade/{s}", -1) - g) > 1e-9]  # fmt: skip
+            if wrong or outcome.score is not None:
+                self.found.append(f"grades of {wrong} are not recorded, or score {outcome.score} is not None")
+        elif self.bench.beliefs:
             self._score(outcome, self.bench.beliefs[-1], "beliefs")
+
+    def _judged(self, name: str, rewards: Sequence[Reward]) -> None:
+        """Pay for the last grades, or for what was gained between the first judgment and the last."""
+        (term,) = [term for term in self.raw["rewards"] if term["name"] == name]
+        first, last = self.bench.beliefs[0], self.bench.beliefs[-1]
+        at = {s: i for i, s in enumerate(self.bench.graded)} if self.bench.graded else self.sides
+        due = {s: last[i] - (first[i] if name == "revision_gain" else 0.0) for s, i in at.items()}
+        if name == "revision_gain" and due:
+            spoke = [s for s in self.turns if s not in self.bench.judges]
+            due = {s: due.get(s, sum(due.values()) / len(due)) for s in spoke}
+        to, seats, weight = term.get("to"), self.raw["seats"], term.get("weight", 1.0)
+        due = {s: weight * value for s, value in due.items() if not to or {s, seats[s]} & {*to}}
+        paid = {r.seat: r.value for r in rewards if r.name == name and r.turn is None}
+        if paid.keys() != due.keys() or any(abs(paid[s] - due[s]) > 1e-9 for s in due):
+            self.found.append(f"{name} paid {paid}, not {due}")
 
     def _score(self, outcome: Outcome, shares: Sequence[float], what: str) -> None:
         truth = self.task.choices.index(self.task.answer or "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from configs.contract import suite
-from configs.contract.drive import Scripted, Trace, asks_vote, drive, parts_of, phases_of
+from configs.contract.drive import Scripted, Trace, asks_grades, asks_vote, drive, parts_of, phases_of
 from configs.contract.tasks import Markers, synthetic
 from configs.contract.text import Raw, traces
 from protocols.base import Protocol
@@ -215,7 +215,7 @@ def _missing(subject: Subject) -> Iterator[str]:
         task = replace(synthetic(subject.raw, seed), domain=domain)
         trace = drive(subject.protocol, task, seed, player := Scripted.of(subject.raw, seed, unreadable=1.0))
         judged = domain.asked or any(
-            request.read or request.phase in player.votes or asks_vote(request)
+            request.read or request.phase in player.votes or asks_vote(request) or asks_grades(request)
             for request in trace.requests()
         )
         outcome = trace.outcome

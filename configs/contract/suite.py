@@ -123,7 +123,9 @@ def check_trace(raw: Raw, trace: Trace) -> list[str]:
 
 
 def _check_phased(raw: Raw, trace: Trace) -> list[str]:
-    return PhasedOracle(raw, trace.task).run(trace)
+    """Whichever principle was drawn, it must be one and the same all through the play."""
+    drawn = raw.get("principles") or [""]
+    return min((PhasedOracle(raw, trace.task, principle).run(trace) for principle in drawn), key=len)
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:
