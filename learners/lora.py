@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def pieces(lm: nn.Module) -> Iterator[Piece]:
             yield Piece(plain, [parameter], parameter.detach)
         else:
             parts = [parameter, layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight]
-            yield Piece(plain, parts, lambda layer=layer: _merged(layer))
+            yield Piece(plain, parts, partial(_merged, layer))
 
 
 def _merged(layer: Any) -> Tensor:
