@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import LearnerConfig, LossConfig
-from learners.lora import ADAPTER, adapter_parameters, add_adapter, pieces, save_adapter, save_plain
+from learners.lora import (
+    ADAPTER,
+    adapter_parameters,
+    add_adapter,
+    leave_out_frozen,
+    pieces,
+    save_adapter,
+    save_plain,
+)
 from learners.packing import check_packing, split, spread
 from learners.reshard import CLIENT_STATE, TAG, convert, place
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, resolve_dtype
@@ -114,6 +122,8 @@ class LearnerRank:
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
         self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         model = TokenModel(lm.to(self.device))
+        if self.adapted is not None:
+            leave_out_frozen(model)
         check_head(model)
         if self.config.packing:
             check_packing(model)

@@ -85,6 +85,18 @@ def adapter_parameters(lm: nn.Module) -> list[Any]:
     return [parameter for parameter in lm.parameters() if parameter.requires_grad]
 
 
+def leave_out_frozen(model: nn.Module) -> None:
+    """From now on `model.state_dict()` holds what is trained and buffers only. DeepSpeed leaves out frozen parameters
+    by their names, but a head tied to the embeddings has two."""
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                state.pop(prefix + name, None)
+
+    model.register_state_dict_post_hook(drop)
+
+
 def save_adapter(adapted: Any, folder: Path) -> None:
     """The adapter in peft's format, for `PeftModel.from_pretrained`. `adapted`: what `add_adapter` returned."""
     from peft import get_peft_model_state_dict
