@@ -6,27 +6,23 @@ Torch and DeepSpeed are imported inside methods, after the process has been told
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import random
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
-from learners.lora import ADAPTER, adapter_parameters, add_adapter, pieces, save_adapter, save_plain
+from learners.lora import add_adapter, leave_out_frozen, pieces
 from learners.packing import check_packing, spread
 from learners.pairs import Lesson, compared, sequences, split
-from learners.reshard import CLIENT_STATE, TAG, convert, place
+from learners.saving import Saving
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
 from learners.types import Pair, Sample
@@ -36,10 +32,8 @@ if TYPE_CHECKING:
     from learners.figures import Figures
     from learners.reference import Reference
 
-STATE, FACTS = "state", "learner.json"
 
-
-class LearnerRank:
+class LearnerRank(Saving):
     """Call every method on all ranks, in the same order: most of them communicate.
 
     `model_dir`: Hugging Face folder or name. `device`: "cpu" or "cuda". `timeout_s`: how long a rank waits
@@ -119,6 +113,8 @@ class LearnerRank:
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
         self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         model = TokenModel(lm.to(self.device))
+        if self.adapted is not None:
+            leave_out_frozen(model)
         check_head(model)
         if self.config.packing:
             check_packing(model)
@@ -278,7 +274,7 @@ class LearnerRank:
         *_, passes = self._agree(0, 0, len(split(samples, tokens, packing)[0]))
         return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes)
 
-    # --------------------------------------------------------------------------- weights and files
+    # ------------------------------------------------------- weights (files: learners/saving.py)
 
     def export(self, checksum: bool = True) -> list[Bucket]:
         """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere, adapters merged. A
@@ -291,84 +287,6 @@ class LearnerRank:
                 if self.rank == 0:
                     buckets.append(pack([(name, found[name].value()) for name in names], checksum))
         return buckets
-
-    def save(self, folder: str, extra: dict[str, Any] | None = None) -> None:
-        """Everything that `load` needs to go on bit by bit, into `folder` (learners/checkpoint.py makes
-        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder. With LoRA
-        without the frozen weights, and with the adapter in peft's format beside."""
-        lora = self.adapted is not None
-        client = dict(CLIENT_STATE)
-        self.engine.save_checkpoint(folder, STATE, client, save_latest=False, exclude_frozen_parameters=lora)
-        if lora:
-            with self._gathered(adapter_parameters(self._lm())):
-                if self.rank == 0:
-                    save_adapter(self.adapted, Path(folder, ADAPTER))
-        if self.rank == 0:
-            facts = {**self._facts(), "base": self.model_dir, "updates": self.updates, "extra": extra or {}}
-            if self.reference is not None:
-                self.reference.save(folder)
-                facts["reference"] = self.reference.facts()
-            Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
-
-    def _facts(self) -> dict[str, Any]:
-        """What has to be the same where a state is taken up, but for the number of ranks."""
-        lora = asdict(self.config.lora) if self.config.lora else None
-        shape = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-        return {**shape, "lora": lora}
-
-    def load(self, folder: str, scratch: str = "") -> dict[str, Any]:
-        """Takes up what `save` wrote and returns its `extra`. Bit by bit as it was, unless another number of ranks
-        saved it: then sums have another order. `scratch`: a folder for what has to be converted, on several nodes a
-        shared one. Raises LearnerConfigError when that learner had another ZeRO stage, dtype, adapter or reference."""
-        from learners.reference import check_saved
-
-        facts = json.loads(Path(folder, FACTS).read_text())
-        for key, value in self._facts().items():
-            if key != "ranks" and facts.get(key) != value:
-                raise LearnerConfigError(f"{folder}: saved with {key} {facts.get(key)}, this learner has {value}")
-        check_saved(folder, facts.get("reference"), self.reference)
-        whole = self.adapted is None
-        if facts["ranks"] == self.world or self.config.zero_stage == 0:
-            path, _ = self.engine.load_checkpoint(folder, tag=STATE, load_module_strict=whole)
-        else:
-            path = self._load_sliced(folder, scratch or tempfile.gettempdir())
-        if path is None:
-            raise FileNotFoundError(f"{folder}: holds no learner state")
-        if self.reference is not None:
-            self.reference.load(folder, facts["reference"])
-        self.updates = facts["updates"]
-        return facts["extra"]
-
-    def _load_sliced(self, folder: str, scratch: str) -> str | None:
-        """A state that another number of ranks cut into slices (learners/reshard.py)."""
-        from torch import distributed as dist
-
-        out = place(folder, scratch)
-        if self.rank == 0:
-            convert(Path(folder, STATE), out)
-        dist.barrier()
-        self.engine._config.load_universal_checkpoint = True  # read by load_checkpoint only
-        try:
-            path, _ = self.engine.load_checkpoint(str(out), tag=TAG)
-        finally:
-            self.engine._config.load_universal_checkpoint = False
-        dist.barrier()
-        if self.rank == 0:
-            shutil.rmtree(out)
-        return path
-
-    def save_hf(self, folder: str) -> None:
-        """The model in Hugging Face format (safetensors), with the tokenizer files it came with; an adapter merged, and
-        once more by itself in `adapter`."""
-        found = list(pieces(self._lm()))
-        with self._gathered([p for piece in found for p in piece.parameters]):
-            if self.rank == 0:
-                state = {piece.name: piece.value().cpu().clone() for piece in found}
-                saved = self._lm().state_dict()
-                state |= {name: b.cpu() for name, b in self._lm().named_buffers() if name in saved}
-                save_plain(self._lm(), Path(folder), state, self.model_dir)
-                if self.adapted is not None:
-                    save_adapter(self.adapted, Path(folder, ADAPTER))
 
     def load_weights_from(self, model_dir: str) -> None:
         """Starts afresh from other weights of the same architecture: new model, new optimizer."""

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def pieces(lm: nn.Module) -> Iterator[Piece]:
             yield Piece(plain, [parameter], parameter.detach)
         else:
             parts = [parameter, layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight]
-            yield Piece(plain, parts, lambda layer=layer: _merged(layer))
+            yield Piece(plain, parts, partial(_merged, layer))
 
 
 def _merged(layer: Any) -> Tensor:
@@ -82,6 +83,18 @@ def _merged(layer: Any) -> Tensor:
 def adapter_parameters(lm: nn.Module) -> list[Any]:
     """What is trained of an adapted model."""
     return [parameter for parameter in lm.parameters() if parameter.requires_grad]
+
+
+def leave_out_frozen(model: nn.Module) -> None:
+    """From now on `model.state_dict()` holds what is trained and buffers only. DeepSpeed leaves out frozen parameters
+    by their names, but a head tied to the embeddings has two."""
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                state.pop(prefix + name, None)
+
+    model.register_state_dict_post_hook(drop)
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:

@@ -253,7 +253,6 @@ def _offload(config: LearnerConfig, device: str) -> dict[str, Any]:
     least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
     if config.zero_stage < least:
         raise LearnerConfigError(f"offload: {config.offload} needs zero_stage {least}{' or more' * (least < 3)}")
-    parts = {"none": [], "optimizer": ["optimizer"], "parameters": ["optimizer", "param"]}
-    keys: list[str] = parts[config.offload]
+    keys = ("optimizer", "param")[: ("none", "optimizer", "parameters").index(config.offload)]
     pinned = {"pin_memory": True} if device == "cuda" else {}
     return {f"offload_{key}": {"device": "cpu", **pinned} for key in keys}

@@ -15,6 +15,7 @@ from learners.lora import (
     ADAPTER,
     adapter_parameters,
     add_adapter,
+    leave_out_frozen,
     merge,
     pieces,
     save_adapter,
@@ -65,6 +66,9 @@ def test_a_new_adapter_changes_nothing_and_is_all_that_trains() -> None:
     add_adapter(lm, CONFIG, 0)
     assert torch.equal(plain(IDS).logits, lm(IDS).logits)
     assert len(adapter_parameters(lm)) == 2 * 3 * 2  # A and B of three layers in two blocks
+    model = TokenModel(lm)
+    leave_out_frozen(model)
+    assert len(model.state_dict()) == 12 and all("lora_" in name for name in model.state_dict())
     assert same(merged(lm), {name: p.detach() for name, p in plain.named_parameters()})
     check_head(TokenModel(lm))
     one, two, other = (adapter_parameters(m)[0] for m in (adapted()[0], adapted()[0], adapted(seed=5)[0]))
