@@ -198,8 +198,8 @@ def beats(results: Results, level: float = 0.05) -> Bools:
 
 
 def worth(won_C: Floats, lost_C: Floats) -> float:
-    """How many independent plays those of a pair are worth, at most as many as there are: p (1 - p) over the variance of
-    the mean score between questions. With one question, its plays; where all were won, the questions."""
+    """How many independent plays those of a pair are worth, at most as many as there are: p (1 - p) over the variance
+    of the mean score between questions. With one question, its plays; where all were won, the questions."""
     games_C = won_C + lost_C
     played_C = games_C > 0
     total, questions = games_C.sum(), int(played_C.sum())

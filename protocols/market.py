@@ -50,7 +50,7 @@ class Market(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
-        bench = Bench(self.judge, self.roles(), task, {}, self.joiner)
+        bench = Bench(self.judge, self.roles(), task, {}, self.joiner, {})
         market = _Exchange(self, task)
         yield from market.forecast()
         for _ in range(self.rounds):

@@ -117,8 +117,8 @@ class Phased(Protocol):
     listens: dict[str, list[str]] = field(default_factory=dict)
     """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
     principles: list[str] = field(default_factory=list)
-    """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for the
-    play. A file of its own can list them: `extends: [FILE]`."""
+    """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for
+    the play. A file of its own can list them: `extends: [FILE]`."""
     rewards: list[RewardTerm] = field(default_factory=list)
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""

@@ -313,7 +313,7 @@ GREEDY = ARM.replace("-1", "0")
         (["JUDGE.warm_start={steps: 1, protocol: debate}"], "JUDGE.warm_start.roles", "names no role"),
         (["JUDGE.init_from=judge"], "JUDGE.init_from", "no other policy 'judge'"),
         (["JUDGE.engine.replicas=40"], "policies.judge", "of cpu memory are needed"),
-        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel or votes"),
+        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel, votes or grades"),
         (["eval.ceiling_episodes=9"], "eval.ceiling_episodes", "without eval.ceiling"),
         ([GREEDY, "eval.ceiling=debate", "JUDGE={kind: uniform}"], "eval.arms.a.roles.judge", "to be searched"),
         (["eval.ceiling=debate"], "eval.ceiling", "no arm plays 'debate'"),

@@ -56,6 +56,7 @@ class Checksum:
     """A learner whose weights are a checksum of its samples, in order. A step that is no number changes nothing."""
 
     def __init__(self, policy: str, model_dir: str, config: Any, seed: int = 0, trust_remote_code: bool = False):
+        self.config = config
         self.weights = hashlib.sha256(policy.encode()).hexdigest()
 
     async def ready(self) -> None:
@@ -279,14 +280,14 @@ def test_a_judge_that_is_trusted_with_nothing_does_not_move(rig: Rig, tmp_path: 
 def test_a_batch_that_is_no_number_is_skipped_counted_and_dumped(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop_module.build_samples
+    real = loop_module.build_lessons
 
     def poisoned(*arguments: Any) -> Any:
         samples, figures = real(*arguments)
         samples[0].advantages_L[0] = float("nan")
         return samples, figures
 
-    monkeypatch.setattr(loop_module, "build_samples", poisoned)
+    monkeypatch.setattr(loop_module, "build_lessons", poisoned)
     found, report = rig.after("proposer", rig.steps[-1][3], tmp_path)
     assert report["skipped"] == 1 and report["updates"] == 0 and rig.run.skipped == 1
     assert found == rig(rig.weights())["proposer"]
