@@ -9,11 +9,11 @@ import os
 from typing import TYPE_CHECKING
 
 from actors.ceiling import ceiling
-from actors.evaluate import play_arm, score, score_by
+from actors.evaluate import arm_figures, heldout_tasks, play_arm, score, score_by
 from configs.schema import ArmConfig, StageConfig
 from learners.scorer import ChoiceScorer
 from protocols.types import Episode
-from season import arm_with_past
+from season import arm_with_past, cross_play
 
 if TYPE_CHECKING:
     from loop import Run
@@ -29,14 +29,22 @@ async def measure_arms(run: Run, when: str) -> None:
             plays = await run.or_stop(heldout_plays(run, name, arm, arm.episodes))
             run.accuracy[name] = score(plays, run.source.cluster).as_dict()
             run.buckets[name] = score_by(plays, run.source.bucket)
-            run.tracker.log(f"eval/{name}", run.updates, run.accuracy[name])
+            run.health[name] = arm_figures(plays)
+            run.tracker.log(f"eval/{name}", run.updates, run.accuracy[name] | run.health[name])
             run.tracker.screen.note(f"{name}: {run.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
+
+
+async def measure_end(run: Run) -> None:
+    """All that is measured when the stages are over; the ceiling last, since it ends the engines."""
+    await measure_arms(run, "end")
+    await cross_play(run, EVAL_SEED)
+    await measure_ceiling(run)
 
 
 async def heldout_plays(run: Run, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
     """Held-out plays of an arm, recorded but never trained on."""
     await run.serve(arm.roles.values())
-    tasks = run.source.derived_heldout(episodes, EVAL_SEED)
+    tasks = heldout_tasks(run.source, run.protocols[arm.protocol], episodes, EVAL_SEED)
     if any(run.config.policies[policy].kind == "past" for policy in arm.roles.values()):
         plays = await arm_with_past(run, name, arm, tasks, EVAL_SEED)
     else:
@@ -51,7 +59,9 @@ async def measure_progress(run: Run, stage: StageConfig) -> None:
     """A small evaluation during training: a point of the curve."""
     arm = run.config.eval.arms[stage.eval_arm]
     plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
-    run.tracker.log(f"eval/{stage.eval_arm}", run.updates, {"score": score(plays, run.source.cluster).mean})
+    figures = {"score": score(plays, run.source.cluster).mean, **arm_figures(plays)}
+    run.measured = {(stage.eval_arm, run.updates): figures["score"]}
+    run.log(f"eval/{stage.eval_arm}", run.updates, figures)
 
 
 async def measure_ceiling(run: Run) -> None:

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.evaluate import heldout_tasks
 from actors.league import Snapshot, meetings
 from actors.opponents import Holder, Opponents, PastPlayer
 from actors.policy import AtTemperature
@@ -83,7 +84,7 @@ class Season:
         for episode in (episode for play in plays for episode in play):
             for learner, opponent, score in meetings(episode, self.learners, names):
                 league.record(learner, opponent, score)
-        self.run.tracker.log(f"league/{self.name}", step, self._figures(sorted(names)))
+        self.run.log(f"league/{self.name}", step, self._figures(sorted(names)))
         due = step % self.settings.every == 0
         for policy in self.past_of if due else ():
             await snapshot(self.run, policy, self.settings.keep)
@@ -152,7 +153,7 @@ def _loader(run: Run, holder: str):  # type: ignore[no-untyped-def]
         buckets = await asyncio.to_thread(read_folder, run.dir / one.folder)
         # Engines take no older version than they have, so theirs counts exchanges.
         await run.system.push(holder, served.version + 1, ray.put(buckets))
-        return Seated(one.name, PastPlayer(served.player, one.version))
+        return Seated(one.name, PastPlayer(served.player, one.version), run.config.deterministic)
 
     return load
 
@@ -169,7 +170,8 @@ async def cross_play(run: Run, seed: int) -> None:
     await run.serve(stage.roles.values())
     one, other = (await start_holders(run, past))[:2]
     pool = run.league.of(run.config.policies[past].of)
-    tasks = run.source.derived_heldout(max(1, run.config.eval.cross_play_episodes // 2), seed)
+    plays = max(1, run.config.eval.cross_play_episodes // 2)
+    tasks = heldout_tasks(run.source, run.protocols[stage.protocol], plays, seed)
     for index, first in enumerate(pool):
         for second in pool[:index]:
             if not run.league.results.met(first.name, second.name):

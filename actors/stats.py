@@ -240,6 +240,55 @@ def _share(found: Sequence[Verdict]) -> Interval:
     return proportion([verdict.correct for verdict in found], [verdict.cluster for verdict in found])
 
 
+def beside(episodes: Iterable[Episode]) -> dict[str, dict[str, Any]]:
+    """The judges asked beside the one that decides (held-out judges, members of a panel): seat -> n; accuracy and
+    agreement with what was decided (Intervals; ties broken at random, in the mean); brier; belief_gap, by how much more
+    the deciding judge believes the truth. What debaters gain on their own judge alone shows in a gap that grows."""
+    pairs: dict[str, list[tuple[Verdict, Verdict]]] = defaultdict(list)
+    for episode in episodes:
+        decided = verdicts([episode])
+        last = {j.seat: j for j in episode.outcome.judgments if j.valid and not j.decides}
+        for seat, judgment in last.items() if decided else ():
+            if len(judgment.scores) == len(decided[0].probs_K):
+                own = Verdict(judgment.scores, decided[0].truth, decided[0].cluster, None)
+                pairs[seat].append((own, decided[0]))
+    return {seat: _compared(found) for seat, found in pairs.items()}
+
+
+def _compared(pairs: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
+    own, clusters = [mine for mine, _ in pairs], [mine.cluster for mine, _ in pairs]
+    gaps = [decided.probs_K[mine.truth] - mine.probs_K[mine.truth] for mine, decided in pairs]
+    width = len(own[0].probs_K)
+    same = [verdict for verdict in own if len(verdict.probs_K) == width]
+    return {
+        "n": len(pairs),
+        "accuracy": proportion([verdict.correct for verdict in own], clusters),
+        "agreement": proportion([_agree(mine.probs_K, decided.probs_K) for mine, decided in pairs], clusters),
+        "brier": brier([verdict.probs_K for verdict in same], [verdict.truth for verdict in same]),
+        "belief_gap": float(np.mean(gaps)),
+    }
+
+
+def _agree(one: Sequence[float], two: Sequence[float]) -> float:
+    """Probability that both name the same choice, each drawing among its likeliest ones."""
+    tops = [{i for i, p in enumerate(probs) if p == max(probs)} for probs in (one, two)]
+    return len(tops[0] & tops[1]) / (len(tops[0]) * len(tops[1]))
+
+
+def health_figures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Of `judge_health` and `beside`, the plain numbers: for metrics and the summary. Empty where nobody judged."""
+    health = judge_health(episodes)
+    found = {
+        name: float(health[name])
+        for name in ("brier", "ece", "mcc", "swap_flip_rate", "unreadable")
+        if health.get(name) is not None
+    }
+    for seat, own in beside(episodes).items() if health else ():
+        found |= {f"{seat}/agreement": own["agreement"].mean, f"{seat}/accuracy": own["accuracy"].mean}
+        found |= {f"{seat}/brier": own["brier"], f"{seat}/belief_gap": own["belief_gap"]}
+    return found
+
+
 def accuracy_by_round(episodes: Iterable[Episode]) -> dict[int, float]:
     """Judge accuracy after 0, 1, 2, ... public turns; ties count one half."""
     right: dict[int, list[float]] = defaultdict(list)

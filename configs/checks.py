@@ -14,9 +14,11 @@ from configs.errors import ConfigError
 from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
 from configs.opponents import PAST, USED, cross_play_problems, idle, opponents_problems, past_problems
+from configs.promises import best_problems, repeatable_problems
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
+    PREFERENCE_LOSSES,
     ModelConfig,
     PolicyConfig,
     RunConfig,
@@ -24,10 +26,11 @@ from configs.schema import (
     WarmStartConfig,
 )
 from configs.source import KeyPath, Source, show_key
+from configs.training_checks import training_problems
 from protocols.base import Protocol
 
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted")
-"""Advantages and signals that compare the members of a group: in a group of one they are zero."""
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted", *PREFERENCE_LOSSES)
+"""Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
 
 
 @dataclass
@@ -53,6 +56,9 @@ class Checker:
         for name, arm in self.config.eval.arms.items():
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
         self.never_updated()
+        self.promises()
+        for path, message, valid in training_problems(self.config, self.protocols):
+            self.error(path, message, valid)
         if self.config.eval.ceiling:
             self.searchable(self.config.eval.ceiling, ("eval", "ceiling"))
         else:
@@ -100,6 +106,9 @@ class Checker:
         if isinstance(value, dict):
             for key, below in value.items():
                 self.ranges(below, (*path, key))
+        elif isinstance(value, list):
+            for index, below in enumerate(value):
+                self.ranges(below, (*path, index))
         elif dataclasses.is_dataclass(value) and type(value) in {RunConfig, *RANGES}:
             limits = RANGES.get(type(value), {})
             for field in dataclasses.fields(value):
@@ -197,7 +206,7 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "signal", "advantage"], why, (*path[:-1], "trained"))
+            self.unused(path, ["lr", "loss", "signal", "advantage", "reference"], why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":
@@ -252,6 +261,22 @@ class Checker:
         problem = "it has no reveals to search over" if search_problem is None else search_problem()
         if problem:
             self.error(path, f"protocol {protocol!r}: {problem}")
+        else:
+            self.searched_judge(self.protocols[protocol], protocol, path)
+
+    def searched_judge(self, built: Any, protocol: str, path: KeyPath) -> None:
+        """The search is run on the judge of the first arm with this protocol, by its own weights."""
+        arms = [(name, arm) for name, arm in self.config.eval.arms.items() if arm.protocol == protocol]
+        if not arms:
+            playing = {arm.protocol for arm in self.config.eval.arms.values()}
+            self.error(path, f"no arm plays {protocol!r}, whose judge would be searched", _list(playing))
+            return
+        name, arm = arms[0]
+        role = built.seats[built.judge.seat]
+        policy = self.config.policies.get(arm.roles.get(role, ""))
+        if policy is not None and policy.kind != "lm":
+            message = f"the judge is {arm.roles[role]!r} of kind {policy.kind}: no weights to be searched"
+            self.error(("eval", "arms", name, "roles", role), message, "a policy of kind: lm, or no eval.ceiling")
 
     def roles_of(self, protocol: str) -> set[str] | None:
         """Roles of a protocol, None where it could not be built."""
@@ -310,7 +335,7 @@ class Checker:
         protocol = self.protocols.get(stage.protocol)
         if protocol is None:
             return
-        if stage.archive and protocol.kind != "propose_solve":
+        if stage.archive and not protocol.kind.startswith("propose_solve"):
             self.error(
                 (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
             )
@@ -329,6 +354,7 @@ class Checker:
         for name in sorted(self.updated(stage)):
             learner = self.config.policies[name].learner
             kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
+            kind = learner.loss.kind if learner.loss.kind in PREFERENCE_LOSSES else kind
             alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
             if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (
@@ -351,6 +377,14 @@ class Checker:
         for name, policy in self.config.policies.items():
             if policy.trained and policy.kind != "remote" and name in players - updated:
                 self.error(("policies", name, "trained"), "has no effect: no stage updates this policy")
+
+    def promises(self) -> None:
+        problems = repeatable_problems(self.config, self.machine or Machine(1, 0))
+        for path, message, valid in (*problems, *best_problems(self.config)):
+            self.error(path, message, valid)
+        for name in self.config.policies if self.config.deterministic else ():
+            path = ("policies", name, "engine")
+            self.unused(path, ["max_num_seqs"], "with deterministic: true", ("deterministic",))
 
     # hardware
 

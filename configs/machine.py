@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.opponents import as_served, opponents_in
-from configs.schema import Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
+from configs.schema import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
 
 TINY_VOCABULARY = 600
 """Words and bytes of a tiny model's tokenizer, roughly: it is built from the job's tasks at the start."""
@@ -136,7 +136,8 @@ def engine_memory(policy: PolicyConfig, device: str, machine: Machine) -> int:
 
 
 def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) -> int:
-    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1).
+    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1), and a whole
+    reference where the loss compares with one.
 
     Activations are left out: `micro_tokens` bounds them.
     """
@@ -146,8 +147,12 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     auto_half = learner.dtype == "auto" and device == "cuda" and learner.zero_stage > 0
     half = learner.dtype == "bfloat16" or auto_half
     weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
+    if learner.lora:
+        grads = states = 0  # of the adapter only
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
+    if policy.trained and (learner.loss.kl or learner.loss.kind in REFERENCE_LOSSES):
+        base += count * (weights + (4 if half and learner.reference.kind == "ema" else 0))
     return base + count * weights // shard[0] + count * grads // shard[1] + count * states // shard[2]
 
 

@@ -12,6 +12,11 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+PREFERENCE_LOSSES = ("dpo", "smoothed_dpo", "ipo", "kto", "simpo", "spin", "sppo")
+"""LossConfig.kind: those that compare replies to the same prompt with each other, instead of weighing tokens."""
+REFERENCE_LOSSES = tuple(kind for kind in PREFERENCE_LOSSES if kind != "simpo")
+"""Those that also compare the policy with its reference."""
+
 
 @dataclass
 class ModelConfig:
@@ -61,10 +66,10 @@ class EngineConfig:
 
 @dataclass
 class LossConfig:
-    """Policy-gradient loss of one trained policy."""
+    """Loss of one trained policy."""
 
     kind: str = "clip"
-    """A key of learners.losses.LOSSES."""
+    """A key of learners.losses.LOSSES, or one of PREFERENCE_LOSSES (learners/preference.py)."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
@@ -81,11 +86,28 @@ class LossConfig:
     correction_low: float = 0.5
     correction_high: float = 2.0
     kl: float = 0.0
-    """Weight of the KL divergence (nats per token) from the policy to a frozen reference."""
+    """Weight of the KL divergence (nats per token) from the policy to its `reference` (ReferenceConfig)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """All have the gradient of the divergence; they differ in variance."""
     entropy: float = 0.0
     """Weight of the entropy bonus (nats)."""
+    beta: float | None = None
+    """dpo, smoothed_dpo, kto (unset: 0.1), simpo (2): how much a log-ratio counts."""
+    tau: float | None = None
+    """ipo (unset: 0.1): the margin aims at 1 / (2 tau)."""
+    gamma: float | None = None
+    """simpo (unset: 1): the margin asked for."""
+    scale: float | None = None
+    """spin (unset: 0.1): lambda."""
+    eta: float | None = None
+    """sppo (unset: 1000): a log-ratio aims at eta (win rate - 1/2)."""
+    desirable_weight: float | None = None
+    undesirable_weight: float | None = None
+    """kto (unset: 1)."""
+    label_gamma: float | None = None
+    """smoothed_dpo, sppo (unset: 7): reply 1 beats 2 with probability 1 / (1 + e^(-label_gamma (credit 1 - 2)))."""
+    sft: float = 0.0
+    """Preference losses: weight of -log p per token of the chosen reply."""
 
 
 @dataclass
@@ -112,13 +134,42 @@ class SignalConfig:
     """What a policy learns from its turns: how they compare, or which of them to imitate."""
 
     kind: str = "advantage"
-    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    """advantage (see AdvantageConfig); a key of learners.signals.SIGNALS, best with loss: {kind: sft}; or truth, for
+    judges whose probabilities are read: the right answers to their polls, with loss: {kind: log_score} or brier."""
     threshold: float = 0.0
     """winners: a turn is imitated when its credit is above this."""
     best: int = 1
     """rejection: how many of each group are imitated."""
     temperature: float = 1.0
     """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
+    consistency: float = 0.0
+    """truth: weight of the agreement between both orders of the claims (judge.orders: both), beside the truth's 1."""
+
+
+@dataclass
+class ReferenceConfig:
+    """The copy of the policy that its learner compares it with, where the loss does (`kl`, REFERENCE_LOSSES)."""
+
+    kind: Literal["initial", "previous", "ema"] = "initial"
+    """initial: the weights at the start of the stage. previous: those of a while ago. ema: a moving average of the
+    policy's weights (a magnet)."""
+    every: int = 10
+    """previous: learner steps after which the policy's weights are copied again."""
+    decay: float = 0.99
+    """ema: weight of the old average at each learner step."""
+
+
+@dataclass
+class LoraConfig:
+    """A low-rank adapter (arXiv 2106.09685): trained in place of the weights, which stay as they are."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The adapter counts alpha / rank times."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Names of the linear layers that get one."""
 
 
 @dataclass
@@ -142,12 +193,26 @@ class LearnerConfig:
     minibatches: int = 1
     """Optimizer steps per pass."""
     micro_tokens: int = 16384
-    """Padded tokens per forward pass."""
+    """Tokens per forward pass, padding included."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """CUDA only: keep the optimizer's state in the machine's memory (zero_stage 1 or more), or weights as well
+    (zero_stage 3)."""
+    packing: bool = False
+    """Several sequences share a row as long as the longest, instead of padding each: less waste where lengths differ
+    much. Padding keeps to the plain causal kernel."""
     threads: int = 1
     """CPU only: torch threads of one rank."""
+    lora: LoraConfig | None = None
+    """Train an adapter; engines get the merged weights. Unset: all weights are trained."""
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    trusted: float = 1.0
+    """Judges: share of the tasks (told by a hash of their names) whose right answers may be learned from, by the signal
+    truth, by the reward right_verdict and by a warm start. The other tasks are judged, and measured."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
 
@@ -219,6 +284,24 @@ class PolicyConfig:
     temperature: float = 1.0
     max_tokens: int = 64
     """Longest free-text reply, in tokens."""
+    memo: bool = False
+    """Where decoding is limited to legal replies: their odds are read once for each prompt and version of the weights,
+    and replies are drawn from them in the driver. Exact, and cheap where prompts repeat (small games); where they
+    do not, a read costs more than a sample."""
+
+
+@dataclass
+class UpdateConfig:
+    """When a policy is updated within a stage; without one, at every step. In between it plays with the weights that
+    it has. Counted in steps of the stage, from 0."""
+
+    every: int = 1
+    """Steps of one round: of each, the policy is updated at the first `span`."""
+    span: int = 1
+    after: int = 0
+    """Frozen before this step, where its first round begins: alternating policies begin one after the other."""
+    until: int = 0
+    """Frozen from this step on; 0: never."""
 
 
 OPPONENT_RULES = ("latest", "uniform", "pfsp", "pfsp_even")
@@ -264,6 +347,8 @@ class StageConfig:
     """Settings of the task source that differ in this stage."""
     train: list[str] = field(default_factory=list)
     """Policies updated in this stage. Empty: every trained policy that has a role here."""
+    update: dict[str, UpdateConfig] = field(default_factory=dict)
+    """policy -> at which steps, for those not updated at every one. Each learns from the plays of its own steps."""
     steps: int = 100
     """Learner steps."""
     plays_per_step: int = 32
@@ -320,6 +405,29 @@ class TrackConfig:
     """Learner steps between sampled transcripts on screen and in W&B."""
     save_every: int = 0
     """Learner steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk."""
+    best: str = ""
+    """Arm, measured during training (`eval_every`), whose best checkpoint stays too: `launch.py eval RUN --best`."""
+
+
+@dataclass
+class GuardConfig:
+    """An alarm on a figure, and what it does. Figures are named as in W&B: learner/debater/approx_kl,
+    rollout/debate/length/debater, eval/trained/score."""
+
+    metric: str = ""
+    against: str = ""
+    """A second figure: watched is by how much more `metric` has risen than it, since both were first known."""
+    above: float | None = None
+    below: float | None = None
+    steps: int = 1
+    """How many values in a row must be outside."""
+    action: Literal["warn", "stop", "roll_back"] = "warn"
+    """warn: on screen and in the metrics. stop: the run ends, saved. roll_back: the policies of the stage go back to
+    their newest checkpoint of before the alarm, and on with new plays; the stage's steps are not made up for."""
+    times: int = 1
+    """roll_back: how often; after that the run stops."""
 
 
 @dataclass
@@ -341,6 +449,10 @@ class RunConfig:
     name: str = "run"
     run_dir: str = "runs/${name}"
     seed: int = 0
+    deterministic: bool = False
+    """The same config gives the same numbers bit for bit, also when the run was killed and resumed: every request has
+    a seed of its own, and engines compute one sequence at a time without a prefix cache, which is much slower. On CPU,
+    with max_staleness: 0."""
     tasks: Any = None
     """kind: ... and that kind's settings (tasks.SOURCES)."""
     protocols: dict[str, Any] = field(default_factory=dict)
@@ -349,4 +461,5 @@ class RunConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    guards: list[GuardConfig] = field(default_factory=list)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

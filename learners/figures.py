@@ -23,18 +23,18 @@ class Figures:
         self.role_ids_N = torch.tensor([self.roles.index(name) for name in names], dtype=torch.long)
 
     def add(self, batch: MicroBatch, entropy_L: Tensor, loss_L: Tensor, metrics: dict[str, Tensor]) -> None:
-        """Figures of one micro-batch. All arguments are detached, [L]."""
+        """Figures of one micro-batch. All arguments are detached; losses and metrics of tokens [L], or of pairs."""
         if not self._real(batch):
             return
-        tokens = float(len(loss_L))
+        tokens = float(len(entropy_L))
         self.tally.total("tokens", tokens)
-        self.tally.mean("loss", float(loss_L.sum()), tokens)
+        self.tally.mean("loss", float(loss_L.sum()), len(loss_L))
         self.tally.mean("entropy", float(entropy_L.sum()), tokens)
         for name, values_L in metrics.items():
             if name == "ratio":
                 self.tally.peak("ratio_max", float(values_L.max()))
             else:
-                self.tally.mean(name, float(values_L.sum()), tokens)
+                self.tally.mean(name, float(values_L.sum()), len(values_L))
         role_ids_L = self.role_ids_N[batch.index_L.cpu()]
         entropies_R = torch.bincount(role_ids_L, entropy_L.double().cpu(), minlength=len(self.roles))
         counts_R = torch.bincount(role_ids_L, minlength=len(self.roles))

@@ -12,6 +12,7 @@ from typing import Any
 from configs.schema import LearnerConfig
 from learners.batching import balance, check
 from learners.learner import LearnerRank
+from learners.pairs import Lesson, mismatches, sequences, share
 from learners.settings import deepspeed_json
 from learners.tally import merge
 from learners.types import Sample
@@ -95,7 +96,7 @@ class LearnerGroup:
 
     async def step(
         self,
-        samples: Sequence[Sample],
+        lessons: Sequence[Lesson],
         loss: str | None = None,
         lr: float | None = None,
         seed: int | None = None,
@@ -107,13 +108,15 @@ class LearnerGroup:
         that weigh nothing), reference_kl: means over loss tokens and updates, however the loss is normalised;
         ratio_max; sampler_gap, sampler_gap_max: absolute difference in nats between the learner's and the
         sampler's log-probabilities before the first update; grad_norm before clipping; lr; tokens
-        (loss tokens, once per pass); sequences; updates; skipped. Raises BadSample, LearnerDied.
+        (loss tokens, once per pass); sequences; updates; skipped. With a preference loss, as means over pairs: loss,
+        preference_accuracy (pairs with a margin above 0), preference_margin, chosen_logratio, rejected_logratio,
+        chosen_nll, kto_drift. Raises BadSample, LearnerDied.
         """
-        for sample in samples:
+        for sample in [*sequences(lessons), *mismatches(lessons)]:
             check(sample)
-        shares = [[samples[i] for i in part] for part in balance(samples, len(self.ranks))]
+        shares = [[lessons[i] for i in part] for part in share(lessons, len(self.ranks))]
         seed = self.seed if seed is None else seed
-        refs = [rank.step.remote(share, loss, lr, seed, version) for rank, share in zip(self.ranks, shares)]
+        refs = [rank.step.remote(mine, loss, lr, seed, version) for rank, mine in zip(self.ranks, shares)]
         return merge(await self._gather(refs))
 
     async def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
@@ -146,9 +149,9 @@ class LearnerGroup:
         """Resume state into an existing folder, best inside `checkpoint.writing`."""
         await self._all("save", str(folder), extra)
 
-    async def load(self, folder: str) -> dict[str, Any]:
-        """Goes on where `save` left off; returns its `extra`."""
-        extra: dict[str, Any] = (await self._all("load", str(folder)))[0]
+    async def load(self, folder: str, scratch: str = "") -> dict[str, Any]:
+        """Goes on where `save` left off, with as many ranks or others; returns its `extra`."""
+        extra: dict[str, Any] = (await self._all("load", str(folder), scratch))[0]
         return extra
 
     async def save_hf(self, folder: str) -> None:

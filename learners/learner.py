@@ -6,34 +6,34 @@ Torch and DeepSpeed are imported inside methods, after the process has been told
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import random
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from configs.schema import LearnerConfig, LossConfig
-from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, resolve_dtype
+from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
+from learners.lora import add_adapter, leave_out_frozen, pieces
+from learners.packing import check_packing, spread
+from learners.pairs import Lesson, compared, sequences, split
+from learners.saving import Saving
+from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
-from learners.types import Sample
+from learners.types import Pair, Sample
 from learners.weights import Bucket, bucket_names, pack
 
 if TYPE_CHECKING:
     from learners.figures import Figures
-
-STATE, FACTS = "state", "learner.json"
-COPIED = {".json", ".jinja", ".txt", ".model"}
+    from learners.reference import Reference
 
 
-class LearnerRank:
+class LearnerRank(Saving):
     """Call every method on all ranks, in the same order: most of them communicate.
 
     `model_dir`: Hugging Face folder or name. `device`: "cpu" or "cuda". `timeout_s`: how long a rank waits
@@ -59,6 +59,9 @@ class LearnerRank:
         self.model_dir = model_dir
         self.updates = 0
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
+        self.reference: Reference | None = None
+        self.adapted: Any = None
+        """peft's view of a model with an adapter."""
         # Ray shows a CUDA rank exactly one GPU, number 0.
         local = 0 if device == "cuda" else rank
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
@@ -103,19 +106,29 @@ class LearnerRank:
         import torch
 
         from learners.optimizer import make_adamw
-        from learners.token_model import TokenModel, check_head, load_lm, probe
+        from learners.reference import Reference
+        from learners.token_model import TokenModel, check_head, load_lm, probe, recompute
 
         torch.manual_seed(self.seed)
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         model = TokenModel(lm.to(self.device))
+        if self.adapted is not None:
+            leave_out_frozen(model)
         check_head(model)
+        if self.config.packing:
+            check_packing(model)
         before = probe(model)
+        if needs_reference(self.config.loss):  # now, while every weight is whole
+            self.reference = Reference(model, self.config.reference, share=self.config.zero_stage < 3)
         clip = self.config.grad_clip if self.config.zero_stage == 0 else None
         self.adamw = make_adamw(model, self.config.lr, self.config.weight_decay, BETAS, EPS, clip)
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=self.adamw, config=self.settings, dist_init_required=False
         )
         self.engine.eval()
+        if self.config.gradient_checkpointing:
+            recompute(lm)
         change = float((probe(self.engine) - before).abs().max())
         if not change <= 1e-4:
             raise LearnerConfigError(
@@ -127,7 +140,7 @@ class LearnerRank:
 
     def step(
         self,
-        samples: Sequence[Sample],
+        lessons: Sequence[Lesson],
         loss: str | None = None,
         lr: float | None = None,
         seed: int = 0,
@@ -139,24 +152,31 @@ class LearnerRank:
         loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says.
         lr None: `config.lr`; the warm-up of `config.warmup_steps` applies to either. version: the step of the
         weights that this learner holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss
-        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check).
+        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check);
+        a preference loss takes pairs.
         """
         config, passes, parts = self.config.loss, self.config.epochs, self.config.minibatches
         if loss is not None:
             config, passes, parts = replace(config, kind=loss, normalise="auto"), 1, 1
-        if config.correction != "none" and passes * parts > 1:  # else the weights move only afterwards
-            samples = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
+        if config.kind not in PREFERENCE_LOSSES and config.correction != "none" and passes * parts > 1:
+            # Else the weights move only afterwards.
+            samples = sequences(lessons)
+            lessons = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
+        if needs_reference(config):
+            assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
+            self.reference.advance(self.engine.module, self._gathered)
+            lessons = compared(lessons, partial(self.reference.logprobs, micro_tokens=self.config.micro_tokens))
         shuffler = random.Random(f"{seed}/{self.rank}")
         tally = Tally()
-        tally.total("sequences", len(samples))
+        tally.total("sequences", len(sequences(lessons)))
         updates = skipped = 0
         for _ in range(passes):
-            order = list(range(len(samples)))
+            order = list(range(len(lessons)))
             shuffler.shuffle(order)
             for part in range(parts):
                 # Only before the first update are these the weights that sampled: later gaps are learning.
                 gap = config.kind != "sft" and updates + skipped == 0
-                figures = self._update([samples[i] for i in order[part::parts]], config, lr, gap, version)
+                figures = self._update([lessons[i] for i in order[part::parts]], config, lr, gap, version)
                 if figures is None:
                     skipped += 1
                 else:
@@ -167,35 +187,44 @@ class LearnerRank:
         return tally
 
     def _update(
-        self, samples: list[Sample], config: LossConfig, lr: float | None, gap: bool, version: int | None
+        self, lessons: list[Lesson], config: LossConfig, lr: float | None, gap: bool, version: int | None
     ) -> Figures | None:
         """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
         import torch
 
-        from learners.batching import collate, count, split_by_length
+        from learners.batching import collate, count
         from learners.figures import Figures
         from learners.losses import token_loss, token_weights
+        from learners.pair_loss import kto_drift, pair_terms
 
+        samples, pairs = sequences(lessons), [one for one in lessons if isinstance(one, Pair)]
         figures = Figures(samples)
-        parts = split_by_length(samples, self.config.micro_tokens)
+        parts, width = split(lessons, self.config.micro_tokens, self.config.packing)
         tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
+        if not pairs:  # which must not be torn
+            parts = spread(parts, micro_batches, samples)
         if tokens == 0:
             return figures
         figures.tally.mean("lr", self._set_lr(lr), 1.0)
+        drift = kto_drift(pairs, self.logprobs, self.device, self.world) if config.kind == "kto" else 0.0
         for i in range(micro_batches):
-            batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+            batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
             logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
-            loss_L, metrics = token_loss(
-                config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
-                batch.segments_L, batch.proximal_logprobs_L, batch.reference_logprobs_L,
-            )  # fmt: skip
-            # Padding (index -1) weighs nothing. DeepSpeed averages over ranks; the weights add up over all of them.
-            weights_L = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
-            loss = (loss_L * weights_L).sum() * self.world
+            if config.kind in PREFERENCE_LOSSES:
+                loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
+            else:
+                loss_N, metrics = token_loss(
+                    config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
+                    batch.segments_L, batch.proximal_logprobs_L, batch.reference_logprobs_L,
+                )  # fmt: skip
+                # Padding (index -1) weighs nothing.
+                weights_N = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
+            # DeepSpeed averages over ranks; the weights add up over all of them.
+            loss = (loss_N * weights_N).sum() * self.world
             if not bool(torch.isfinite(loss)):
                 loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
             self.engine.backward(loss, scale_wrt_gas=False)
-            figures.add(batch, entropy_L.detach(), loss_L.detach(), metrics)
+            figures.add(batch, entropy_L.detach(), loss_N.detach(), metrics)
             if gap:
                 figures.gap(batch, logprobs_L.detach(), version)
         self.engine.step()
@@ -239,81 +268,25 @@ class LearnerRank:
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probability of every loss token of every sample under the weights held now."""
-        import torch
+        from learners.reference import token_logprobs
 
-        from learners.batching import collate, split_by_length
+        tokens, packing = self.config.micro_tokens, self.config.packing
+        *_, passes = self._agree(0, 0, len(split(samples, tokens, packing)[0]))
+        return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes)
 
-        parts = split_by_length(samples, self.config.micro_tokens)
-        *_, micro_batches = self._agree(0, 0, len(parts))
-        found: list[list[float]] = [[] for _ in samples]
-        with torch.no_grad():
-            for i in range(micro_batches):
-                batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
-                logprobs_L, _ = self.engine(**batch.inputs)
-                for owner, value in zip(batch.index_L.tolist(), logprobs_L.tolist()):
-                    if owner >= 0:
-                        found[owner].append(value)
-        return found
-
-    # --------------------------------------------------------------------------- weights and files
+    # ------------------------------------------------------- weights (files: learners/saving.py)
 
     def export(self, checksum: bool = True) -> list[Bucket]:
-        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere. A head
-        tied to the embeddings is not listed twice."""
-        parameters = dict(self._lm().named_parameters())
-        sizes = [(name, _numel(p) * p.element_size()) for name, p in parameters.items()]
+        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere, adapters merged. A
+        head tied to the embeddings is not listed twice."""
+        found = {piece.name: piece for piece in pieces(self._lm())}
+        weights = [(name, piece.parameters[0]) for name, piece in found.items()]
         buckets = []
-        for names in bucket_names(sizes):
-            with self._gathered([parameters[name] for name in names]):
+        for names in bucket_names((name, _numel(p) * p.element_size()) for name, p in weights):
+            with self._gathered([p for name in names for p in found[name].parameters]):
                 if self.rank == 0:
-                    buckets.append(pack([(name, parameters[name]) for name in names], checksum))
+                    buckets.append(pack([(name, found[name].value()) for name in names], checksum))
         return buckets
-
-    def save(self, folder: str, extra: dict[str, Any] | None = None) -> None:
-        """Everything that `load` needs to go on bit by bit, into `folder` (learners/checkpoint.py makes
-        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder."""
-        self.engine.save_checkpoint(folder, tag=STATE, save_latest=False)
-        if self.rank == 0:
-            facts = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-            facts |= {"updates": self.updates, "extra": extra or {}}
-            Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
-
-    def load(self, folder: str) -> dict[str, Any]:
-        """Takes up what `save` wrote and returns its `extra`. Raises LearnerConfigError when that learner
-        had another number of ranks, ZeRO stage or dtype."""
-        facts = json.loads(Path(folder, FACTS).read_text())
-        mine = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-        for key, value in mine.items():
-            if facts[key] != value:
-                raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
-        path, _ = self.engine.load_checkpoint(folder, tag=STATE)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: holds no learner state")
-        self.updates = facts["updates"]
-        return facts["extra"]
-
-    def save_hf(self, folder: str) -> None:
-        """The model in Hugging Face format (safetensors), with the tokenizer files it came with."""
-        parameters = dict(self._lm().named_parameters())
-        with self._gathered(list(parameters.values())):
-            if self.rank == 0:
-                state = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-                saved = self._lm().state_dict()
-                state |= {name: b.cpu() for name, b in self._lm().named_buffers() if name in saved}
-                self._lm().save_pretrained(folder, state_dict=state)
-                self._copy_tokenizer(Path(folder))
-
-    def _copy_tokenizer(self, folder: Path) -> None:
-        source = Path(self.model_dir)
-        if not source.is_dir():
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(self.model_dir).save_pretrained(folder)
-            return
-        for path in source.iterdir():
-            weights = path.name.endswith(".index.json")
-            if path.is_file() and path.suffix in COPIED and not weights and not (folder / path.name).exists():
-                shutil.copy(path, folder)
 
     def load_weights_from(self, model_dir: str) -> None:
         """Starts afresh from other weights of the same architecture: new model, new optimizer."""

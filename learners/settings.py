@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from configs.schema import LearnerConfig, LossConfig
+from configs.schema import PREFERENCE_LOSSES, REFERENCE_LOSSES, LearnerConfig, LossConfig
 
 _ANY = frozenset({"normalise", "constant"})
 _POLICY_GRADIENT = _ANY | {"correction", "correction_low", "correction_high", "kl", "kl_estimator", "entropy"}
@@ -17,6 +17,15 @@ LOSS_USES: dict[str, frozenset[str]] = {
     "sft": _ANY,
     "gspo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
     "cispo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
+    "log_score": _ANY,
+    "brier": _ANY,
+    "dpo": frozenset({"beta", "sft"}),
+    "smoothed_dpo": frozenset({"beta", "label_gamma", "sft"}),
+    "ipo": frozenset({"tau", "sft"}),
+    "kto": frozenset({"beta", "desirable_weight", "undesirable_weight", "sft"}),
+    "simpo": frozenset({"beta", "gamma", "sft"}),
+    "spin": frozenset({"scale", "sft"}),
+    "sppo": frozenset({"eta", "label_gamma", "sft"}),
 }
 """Loss kind -> the fields of LossConfig that it reads. Any other field set beside it has no effect."""
 
@@ -28,8 +37,11 @@ CORRECTION_USES: dict[str, frozenset[str]] = {
 }
 """LossConfig.correction -> the bounds that it reads."""
 
-NORMALISE = {"clip": "token", "reinforce": "token", "sft": "token", "gspo": "sequence", "cispo": "token"}
-"""What `normalise: auto` is for each loss."""
+NORMALISE = {
+    **dict.fromkeys(("clip", "reinforce", "sft", "cispo"), "token"),
+    **dict.fromkeys(("gspo", "log_score", "brier"), "sequence"),
+}
+"""What `normalise: auto` is for each loss of a token; preference losses are means over pairs."""
 
 _EACH_GROUP = frozenset({"credit", "discount", "group_by"})
 ADVANTAGE_USES: dict[str, frozenset[str]] = {
@@ -44,14 +56,26 @@ SIGNAL_USES: dict[str, frozenset[str]] = {
     "winners": frozenset({"threshold"}),
     "rejection": frozenset({"best"}),
     "reward_weighted": frozenset({"temperature"}),
+    "truth": frozenset({"consistency"}),
 }
-"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, all but `advantage` read
-`_EACH_GROUP` only."""
+"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, `truth` reads nothing and the others
+but `advantage` read `_EACH_GROUP` only."""
+
+SCORES = ("log_score", "brier")
+"""Losses that score a judge's probabilities (learners/scoring.py): what the signal `truth` is for, and nothing else."""
+
+REFERENCE_USES: dict[str, frozenset[str]] = {
+    "initial": frozenset(),
+    "previous": frozenset({"every"}),
+    "ema": frozenset({"decay"}),
+}
+"""Reference kind -> the fields of ReferenceConfig that it reads."""
 
 KINDS: dict[str, dict[str, frozenset[str]]] = {
     "loss": LOSS_USES,
     "signal": SIGNAL_USES,
     "advantage": ADVANTAGE_USES,
+    "reference": REFERENCE_USES,
 }
 """Sections of LearnerConfig that have a kind."""
 
@@ -68,9 +92,18 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
     signal = config.signal.kind
     for part, uses in KINDS.items():
         section = getattr(config, part)
-        if part == "advantage" and signal != "advantage":
+        if part in ("signal", "advantage") and config.loss.kind in PREFERENCE_LOSSES:
             for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
+                yield f"{part}.{name}", f"with the loss {config.loss.kind!r}, which compares replies", "loss.kind"
+            continue
+        if part == "advantage" and signal != "advantage":
+            read = frozenset() if signal == "truth" else _EACH_GROUP
+            for name in sorted({f.name for f in fields(section)} - read):
                 yield f"advantage.{name}", f"with the signal {signal!r}", "signal.kind"
+            continue
+        if part == "reference" and not needs_reference(config.loss):
+            for field in fields(section):
+                yield f"reference.{field.name}", "without kl: nothing compares with a reference", "loss.kl"
             continue
         read = uses[section.kind]
         why = f"on the {part} {section.kind!r}, which reads {', '.join(sorted(read)) or 'no other setting'}"
@@ -87,8 +120,15 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
         yield "advantage.discount", "with credit: trajectory", "advantage.credit"
 
 
+def needs_reference(config: LossConfig) -> bool:
+    """Whether the loss reads `Sample.reference_logprobs_L`."""
+    return config.kind in REFERENCE_LOSSES or (config.kl > 0 and "kl" in LOSS_USES[config.kind])
+
+
 def normalisation(config: LossConfig) -> str:
-    """token, sequence or constant."""
+    """token, sequence or constant; pair for preference losses."""
+    if config.kind in PREFERENCE_LOSSES:
+        return "pair"
     return NORMALISE[config.kind] if config.normalise == "auto" else config.normalise
 
 
@@ -107,14 +147,49 @@ def check_loss(config: LossConfig) -> None:
         )
     if config.correction == "truncate" and high < 1:
         raise LearnerConfigError(f"loss.correction_high: {high:g} must be 1 or more")
-    if config.kl:
-        raise LearnerConfigError("loss.kl: no learner starts a reference model yet; valid: 0")
+
+
+def check_reference(config: LearnerConfig) -> None:
+    """Raises LearnerConfigError for a divergence from the policy itself, which is always 0, and for a reference that
+    the loss was not made for."""
+    kind = config.loss.kind
+    if kind in ("spin", "sppo") and config.reference.kind != "previous":
+        raise LearnerConfigError(
+            f"reference.kind: {kind} compares with the policy of the iteration before, "
+            f"not with {config.reference.kind!r}; valid: previous"
+        )
+    divergence = needs_reference(config.loss) and kind not in REFERENCE_LOSSES
+    each_step = config.reference.kind == "previous" and config.reference.every == 1
+    if divergence and each_step and config.epochs * config.minibatches == 1:
+        raise LearnerConfigError(
+            "reference.every: 1 with one optimizer step per batch leaves the policy nothing to differ from; "
+            "valid: 2 or more, or more epochs or minibatches"
+        )
 
 
 def check_learner(config: LearnerConfig, device: str) -> None:
     """Raises LearnerConfigError("setting: what is wrong") for what no learner can run on `device`."""
     deepspeed_json(config, device)
     check_loss(config.loss)
+    check_reference(config)
+    check_signal(config)
+    if config.offload != "none" and device == "cpu":
+        raise LearnerConfigError("offload: has no effect on the CPU")
+    if config.lora and not config.lora.target_modules:
+        raise LearnerConfigError("lora.target_modules: names no layer that gets an adapter")
+    if config.packing and config.loss.kind in PREFERENCE_LOSSES:
+        raise LearnerConfigError(f"packing: the loss {config.loss.kind!r} compares rows; valid: false")
+
+
+def check_signal(config: LearnerConfig) -> None:
+    """Raises LearnerConfigError where signal and loss do not understand each other."""
+    signal, loss = config.signal.kind, config.loss.kind
+    if signal == "truth" and loss not in SCORES:
+        raise LearnerConfigError(
+            f"loss.kind: {loss!r} cannot learn from the signal 'truth'; valid: {', '.join(SCORES)}"
+        )
+    if signal != "truth" and loss in SCORES:
+        raise LearnerConfigError(f"loss.kind: {loss!r} scores probabilities; valid with signal: {{kind: truth}}")
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:
@@ -158,7 +233,8 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
     zero = extra.pop("zero_optimization", {})
     if not isinstance(zero, dict):
         raise LearnerConfigError("deepspeed.zero_optimization: must be a mapping")
-    taken += [f"zero_optimization.{key}" for key in zero if key == "stage"]
+    offload = _offload(config, device)
+    taken += [f"zero_optimization.{key}" for key in zero if key in {"stage", *offload}]
     if taken:
         raise LearnerConfigError(
             f"deepspeed: {', '.join(taken)}: set by the learner from dtype, zero_stage, lr, grad_clip, micro_tokens"
@@ -168,5 +244,15 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         **extra,
         **ours,
-        "zero_optimization": {**zero, "stage": config.zero_stage},
+        "zero_optimization": {**zero, "stage": config.zero_stage, **offload},
     }
+
+
+def _offload(config: LearnerConfig, device: str) -> dict[str, Any]:
+    """DeepSpeed's keys below zero_optimization."""
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
+    if config.zero_stage < least:
+        raise LearnerConfigError(f"offload: {config.offload} needs zero_stage {least}{' or more' * (least < 3)}")
+    keys = ("optimizer", "param")[: ("none", "optimizer", "parameters").index(config.offload)]
+    pinned = {"pin_memory": True} if device == "cuda" else {}
+    return {f"offload_{key}": {"device": "cpu", **pinned} for key in keys}

@@ -40,3 +40,8 @@ class Pair:
     rejected: Sample
     probability: float
     """That the chosen one is better, from the rewards of both; more than 1/2."""
+    win_rates: tuple[float, float] = (0.75, 0.25)
+    """Of the chosen and the rejected one: mean probability of being better than a reply to this prompt, itself
+    included (1/2)."""
+    mismatched: Sample | None = None
+    """A reply to another prompt after this one, where a loss measures that (KTO)."""

@@ -218,7 +218,9 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
     assert text.partition("=")[2] in error.message
 
 
+REPEATED = "stages.main={repeats: 2}"
 ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
+GREEDY = ARM.replace("-1", "0")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,37 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["LEARNER.loss={correction_high: 3}"], "LEARNER.loss.correction_high", "with correction: none"),
         (["LEARNER.loss={correction: truncate, correction_low: 0}"], "LEARNER.loss.correction_low", "truncate"),
         (["LEARNER.loss={kl_estimator: k1}"], "LEARNER.loss.kl_estimator", "without kl"),
-        (["LEARNER.loss={kl: .1}"], "LEARNER.loss.kl", "no learner starts a reference"),
+        (["LEARNER.loss={kl: -1}"], "LEARNER.loss.kl", "out of range"),
+        (["LEARNER={loss: {kind: dpo, gamma: 1}}", REPEATED], "LEARNER.loss.gamma", "'dpo', which reads beta, sft"),
+        (["LEARNER={loss: {kind: clip, beta: .1}}"], "LEARNER.loss.beta", "on the loss 'clip'"),
+        (["LEARNER={loss: {kind: dpo, clip_low: .1}}", REPEATED], "LEARNER.loss.clip_low", "on the loss 'dpo'"),
+        (["LEARNER={loss: {kind: dpo, kl: .1}}", REPEATED], "LEARNER.loss.kl", "on the loss 'dpo'"),
+        (["LEARNER={loss: {kind: ipo, tau: 0}}", REPEATED], "LEARNER.loss.tau", "out of range"),
+        (["LEARNER={loss: {kind: ipo}, signal: {kind: winners}}", REPEATED], "LEARNER.signal.kind", "compares replies"),
+        (["LEARNER={loss: {kind: dpo}, advantage: {kind: grpo}}", REPEATED], "LEARNER.advantage.kind", "'dpo'"),
+        (["LEARNER={loss: {kind: simpo}, reference: {kind: ema}}", REPEATED], "LEARNER.reference.kind", "nothing"),
+        (["LEARNER={loss: {kind: spin}}", REPEATED], "LEARNER.reference.kind", "the policy of the iteration before"),
+        (
+            ["LEARNER={loss: {kind: sppo}, reference: {kind: ema}}", REPEATED],
+            "LEARNER.reference.kind",
+            "not with 'ema'; valid: previous",
+        ),
+        (["LEARNER={loss: {kind: kto}}"], "stages.main.repeats", "groups of one: kto compares"),
+        (["LEARNER.reference={kind: ema}"], "LEARNER.reference.kind", "no effect without kl"),
+        (["LEARNER.reference={decay: .9}"], "LEARNER.reference.decay", "no effect without kl"),
+        (["LEARNER={loss: {kl: .1}, reference: {every: 3}}"], "LEARNER.reference.every", "the reference 'initial'"),
+        (
+            ["LEARNER={loss: {kl: .1}, reference: {kind: ema, every: 3}}"],
+            "LEARNER.reference.every",
+            "'ema', which reads decay",
+        ),
+        (["LEARNER={loss: {kl: .1}, reference: {kind: ema, decay: 1}}"], "LEARNER.reference.decay", "out of range"),
+        (["LEARNER={loss: {kl: .1}, reference: {kind: base}}"], "LEARNER.reference.kind", "previous"),
+        (
+            ["LEARNER={loss: {kl: .1}, reference: {kind: previous, every: 1}}"],
+            "LEARNER.reference.every",
+            "nothing to differ from",
+        ),
         (["LEARNER.advantage={kind: grpo, decay: .9, group_by: [role]}"], "LEARNER.advantage.decay", "group_by"),
         (["LEARNER.advantage={kind: role_ema, group_by: [role]}"], "LEARNER.advantage.group_by", "baseline_by"),
         (["LEARNER.advantage={kind: role_ema, baseline_by: [rle]}"], "LEARNER.advantage.baseline_by[0]", "role"),
@@ -281,8 +313,10 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["JUDGE.warm_start={steps: 1, protocol: debate}"], "JUDGE.warm_start.roles", "names no role"),
         (["JUDGE.init_from=judge"], "JUDGE.init_from", "no other policy 'judge'"),
         (["JUDGE.engine.replicas=40"], "policies.judge", "of cpu memory are needed"),
-        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel or votes"),
+        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel, votes or grades"),
         (["eval.ceiling_episodes=9"], "eval.ceiling_episodes", "without eval.ceiling"),
+        ([GREEDY, "eval.ceiling=debate", "JUDGE={kind: uniform}"], "eval.arms.a.roles.judge", "to be searched"),
+        (["eval.ceiling=debate"], "eval.ceiling", "no arm plays 'debate'"),
         (["cluster.gpus=1"], "cluster.gpus", "there are 0"),
         (["tasks={kind: pixls}"], "tasks.kind", "did you mean pixels?"),
         (["tasks=null"], "tasks", "missing"),

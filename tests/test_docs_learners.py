@@ -15,14 +15,14 @@ from configs.source import Source
 from learners.advantages import ADVANTAGES
 from learners.losses import CORRECTIONS, LOSSES
 from learners.preference import PREFERENCES
-from learners.settings import KINDS, check_loss, idle
+from learners.settings import KINDS, REFERENCE_USES, check_learner, idle
 from learners.signals import SIGNALS
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "learners.md").read_text()
 YAML = re.findall(r"\| `([a-z]+: \{.*?\})`", TEXT)
 
 
-@pytest.mark.parametrize("names", [ADVANTAGES, LOSSES, CORRECTIONS, SIGNALS, PREFERENCES])
+@pytest.mark.parametrize("names", [ADVANTAGES, LOSSES, CORRECTIONS, SIGNALS, PREFERENCES, REFERENCE_USES])
 def test_every_kind_has_a_row(names: dict[str, Any]) -> None:
     for name in names:
         assert f"\n| `{name}`" in TEXT, name
@@ -31,11 +31,12 @@ def test_every_kind_has_a_row(names: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", YAML)
 def test_yaml_of_the_tables_is_sound(text: str) -> None:
     raw = yaml.safe_load(text)
+    raw = raw.get("learner", raw)
     errors: list[Any] = []
     config = Builder(Source({"learner": raw}), errors).build(LearnerConfig, raw, ("learner",))
     assert not errors
     assert all(getattr(config, part).kind in kinds for part, kinds in KINDS.items())
-    check_loss(config.loss)
+    check_learner(config, "cpu")
     set_here = {f"{part}.{name}" for part, settings in raw.items() for name in settings}
     assert not set_here & {setting for setting, _, _ in idle(config)}
 

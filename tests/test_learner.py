@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import LearnerConfig, LossConfig
+from configs.schema import LearnerConfig, LossConfig, ReferenceConfig
 from learners import batching
 from learners.batching import BadSample, balance, split_by_length
 from learners.group import LearnerDied, LearnerGroup
 from learners.learner import LearnerRank
 from learners.settings import LearnerConfigError, deepspeed_json, resolve_dtype
 from learners.tally import Tally, merge
-from learners.types import Sample
+from learners.types import Pair, Sample
 from learners.weights import bucket_names, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -477,11 +477,108 @@ def test_a_dead_rank_is_named_and_a_new_group_goes_on(
     again.group.stop()
 
 
+def follow(rig: Rig, samples: list[Sample], steps: int) -> list[dict[str, float]]:
+    return [rig(rig.group.step(samples, seed=seed)) for seed in range(steps)]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+def test_a_divergence_holds_the_policy_at_its_reference(
+    loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int
+) -> None:
+    # Every reply is rewarded. With KL the loss -r + kl r (1/r - 1 + log r) is least at log r = 1 / kl.
+    samples = [replace(s, advantages_L=[1.0] * len(s.advantages_L)) for s in make_samples(6)]
+    moved = {}
+    for kl in (0.0, 20.0):
+        rig = Rig(loop, model_dir, stage, ranks, loss=LossConfig(kind="reinforce", kl=kl))
+        start = rig(rig.group.logprobs(samples))
+        drawn = [replace(s, logprobs_L=p) for s, p in zip(samples, start)]
+        figures = follow(rig, drawn, 30)
+        end = rig(rig.group.logprobs(samples))
+        moved[kl] = np.mean([abs(e - s) for ends, starts in zip(end, start) for e, s in zip(ends, starts)])
+        if kl:
+            assert figures[0]["reference_kl"] == pytest.approx(0.0, abs=1e-9), "equal weights, equal log-probabilities"
+            assert 0 < figures[-1]["reference_kl"] < 0.1
+        rig.group.stop()
+    assert moved[20.0] < 0.15 < 0.3 < moved[0.0]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+def test_a_magnet_trails_the_policy_and_is_resumed_bit_by_bit(
+    loop: asyncio.AbstractEventLoop, model_dir: Path, tmp_path: Path, stage: int, ranks: int
+) -> None:
+    magnet = ReferenceConfig("ema", decay=0.5)
+    settings = {"loss": LossConfig(kind="reinforce", kl=0.1), "reference": magnet}
+    rig = Rig(loop, model_dir, stage, ranks, **settings)
+    samples = make_samples(6)
+    follow(rig, samples, 3)
+    rig(rig.group.save(str(tmp_path)))
+    straight = follow(rig, samples, 3)
+    expected = rig.weights()
+    assert straight[-1]["reference_kl"] > 0
+    rig.group.stop()
+    again = Rig(loop, model_dir, stage, ranks, **settings)
+    rig(again.group.load(str(tmp_path)))
+    found = follow(again, samples, 3)
+    assert [f["reference_kl"] for f in found] == [f["reference_kl"] for f in straight]
+    assert same(expected, again.weights())
+    again.group.stop()
+
+
+def make_pairs(count: int, seed: int) -> list[Pair]:
+    """Neighbours of `make_samples` as if they answered one prompt: the loss never looks at the prompt."""
+    samples = make_samples(2 * count, seed)
+    return [Pair(samples[2 * i], samples[2 * i + 1], 0.6 + 0.05 * i) for i in range(count)]
+
+
+def reference_pair_step(
+    model: Any, start: Any, optimizer: torch.optim.Optimizer, pairs: list[Pair], weight: float
+) -> float:
+    """Smoothed DPO with beta 0.3 and `weight` times the chosen reply's mean negative log-likelihood."""
+
+    def whole(of: Any, sample: Sample) -> torch.Tensor:
+        return torch.stack([logprob for logprob, _ in reference_tokens(of, sample)]).sum()
+
+    terms = []
+    for pair in pairs:
+        chosen, rejected = (whole(model, s) - whole(start, s).detach() for s in (pair.chosen, pair.rejected))
+        margin = 0.3 * (chosen - rejected)
+        likely, unlikely = torch.sigmoid(margin).log(), torch.sigmoid(-margin).log()
+        imitation = -whole(model, pair.chosen) / len(pair.chosen.positions_L)
+        terms.append(-pair.probability * likely - (1 - pair.probability) * unlikely + weight * imitation)
+    loss = torch.stack(terms).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+    optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (2, 2), (3, 2)])
+def test_steps_on_pairs_equal_plain_adamw(
+    loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int
+) -> None:
+    rig = Rig(loop, model_dir, stage, ranks, loss=LossConfig(kind="smoothed_dpo", beta=0.3, sft=0.2))
+    model, start = tiny_model(), tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    for step in range(4):
+        pairs = make_pairs(5, seed=step)
+        expected = reference_pair_step(model, start, optimizer, pairs, 0.2)
+        figures = rig(rig.group.step(pairs, seed=step))
+        assert figures["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5), step
+        assert figures["sequences"] == 10 and figures["updates"] == 1
+    one = rig(rig.group.step(make_pairs(1, seed=9)))  # fewer pairs than ranks
+    assert one["updates"] == 1 and one["preference_accuracy"] in (0.0, 1.0)
+    rig.group.stop()
+
+
 def test_state_of_another_shape_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "learner.json").write_text('{"ranks": 2, "zero_stage": 0, "dtype": "float32"}')
+    (tmp_path / "learner.json").write_text('{"ranks": 1, "zero_stage": 2, "dtype": "float32"}')
     with mock.patch.dict(os.environ):
         rank = LearnerRank(0, 1, "unused", CONFIG)
-    with pytest.raises(LearnerConfigError, match="ranks 2, this learner has 1"):
+    with pytest.raises(LearnerConfigError, match="zero_stage 2, this learner has 0"):
         rank.load(str(tmp_path))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from configs.schema import AdvantageConfig, SignalConfig
-from learners.samples import UnknownSetting, build_samples, imitation_samples, preference_pairs
+from learners.samples import UnknownSetting, build_pairs, build_samples, imitation_samples, preference_pairs
 from protocols.types import Episode, Message, Outcome, Reward, Task, TokenTrace, Turn
 
 DR_GRPO = AdvantageConfig(kind="dr_grpo")
@@ -321,6 +321,44 @@ def test_turns_of_one_seat_are_pairs_of_their_own():
         ("b", [2]),
         ("a", [4]),
     ]
+
+
+def answers(prompt, values, task):
+    """Episodes that answer `prompt` with the tokens 10, 11, ..., rewarded with `values`."""
+    return [
+        episode([turn(prompt=prompt, output=(10 + i, 30 + i), allowed=FREE)], {("alice", 0): value},
+                id=f"{task}{i}", task=task)
+        for i, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_win_rates_are_over_the_whole_group():
+    (pair,), _ = build_pairs(answers((1, 2), [0.0, 1.0, 2.0], "t"), "p", AdvantageConfig(), gamma=1.0)
+    # sigma(1) = 0.731059, sigma(2) = 0.880797; against itself one half.
+    assert pair.win_rates == pytest.approx(((0.5 + 0.731059 + 0.880797) / 3, (0.5 + 0.268941 + 0.119203) / 3))
+    assert pair.probability == pytest.approx(0.880797)
+
+
+def test_groups_without_a_pair_train_nothing_and_are_counted():
+    episodes = answers((1, 2), [0.0, 1.0, 1.0], "a") + answers((1, 3), [1.0, 1.0], "b") + answers((1, 4), [1.0], "c")
+    pairs, figures = build_pairs(episodes, "p", AdvantageConfig())
+    assert [(pair.chosen.tags["episode"], pair.rejected.tags["episode"]) for pair in pairs] == [("a1", "a0")]
+    assert (figures["pairs"], figures["groups"], figures["groups_without_pair"]) == (1, 3, 2)
+    assert (figures["zero_variance_groups"], figures["singleton_groups"]) == (1, 1)
+    assert (figures["turns"], figures["turns_trained"], figures["samples"]) == (6, 2, 2)
+    assert figures["loss_tokens"] == 4
+
+
+def test_mismatches_are_replies_to_other_prompts():
+    prompts = {"a": (1, 2), "b": (1, 3, 4), "c": (1, 2)}
+    episodes = [one for task, prompt in prompts.items() for one in answers(prompt, [0.0, 1.0], task)]
+    pairs, _ = build_pairs(episodes, "p", AdvantageConfig(), mismatch=True)
+    found = [pair.mismatched for pair in pairs]
+    # a is followed by b's best, b by c's worst; c comes round to b, for a has c's own prompt.
+    assert [one.token_ids_S for one in found] == [[1, 2, 11, 31], [1, 3, 4, 10, 30], [1, 2, 11, 31]]
+    assert [one.positions_L for one in found] == [[2, 3], [3, 4], [2, 3]]
+    alone, _ = build_pairs(episodes[:2], "p", AdvantageConfig(), mismatch=True)
+    assert alone[0].mismatched is None
 
 
 # -- what never trains

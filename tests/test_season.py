@@ -100,6 +100,7 @@ class Learner:
 
     def __init__(self, policy: str, model_dir: str, *more: Any, **settings: Any):
         self.steps = 0.0
+        self.config = SimpleNamespace(lora=None)
 
     async def ready(self) -> None:
         pass
@@ -114,8 +115,9 @@ class Learner:
     async def save(self, folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / "steps").write_text(str(self.steps))
+        (Path(folder) / "learner.json").write_text("{}")
 
-    async def load(self, folder: str) -> None:
+    async def load(self, folder: str, scratch: str = "") -> None:
         self.steps = float((Path(folder) / "steps").read_text())
 
     async def save_hf(self, folder: str) -> None:

@@ -1,0 +1,83 @@
+"""What a learner step takes: samples one by one, or pairs of replies that a preference loss compares.
+
+A pair is never torn: both replies are on one rank and in one micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import replace
+
+from configs.schema import PREFERENCE_LOSSES, LearnerConfig
+from learners.batching import spread
+from learners.packing import split as packing_split
+from learners.samples import build_pairs, build_samples
+from learners.truth import Answers
+from learners.types import Pair, Sample
+from protocols.types import Episode
+
+Lesson = Sample | Pair
+LABEL_GAMMA = 7.0
+"""arXiv 2409.16636, whose rewards are in [0, 1]."""
+
+
+def build_lessons(
+    episodes: Iterable[Episode],
+    policy: str,
+    config: LearnerConfig,
+    baselines: MutableMapping[str, float],
+    answers: Answers | None = None,
+) -> tuple[Sequence[Lesson], dict[str, float]]:
+    """What the loss of `policy` learns from these episodes, and figures about it. `answers`: which right answers may be
+    learned from; None: all."""
+    loss = config.loss
+    if loss.kind not in PREFERENCE_LOSSES:
+        return build_samples(episodes, policy, config.advantage, baselines, config.signal, answers)
+    gamma = LABEL_GAMMA if loss.label_gamma is None else loss.label_gamma
+    return build_pairs(episodes, policy, config.advantage, gamma, mismatch=loss.kind == "kto", answers=answers)
+
+
+def sequences(lessons: Iterable[Lesson]) -> list[Sample]:
+    """The samples that train. Those of a pair lie side by side, the chosen one first."""
+    parts = ((one.chosen, one.rejected) if isinstance(one, Pair) else (one,) for one in lessons)
+    return [sample for part in parts for sample in part]
+
+
+def mismatches(lessons: Iterable[Lesson]) -> list[Sample]:
+    """Those that only measure (KTO), in the order of their pairs."""
+    pairs = (one for one in lessons if isinstance(one, Pair))
+    return [pair.mismatched for pair in pairs if pair.mismatched is not None]
+
+
+def share(lessons: Sequence[Lesson], ranks: int) -> list[list[int]]:
+    """Indices of lessons for each rank, so that ranks hold about the same number of tokens."""
+    return spread([sum(len(sample.token_ids_S) for sample in sequences([one])) for one in lessons], ranks)
+
+
+def split(lessons: Sequence[Lesson], micro_tokens: int, packing: bool = False) -> tuple[list[list[int]], int]:
+    """Micro-batches as indices of `sequences(lessons)`, and the width of a packed row: packing.split, with pairs kept
+    together, which are not packed."""
+    if not any(isinstance(one, Pair) for one in lessons):
+        return packing_split(sequences(lessons), micro_tokens, packing)
+    # Two rows as wide as the longer reply.
+    longer = [max(sequences([one]), key=lambda sample: len(sample.token_ids_S)) for one in lessons]
+    parts, _ = packing_split(longer, micro_tokens // 2)
+    return [[k for i in part for k in (2 * i, 2 * i + 1)] for part in parts], 0
+
+
+def compared(lessons: Sequence[Lesson], score: Callable[[Sequence[Sample]], list[list[float]]]) -> list[Lesson]:
+    """The lessons with the reference's log-probabilities, which `score` gives for every loss token."""
+    values, others = iter(score(sequences(lessons))), iter(score(mismatches(lessons)))
+
+    def known(sample: Sample, found: Iterator[list[float]]) -> Sample:
+        return replace(sample, reference_logprobs_L=next(found))
+
+    done: list[Lesson] = []
+    for one in lessons:
+        if isinstance(one, Pair):
+            chosen, rejected = known(one.chosen, values), known(one.rejected, values)
+            other = None if one.mismatched is None else known(one.mismatched, others)
+            done.append(replace(one, chosen=chosen, rejected=rejected, mismatched=other))
+        else:
+            done.append(known(one, values))
+    return done
