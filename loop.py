@@ -232,7 +232,8 @@ class Run:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
         every engine has acknowledged the new weights. Produces policy versions."""
         trained = self.trained_in(stage)
-        done, updates_before, tried = self.progress[name], self.updates, False
+        done, tried = self.progress[name], False
+        updates_before = done.setdefault("updates_before", self.updates)  # also where it is taken up again
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
             plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
@@ -261,8 +262,8 @@ class Run:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
-        codec = self.codecs[policy].choices
-        answers = Answers(config.trusted, self.source.cluster, codec, every_choice=config.loss.kind == "brier")
+        encode, every = self.codecs[policy].choices, config.loss.kind == "brier"
+        answers = Answers(config.trusted, self.source.cluster, encode, every)
         samples, figures = build_samples(episodes, policy, config.advantage, baselines, config.signal, answers)
         if not samples:
             return {**figures, "empty": 1.0}
