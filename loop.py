@@ -235,7 +235,8 @@ class Run:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
         every engine has acknowledged the new weights. Produces policy versions."""
         trained = self.trained_in(stage)
-        done, updates_before, tried = self.progress[name], self.updates, False
+        done, tried = self.progress[name], False
+        updates_before = done.setdefault("updates_before", self.updates)  # also where it is taken up again
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
             plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
