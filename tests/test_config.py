@@ -260,6 +260,8 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["LEARNER={loss: {kind: clip, beta: .1}}"], "LEARNER.loss.beta", "on the loss 'clip'"),
         (["LEARNER={loss: {kind: dpo, clip_low: .1}}", REPEATED], "LEARNER.loss.clip_low", "on the loss 'dpo'"),
         (["LEARNER={loss: {kind: dpo, kl: .1}}", REPEATED], "LEARNER.loss.kl", "on the loss 'dpo'"),
+        (["LEARNER={loss: {kind: sft, kl_estimator: k1}}"], "LEARNER.loss.kl_estimator", "on the loss 'sft'"),
+        (["LEARNER={loss: {kind: ipo, constant: 3}}", REPEATED], "LEARNER.loss.constant", "'ipo', which reads sft, tau"),
         (["LEARNER={loss: {kind: ipo, tau: 0}}", REPEATED], "LEARNER.loss.tau", "out of range"),
         (["LEARNER={loss: {kind: ipo}, signal: {kind: winners}}", REPEATED], "LEARNER.signal.kind", "compares replies"),
         (["LEARNER={loss: {kind: dpo}, advantage: {kind: grpo}}", REPEATED], "LEARNER.advantage.kind", "'dpo'"),
