@@ -39,8 +39,8 @@ test: install  ## every test, the fast ones first
 test-fast: install  ## the tests that start no engine
 	@$(PY) -m pytest -m "not engine"
 
-bench: install  ## measure speeds
-	@for file in $(sort $(wildcard benchmarks/*.py)); do $(PY) $$file || exit 1; done
+bench: install  ## measure speeds into benchmarks/results.json and docs/benchmarks.md (NAMES="driver learner", QUICK=1)
+	@$(PY) -m benchmarks $(NAMES) $(if $(QUICK),--quick)
 
 lint: install  ## ruff and mypy
 	@$(PY) -m ruff check .

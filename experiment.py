@@ -31,11 +31,19 @@ def train(config: RunConfig, folder: Path, resume: bool = False) -> int:
     return asyncio.run(_train(config, folder, _newest(folder) if resume else None))
 
 
-def evaluate(config: RunConfig, folder: Path) -> int:
-    """Measures the arms at the end, and the ceiling, again with the weights that the run in `folder` ended with.
-    Writes into `folder`/eval."""
+def evaluate(config: RunConfig, folder: Path, best: bool = False) -> int:
+    """Measures the arms at the end, and the ceiling, again with the weights that the run in `folder` ended with, or its
+    best ones (track.best). Writes into `folder`/eval."""
     check_keys(config)
-    return asyncio.run(_evaluate(config, folder, _newest(folder)))
+    return asyncio.run(_evaluate(config, folder, _best(folder) if best else _newest(folder)))
+
+
+def _best(folder: Path) -> Path:
+    name = checkpoint.best(folder / CHECKPOINTS)
+    if name is None:
+        raise NoCheckpoint(f"{folder / CHECKPOINTS} has no best checkpoint: it needs track.best")
+    checkpoint.verify(folder / CHECKPOINTS / name)
+    return folder / CHECKPOINTS / name
 
 
 def _newest(folder: Path) -> Path:
@@ -127,9 +135,13 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "name": run.config.name, "seed": run.config.seed, "finished": finished, "wall_s": round(seconds, 1),
         "judge_accuracy" if judged else "accuracy": run.accuracy,
         "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
-        "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
+        "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
+    if any(run.health.values()):
+        found["arms"] = run.health
+    if run.guards.configs:
+        found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 OURS = frozenset(
-    {"launch", "__main__", "loop", "experiment", "actors", "configs", "learners", "protocols", "tasks"}
+    {"launch", "__main__", "loop", "measure", "experiment", "actors", "configs", "learners", "protocols", "tasks"}
 )
 
 
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="measure the arms of a finished run again")
     evaluate.add_argument("folder", metavar="RUN", type=Path, help="run directory")
+    evaluate.add_argument("--best", action="store_true", help="its best checkpoint (track.best), not its last")
     _overrides(evaluate)
     evaluate.set_defaults(run=run_eval)
 
@@ -165,7 +166,7 @@ def run_eval(args: argparse.Namespace) -> int:
     loaded, _ = _load(saved, args)
     import experiment
 
-    return int(experiment.evaluate(loaded.config, args.folder) or 0)
+    return int(experiment.evaluate(loaded.config, args.folder, args.best) or 0)
 
 
 def run_plan(args: argparse.Namespace) -> int:

@@ -11,50 +11,44 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from actors.ceiling import ceiling
 from actors.chat import ChatCodec
 from actors.console import Progress
-from actors.evaluate import play_arm, score, score_by
 from actors.figures import step_figures
+from actors.guards import Guards
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
-from actors.rollouts import Rollouts, play_all, training_task
-from actors.runner import Seated, gather_or_cancel
+from actors.rollouts import Rollouts, play_all, trusted_task
+from actors.runner import Seated, gather_or_cancel, unless
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
-from configs.schema import ArmConfig, RunConfig, StageConfig, WarmStartConfig
+from configs.schedule import due_in
+from configs.schema import RunConfig, StageConfig, WarmStartConfig
 from learners import checkpoint
+from learners.dump import dump
 from learners.group import LearnerGroup
+from learners.lora import take_out
 from learners.models import materialise
-from learners.pairs import build_lessons
+from learners.pairs import build_lessons, sequences
 from learners.samples import imitation_samples
-from learners.scorer import ChoiceScorer
+from learners.truth import Answers
 from learners.types import Sample
+from measure import measure_arms, measure_ceiling, measure_progress
 from protocols.types import Episode
+from recovery import CHECKPOINTS, RollBack, Stopped, heed, roll_back
 from tasks.archive import Archive
 from tasks.base import TaskSource
-
-EVAL_SEED = 20_240_601
-"""Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""
-CHECKPOINTS = "checkpoints"
 
 
 class NothingLearned(RuntimeError):
     """A stage went by without updating any policy."""
-
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM: end cleanly, saved."""
 
 
 class Run:
@@ -65,7 +59,7 @@ class Run:
         self.protocols: dict[str, Any] = dict(build_protocols(config))
         self.source: TaskSource = load_task_source(config.tasks)
         self.dir = Path(self.config.run_dir)
-        self.system = System(self.config.policies, self.config.seed)
+        self.system = System(self.config.policies, self.config.seed, self.config.deterministic)
         self.learners: dict[str, LearnerGroup] = {}
         self.codecs: dict[str, ChatCodec] = {}
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
@@ -76,8 +70,14 @@ class Run:
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
+        self.measured: dict[tuple[str, int], float] = {}  # (arm, updates) -> its newest score during training
+        self.health: dict[str, dict[str, float]] = {}
+        """evaluation arm -> mean rewards by role, and how good its judges were."""
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
+        self.skipped = 0
+        """Optimizer steps that were not made, since the loss or its gradient was no number."""
+        self.guards = Guards(config.guards)
         self.warmed = False  # before, there is nothing to save: the run would start afresh
         self.stop = asyncio.Event()
 
@@ -144,11 +144,13 @@ class Run:
         teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
         other = UniformPlayer(None, self.config.seed + 1, teacher=True)  # no trace: nobody learns from it
         roles = set(protocol.roles().values())
-        players = {role: Seated("teacher", teacher if role in warm.roles else other) for role in roles}
+        seeded = self.config.deterministic
+        players = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
         rng = random.Random(f"{self.config.seed}/warm/{name}")
         source = load_task_source({**self.config.tasks, **warm.tasks})
+        trusted = self.config.policies[name].learner.trusted
         while True:
-            tasks = [training_task(source, protocol, rng, warm=True) for _ in range(warm.batch)]
+            tasks = [trusted_task(source, protocol, rng, trusted) for _ in range(warm.batch)]
             kept: list[Sample] = []
             for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
                 samples = imitation_samples(play, warm.roles)
@@ -157,13 +159,13 @@ class Run:
             for sample in kept:
                 yield sample
 
-    async def learner(self, name: str) -> LearnerGroup:
-        """The learner of a policy, started when first needed."""
+    async def learner(self, name: str, base: str = "") -> LearnerGroup:
+        """The learner of a policy, started when first needed, on the weights in `base` or those of the policy."""
         if name not in self.learners:
             policy = self.config.policies[name]
             remote_code = policy.model.trust_remote_code
             learner = LearnerGroup(
-                name, self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
+                name, base or self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
             )
             await learner.ready()
             self.learners[name] = learner
@@ -195,56 +197,76 @@ class Run:
         if done["step"] >= stage.steps:
             return
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
-        source = load_task_source({**self.config.tasks, **stage.tasks})
-        rollouts = Rollouts(
-            name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
-            self.ledger, self.config.seed, self.archives[name], done,
-        )  # fmt: skip
-        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
-        try:
-            finished, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
-            for loop in finished:
-                loop.result()
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+        if any(guard.action == "roll_back" for guard in self.config.guards):
+            await self.save()  # so that there is something to go back to
+        while True:
+            try:
+                await self._play_and_learn(name, stage, done)
+                break
+            except RollBack:
+                await roll_back(self, name)
         for policy in self.trained_in(stage):
             self.models[policy] = str(self.dir / "models" / policy / name)
             await self.learners[policy].save_hf(self.models[policy])
             self.dismiss(policy)
         await self.save()
 
+    async def _play_and_learn(self, name: str, stage: StageConfig, done: dict[str, Any]) -> None:
+        """The two loops until one ends; then the other is ended."""
+        source = load_task_source({**self.config.tasks, **stage.tasks})
+        rollouts = Rollouts(
+            name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
+            self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic,
+        )  # fmt: skip
+        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
+        try:
+            finished, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for loop in finished:
+                loop.result()
+        except RollBack:
+            done.update(group=rollouts.next_group, again=[])  # what was begun is given up
+            raise
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
     async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts) -> None:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
         every engine has acknowledged the new weights. Produces policy versions."""
         trained = self.trained_in(stage)
-        done, updates_before = self.progress[name], self.updates
+        done, updates_before, tried = self.progress[name], self.updates, False
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
-            plays = await self._or_stop(self.ledger.batch(rollouts.groups_per_step))
+            plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
             plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]
             left = 1.0 - step / stage.steps
-            reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in trained])
-            learned = dict(zip(trained, reports))
+            due = [policy for policy in trained if due_in(stage, policy, step)]
+            tried = tried or bool(due)
+            reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in due])
+            learned = dict(zip(due, reports))
             rollouts.release(plays)
             done.update(rollouts.state(), step=step + 1)
             seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
             self._report(name, step + 1, plays, rollouts, learned, seconds)
             if stage.eval_every and (step + 1) % stage.eval_every == 0:
-                await self._progress_arm(stage)
-            if self.config.track.save_every and (step + 1) % self.config.track.save_every == 0:
+                await measure_progress(self, stage)
+            heed(self)
+            saving = self.config.track.save_every and (step + 1) % self.config.track.save_every == 0
+            if saving and not self.guards.alarmed:
                 await self.save()
-        if self.updates == updates_before:
+        if tried and self.updates == updates_before:
             raise NothingLearned(f"stage {name!r} made no update: in every group all rewards were equal")
 
     async def learn(self, policy: str, episodes: list[Episode], step: int, left: float) -> dict[str, float]:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
-        lessons, figures = build_lessons(episodes, policy, config, baselines)
+        codec = self.codecs[policy].choices
+        answers = Answers(config.trusted, self.source.cluster, codec, every_choice=config.loss.kind == "brier")
+        lessons, figures = build_lessons(episodes, policy, config, baselines, answers)
         if not lessons:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
@@ -253,6 +275,10 @@ class Run:
         metrics = await learner.step(lessons, lr=lr, seed=step, version=served.version)
         seconds = time.monotonic() - begun
         self.updates += int(metrics.get("updates", 0))
+        if metrics.get("skipped"):
+            self.skipped += int(metrics["skipped"])
+            path = dump(self.dir / "dumps", policy, served.version + 1, sequences(lessons), metrics)
+            self.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version
         sync = {"sync_s": served.sync_seconds, "sync_bytes": float(served.sync_bytes), "step_s": seconds}
@@ -269,9 +295,9 @@ class Run:
         for policy in self.system.served.values():
             figures |= policy.router.counters.figures(policy.name)
         figures["episodes"] = float(self.ledger.counts["episodes"])
-        self.tracker.log(f"rollout/{name}", step, figures)
+        self.log(f"rollout/{name}", step, figures)
         for policy_name, metrics in learned.items():
-            self.tracker.log(f"learner/{policy_name}", step, metrics)
+            self.log(f"learner/{policy_name}", step, metrics)
         shown = {key: value for key, value in means.items() if key.startswith("score/")}
         seconds = figures["step_s"]
         self.tracker.screen.progress(Progress(
@@ -281,40 +307,22 @@ class Run:
         if self.tracker.transcripts_due(step):
             self.tracker.transcripts(episodes, step)
 
-    async def arms(self, when: str) -> None:
-        """Plays the evaluation arms of this moment on held-out tasks."""
-        for name, arm in self.config.eval.arms.items():
-            if arm.when == when and name not in self.accuracy:
-                plays = await self._or_stop(self.play_arm(name, arm, arm.episodes))
-                self.accuracy[name] = score(plays, self.source.cluster).as_dict()
-                self.buckets[name] = score_by(plays, self.source.bucket)
-                self.tracker.log(f"eval/{name}", self.updates, self.accuracy[name])
-                self.tracker.screen.note(f"{name}: {self.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
-
-    async def play_arm(self, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
-        """Held-out plays of an arm, recorded but never trained on."""
-        await self.serve(arm.roles.values())
-        tasks = self.source.derived_heldout(episodes, EVAL_SEED)
-        players = self.system.players(arm.roles, arm.temperature)
-        plays = await play_arm(self.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
-        for play in plays:
-            self.ledger.commit(play[0].id, play, train=False)
-        return plays
-
-    async def _progress_arm(self, stage: StageConfig) -> None:
-        """A small evaluation during training: a point of the curve."""
-        arm = self.config.eval.arms[stage.eval_arm]
-        name = f"{stage.eval_arm}@{self.updates}"
-        plays = await self.play_arm(name, arm, stage.eval_episodes)
-        self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
+    def log(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Figures for the tracker, and for the guards."""
+        self.tracker.log(kind, step, values)
+        self.guards.tell(kind, step, values)
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
-        with checkpoint.writing(self.dir / CHECKPOINTS, f"step-{self.updates}", keep=2) as folder:
-            for name, learner in self.learners.items():
-                await learner.save(str(folder / name / "state"))
-                await learner.save_hf(str(folder / name / "hf"))
+        root, name, track = self.dir / CHECKPOINTS, f"step-{self.updates}", self.config.track
+        with checkpoint.writing(root, name, track.keep) as folder:
+            for policy, learner in self.learners.items():
+                await learner.save(str(folder / policy / "state"))
+                if learner.config.lora is None:  # an adapter is small: what it was put into is not saved again
+                    await learner.save_hf(str(folder / policy / "hf"))
             (folder / "run.json").write_text(json.dumps(self.state()))
+        if (track.best, self.updates) in self.measured:
+            checkpoint.mark_best(root, name, self.measured[track.best, self.updates])
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
@@ -322,20 +330,12 @@ class Run:
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
             "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
+            "skipped": self.skipped, "guards": self.guards.state(), "health": self.health,
         }  # fmt: skip
 
-    async def _or_stop(self, awaitable: Any) -> Any:
+    async def or_stop(self, awaitable: Any) -> Any:
         """Awaits, but raises Stopped as soon as a stop is asked for."""
-        task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self.stop.is_set():
-                raise Stopped  # even when the result is there: a busy loop would never stop otherwise
-            return task.result()
-        finally:
-            for one in (task, stopping):
-                one.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
+        return await unless(self.stop, awaitable, Stopped)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -346,15 +346,17 @@ class Run:
         state = json.loads((folder / "run.json").read_text())
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
-        self.baselines = state.get("baselines", {})
+        self.baselines, self.skipped = state.get("baselines", {}), state.get("skipped", 0)
+        self.guards.restore(state.get("guards", {}))
+        self.health = state.get("health", {})
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
             copy = self.dir / "models" / name / f"resumed-{self.updates}"
-            shutil.copytree(folder / name / "hf", copy, dirs_exist_ok=True)
+            base = take_out(folder / name, copy, self.config.policies[name].model.trust_remote_code)
             self.models[name] = str(copy)
             if learners:
-                await (await self.learner(name)).load(str(folder / name / "state"))
+                await (await self.learner(name, base)).load(str(folder / name / "state"), str(self.dir))
 
     async def go(self, resume: Path | None) -> None:
         """All phases in order."""
@@ -366,34 +368,17 @@ class Run:
             await gather_or_cancel([self.warm_starts(), self.serve(self._unwarmed())])
         self.warmed = True
         if not any(done["step"] for done in self.progress.values()):
-            await self.arms("start")
+            await measure_arms(self, "start")
         for name in self.config.stages:
             await self.train_stage(name)
-        await self.arms("end")
-        await self._ceiling()
+        await measure_arms(self, "end")
+        await measure_ceiling(self)
         await self.save()
 
     async def measure(self, folder: Path) -> None:
         """Plays the arms at the end again with the weights of a checkpoint."""
         await self.prepare()
         await self.restore(folder, learners=False)
-        self.accuracy, self.buckets = {}, {}
-        await self.arms("end")
-        await self._ceiling()
-
-    async def _ceiling(self) -> None:
-        """The exact minimax value on the same judge and held-out tasks, where the config asks for it."""
-        settings = self.config.eval
-        if not settings.ceiling or "minimax_ceiling" in self.accuracy:
-            return
-        protocol = self.protocols[settings.ceiling]
-        arm = next(arm for arm in settings.arms.values() if arm.protocol == settings.ceiling)
-        judge = arm.roles[protocol.seats[protocol.judge.seat]]
-        tasks = self.source.derived_heldout(settings.ceiling_episodes, EVAL_SEED)
-        for name in list(self.system.served):
-            self.system.retire(name)
-        interval, judged = await self._or_stop(
-            ceiling(protocol, tasks, self.models[judge], ChoiceScorer, os.cpu_count() or 1)
-        )
-        self.accuracy["minimax_ceiling"] = interval.as_dict()
-        self.tracker.log("eval/minimax_ceiling", self.updates, interval.as_dict() | {"positions_per_task": judged})
+        self.accuracy, self.buckets, self.health = {}, {}, {}
+        await measure_arms(self, "end")
+        await measure_ceiling(self)

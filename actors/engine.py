@@ -222,8 +222,9 @@ class Engine:
         counts = self._counts
         for output in self._llm.step():
             completion = output.outputs[0]
-            counts["prompt_tokens"] += len(output.prompt_token_ids)
-            counts["cached_tokens"] += output.num_cached_tokens or 0
+            prompted, cached = len(output.prompt_token_ids), output.num_cached_tokens or 0
+            counts["prompt_tokens"] += prompted
+            counts["cached_tokens"] += cached
             counts["generated_tokens"] += len(completion.token_ids)
             versions = [
                 self._label_versions[span.version]
@@ -231,6 +232,8 @@ class Engine:
                 for _ in range(span.start, span.end)
             ]
             flight, tag = self._asked.pop(output.request_id)
+            flight.prompt_tokens += prompted
+            flight.cached_tokens += cached
             if completion.finish_reason in ("stop", "length"):
                 flight.attempt(flight.take, completion, versions, tag)
             else:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from actors.engine_trie import Node, Place, branchings, build_trie, choice_logprobs, forced_path
 from actors.messages import GenRequest, GenResult
+from actors.seeds import branch_seed
 
 READ_WIDTH = 128
 """Most logprob_token_ids that vLLM takes in one request."""
@@ -75,6 +76,8 @@ class Flight(ABC):
 
     def __init__(self, request: GenRequest, ask: Ask, finish: Callable[[GenResult], None], version: int):
         self.request, self.ask, self.finish, self.version = request, ask, finish, version
+        self.prompt_tokens = self.cached_tokens = 0
+        """Of what vLLM has answered so far."""
 
     @abstractmethod
     def start(self) -> None:
@@ -94,9 +97,13 @@ class Flight(ABC):
             self.fail(str(error))
 
     def fail(self, reason: str) -> None:
+        self.conclude(GenResult(self.request.id, [], [], [], finish="error", error=reason))
+
+    def conclude(self, result: GenResult) -> None:
         """Ends the flight; whatever else it has asked for is ignored."""
+        result.prompt_tokens, result.cached_tokens = self.prompt_tokens, self.cached_tokens
         finish, self.finish = self.finish, ignore
-        finish(GenResult(self.request.id, [], [], [], finish="error", error=reason))
+        finish(result)
 
 
 def ignore(result: GenResult) -> None:
@@ -118,7 +125,7 @@ class FreeFlight(Flight):
     def take(self, completion: Any, versions: list[int], tag: Any) -> None:
         finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
         logprobs = [next(iter(position.values())).logprob for position in completion.logprobs]
-        self.finish(GenResult(self.request.id, list(completion.token_ids), logprobs, versions, finish=finish))
+        self.conclude(GenResult(self.request.id, list(completion.token_ids), logprobs, versions, finish=finish))
 
 
 class ChoiceFlight(Flight):
@@ -140,10 +147,11 @@ class ChoiceFlight(Flight):
             self.append(token, 0.0, self.versions[-1] if self.versions else self.version, [token])
         if not isinstance(end, dict):
             ids, logprobs, versions, allowed = self.output_ids, self.logprobs, self.versions, self.allowed
-            self.finish(GenResult(self.request.id, ids, logprobs, versions, allowed, choice=end))
+            self.conclude(GenResult(self.request.id, ids, logprobs, versions, allowed, choice=end))
             return
         r = self.request
-        params = sampling_params(1, r.temperature, r.top_p, allowed=tuple(end), seed=r.seed)
+        seed = None if r.seed is None else branch_seed(r.seed, len(self.output_ids))
+        params = sampling_params(1, r.temperature, r.top_p, allowed=tuple(end), seed=seed)
         self.ask(self, r.prompt_ids + self.output_ids, params, end)
 
     def take(self, completion: Any, versions: list[int], tag: Node) -> None:
@@ -191,4 +199,4 @@ class ReadFlight(Flight):
 
     def end(self, version: int) -> None:
         logprobs = choice_logprobs(self.request.choices, self.read)
-        self.finish(GenResult(self.request.id, [], [], [version], choice_logprobs=logprobs))
+        self.conclude(GenResult(self.request.id, [], [], [version], choice_logprobs=logprobs))

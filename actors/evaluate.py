@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from actors.figures import step_figures
 from actors.rollouts import play_all
 from actors.runner import Seated
-from actors.stats import Interval, proportion
+from actors.stats import Interval, health_figures, proportion
 from protocols.base import Protocol
+from protocols.propose_solve import ProposeSolve
 from protocols.types import Episode, Task
+from tasks.base import TaskSource
 
 
 async def play_arm(
@@ -16,6 +19,21 @@ async def play_arm(
 ) -> list[list[Episode]]:
     """Plays the arm's protocol once on every held-out task."""
     return await play_all(protocol, tasks, players, name, seed)
+
+
+def heldout_tasks(source: TaskSource, protocol: Protocol, n: int, seed: int) -> list[Task]:
+    """Held-out tasks that `protocol` can be played on: root tasks where a proposer comes first, else derived ones."""
+    if isinstance(protocol, ProposeSolve):
+        return source.heldout(n, seed)
+    return source.derived_heldout(n, seed)
+
+
+def arm_figures(plays: Sequence[Sequence[Episode]]) -> dict[str, float]:
+    """What an arm tells besides its score: the mean of each reward by role (the players' objectives), and how the
+    judges did (`stats.health_figures`), over the plays and their sub-plays."""
+    episodes = [episode for play in plays for episode in play if episode.status == "ok"]
+    rewards = {name: value for name, value in step_figures(episodes).items() if name.startswith("reward/")}
+    return rewards | health_figures(episodes)
 
 
 def score(plays: Sequence[Sequence[Episode]], cluster: Callable[[Task], str]) -> Interval:

@@ -100,6 +100,12 @@ class Ledger:
         *children, root = map(records.decode_line, lines)
         return [root, *children]
 
+    def drop_waiting(self) -> int:
+        """Forgets what is queued for `batch`; it stays recorded. Returns how many root plays that were."""
+        dropped = self.waiting
+        self._waiting.clear()
+        return dropped
+
     async def batch(self, groups: int) -> list[list[Episode]]:
         """The root plays of the next `groups` groups, in the order queued, each handed out once:
         [root, sub-plays...].

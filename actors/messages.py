@@ -22,6 +22,8 @@ class GenRequest:
     read: bool = False
     """With choices: return the probability of every choice instead of sampling one."""
     seed: int | None = None
+    play: str = ""
+    """The play that asks, for the router: its prompts share beginnings."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,10 @@ class GenResult:
     choice_logprobs: list[float] | None = None
     finish: Literal["stop", "length", "error"] = "stop"
     error: str = ""
+    prompt_tokens: int = 0
+    """Of all that the engine was asked for this (a choice asks once per branching), and how many of those its
+    prefix cache had."""
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from configs.machine import Machine, Need, needs, parameters, peak
+from configs.schedule import says
 from configs.schema import ModelConfig, PolicyConfig, RemoteConfig, RunConfig
 from protocols.base import Answer, Protocol, SubPlay
 from protocols.types import Domain, Hidden, Outcome, Reply, Task, TurnRequest
@@ -76,7 +77,9 @@ def make_plan(config: RunConfig, protocols: Mapping[str, Protocol], machine: Mac
     for name, stage in config.stages.items():
         players = dict.fromkeys(stage.roles.values())
         trained = (name for name in players if config.policies[name].trained)
-        trains = tuple(name for name in trained if not stage.train or name in stage.train)
+        chosen = [name for name in trained if not stage.train or name in stage.train]
+        when = {name: says(stage.update[name]) for name in chosen if name in stage.update}
+        trains = tuple(f"{name} ({when[name]})" if when.get(name) else name for name in chosen)
         plays = stage.steps * stage.plays_per_step
         stages.append(StagePlan(name, stage.protocol, stage.steps, plays, counts[stage.protocol], trains))
     arms = tuple(

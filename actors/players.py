@@ -44,7 +44,8 @@ class ScriptedPlayer:
 
 
 class UniformPlayer:
-    """Picks uniformly among the legal replies. Draws depend on the order of calls and the seed alone.
+    """Picks uniformly among the legal replies. Draws depend on the request's seed alone where it has one, else on
+    the order of calls and the player's seed.
 
     With a codec it leaves the token trace that an engine would: prompt, reply, legal tokens and the
     log-probability of each token under the uniform choice. As `teacher` it replies the target wherever
@@ -61,7 +62,8 @@ class UniformPlayer:
         if told:
             text = request.target or ""
         elif choices:
-            text = self.rng.choice(choices)
+            rng = self.rng if request.seed is None else random.Random(request.seed)
+            text = rng.choice(choices)
         else:
             raise NoChoices(request.role)
         trace = self._trace(request, history, text, told) if self.codec is not None else None

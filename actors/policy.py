@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import random
 from dataclasses import replace
 
 from actors.chat import ChatCodec
+from actors.memo import Odds
 from actors.messages import GenRequest, GenResult
 from actors.players import Player
 from actors.router import Router
+from actors.runner import PLAY
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
 
 class EnginePlayer:
     """Turns a TurnRequest into a GenRequest and the result into a Reply.
 
-    Reads (`request.read`) are deterministic given the weights, so equal prompts under equal weights share one
-    engine call: a memo per policy version, exact by construction (`forget` empties it when weights change).
+    The odds of legal replies are deterministic given the weights, so equal prompts under equal weights share one
+    engine call: a memo per policy version, exact by construction (`forget` empties it when weights change). It
+    answers reads (`request.read`), and with `memo` every turn with enforced choices: drawn here, in the order of calls,
+    from `seed`. Replies at temperature 0 are the engine's.
     """
 
-    def __init__(self, router: Router, codec: ChatCodec, temperature: float, max_tokens: int):
+    def __init__(
+        self, router: Router, codec: ChatCodec, temperature: float, max_tokens: int,
+        memo: bool = False, seed: int | str = 0,
+    ):  # fmt: skip
         self.router, self.codec = router, codec
-        self.temperature, self.max_tokens = temperature, max_tokens
-        self._memo: dict[tuple[tuple[int, ...], tuple[str, ...]], asyncio.Future[Reply]] = {}
+        self.temperature, self.max_tokens, self.memo = temperature, max_tokens, memo
+        self.rng = random.Random(seed)
+        self._memo: dict[tuple[tuple[int, ...], tuple[str, ...], float], asyncio.Future[Odds]] = {}
 
     def forget(self) -> None:
         """New weights: nothing remembered holds any more."""
@@ -32,9 +40,11 @@ class EnginePlayer:
     async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
         prompt_ids = self.codec.prompt(request.messages, history)
         if request.read:
-            return await self._read(request, prompt_ids)
+            return (await self._odds(request, prompt_ids, 1.0)).verdict
         enforced = bool(request.choices) and request.enforce
         temperature = self.temperature if request.temperature is None else request.temperature
+        if enforced and self.memo and temperature > 0:
+            return (await self._odds(request, prompt_ids, temperature)).draw(self.rng)
         result = await self.router.generate(
             GenRequest(
                 id=0,
@@ -43,9 +53,20 @@ class EnginePlayer:
                 temperature=temperature,
                 stop_ids=() if enforced else self.codec.stop_ids,
                 choices=self.codec.choices(request.choices) if enforced else (),
+                seed=request.seed,
+                play=PLAY.get(),
             )
         )
         return self._reply(request, prompt_ids, result, temperature)
+
+    async def probabilities(self, request: TurnRequest) -> tuple[float, ...]:
+        """How likely each legal reply to a fresh chat is, at the temperature of the request, else the policy's."""
+        temperature = self.temperature if request.temperature is None else request.temperature
+        odds = await self._odds(request, self.codec.prompt(request.messages), temperature or 1.0)
+        if temperature > 0:
+            return odds.probs_C
+        best = odds.greedy()
+        return tuple(float(choice == best) for choice in range(len(request.choices)))
 
     def _reply(self, request: TurnRequest, prompt_ids: list[int], result: GenResult, temperature: float) -> Reply:
         trace = TokenTrace(
@@ -59,30 +80,29 @@ class EnginePlayer:
         text = self.codec.text(result.output_ids) if result.choice is None else request.choices[result.choice]
         return Reply(text, trace=trace, truncated=result.finish == "length")
 
-    async def _read(self, request: TurnRequest, prompt_ids: list[int]) -> Reply:
-        key = (tuple(prompt_ids), request.choices)
+    async def _odds(self, request: TurnRequest, prompt_ids: list[int], temperature: float) -> Odds:
+        key = (tuple(prompt_ids), request.choices, temperature)
         known = self._memo.get(key)
         if known is not None and not known.cancelled():
             self.router.counters.memo_hits += 1
-            return await asyncio.shield(known)
-        future = self._memo[key] = asyncio.ensure_future(self._ask(request, prompt_ids))
+            return known.result() if known.done() else await asyncio.shield(known)
+        future = self._memo[key] = asyncio.ensure_future(self._ask(request, prompt_ids, temperature))
         future.add_done_callback(lambda done: self._drop_failed(key, done))
         return await asyncio.shield(future)
 
-    def _drop_failed(self, key: tuple[tuple[int, ...], tuple[str, ...]], done: asyncio.Future[Reply]) -> None:
+    def _drop_failed(self, key: tuple[tuple[int, ...], tuple[str, ...], float], done: asyncio.Future[Odds]) -> None:
         if (done.cancelled() or done.exception() is not None) and self._memo.get(key) is done:
             del self._memo[key]
 
-    async def _ask(self, request: TurnRequest, prompt_ids: list[int]) -> Reply:
+    async def _ask(self, request: TurnRequest, prompt_ids: list[int], temperature: float) -> Odds:
         choices = self.codec.choices(request.choices)
-        result = await self.router.generate(
-            GenRequest(id=0, prompt_ids=prompt_ids, max_tokens=1, temperature=1.0, choices=choices, read=True)
-        )
+        result = await self.router.generate(GenRequest(
+            id=0, prompt_ids=prompt_ids, max_tokens=1, temperature=temperature, choices=choices, read=True,
+            play=PLAY.get(),
+        ))  # fmt: skip
         assert result.choice_logprobs is not None, "engine answered a read without probabilities"
-        probs = tuple(math.exp(logprob) for logprob in result.choice_logprobs)
-        best = max(range(len(probs)), key=probs.__getitem__)
-        trace = TokenTrace(tuple(prompt_ids), (), (), tuple(result.versions))
-        return Reply(request.choices[best], probs, trace)
+        (version,) = result.versions
+        return Odds(prompt_ids, request.choices, choices, result.choice_logprobs, version, temperature)
 
 
 class AtTemperature:

@@ -4,9 +4,9 @@ One line holds one episode. To keep a line short, a turn stores only what is new
 turn: `messages` after the first `keep` ones, `prompt` token ids after the first `keep` ids of the previous prompt +
 output; `role`, `policy`, `phase`, `choices`, `read`, `fresh` only when they changed. Choices taken from
 `Task.evidence` or `Task.proposals` are stored as `["evidence", i, ...]` with `listed`: the indices that are
-*missing*. Fields at their default are left out. `Task.domain` is code, not record, and is left out; `meta` must be
-JSON (tuples come back as lists). Everything else comes back exactly, non-finite floats included (as the strings
-"nan", "inf", "-inf").
+*missing*. Fields at their default are left out. `Task.domain` and `Task.game` are code, not record, and are left out;
+`meta` must be JSON (tuples come back as lists). Everything else comes back exactly, non-finite floats included (as the
+strings "nan", "inf", "-inf").
 
 The head of a line (`Head`) can be read without decoding the turns: a file of 160 MB is scanned in half a second.
 """

@@ -161,6 +161,11 @@ def _judge(run: Run) -> str:
             "" if flips is None else f"{flips:.1%}", _range(found["honest_first"]), _range(found["honest_second"]),
             f"{found['unreadable']:.1%}", f"{found['n']:,}",
         ])  # fmt: skip
+    others = []
+    for name, episodes in plays.items():
+        for seat, own in stats.beside(episodes).items() if name in health else ():
+            cells = [_range(own["accuracy"]), f"{own['brier']:.3f}", _range(own["agreement"])]
+            others.append([arm_label(name), seat, *cells, f"{own['belief_gap']:+.3f}", f"{own['n']:,}"])
     shown = {name: health[name] for name in ("untrained", "trained") if name in health} or dict(
         list(health.items())[:2]
     )
@@ -179,7 +184,10 @@ def _judge(run: Run) -> str:
         "Brier: 0 best, .25 for always one half. ECE: distance of confidence and accuracy. Swap flips: verdicts that "
         "change when the claims are named in the other order. Truth first: the first side argues it."
     )
-    return html.section("Judge", html.table(header, rows) + html.grid(cards), says)
+    body = html.table(header, rows)
+    if others:
+        body += html.table(("", "beside it", "right", "Brier", "agrees", "believes the truth less by", "n"), others)
+    return html.section("Judge", body + html.grid(cards), says)
 
 
 def _range(interval: stats.Interval) -> str:

@@ -22,15 +22,21 @@ from actors.runner import Seated, gather_or_cancel, run_play
 from configs.schema import StageConfig
 from protocols.base import Protocol
 from protocols.propose_solve import ProposeSolve
-from protocols.types import Episode, Outcome, Task
+from protocols.types import EXAMPLE, Episode, Outcome, Task
 from tasks.archive import Archive
-from tasks.base import EXAMPLE, TaskSource, carried_proposal, with_proposal
+from tasks.base import TaskSource, carried_proposal, with_proposal
+from tasks.trust import trusted
 
 MAX_ATTEMPTS = 3
+MAX_DRAWS = 100_000
 
 
 class TooManyInvalid(RuntimeError):
     """Nearly every play of a stage ended without a usable outcome: training on the rest would mislead."""
+
+
+class NoTrustedTask(ValueError):
+    """The trusted slice is empty."""
 
 
 class Rollouts:
@@ -47,10 +53,15 @@ class Rollouts:
         seed: int,
         archive: Archive,
         state: Mapping[str, Any] | None = None,
+        deterministic: bool = False,
     ):
-        """`state`: what `self.state()` said when the run was saved, and the `step` reached."""
+        """`state`: what `self.state()` said when the run was saved, and the `step` reached. `deterministic`: nothing
+        depends on which play ends first; proposals are archived at the end of their step, in order."""
         self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
         self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
+        self.deterministic = deterministic
+        self._ended: dict[int, Episode] = {}
+        """Root plays by index, to be archived."""
         self.groups_per_step = stage.plays_per_step // stage.repeats
         self.next_group: int = state["group"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
@@ -69,6 +80,8 @@ class Rollouts:
 
     def release(self, plays: Sequence[Sequence[Episode]]) -> None:
         """Called when these plays have been learned from and the engines have the result."""
+        for index in sorted(self._ended):
+            self._remember(self._ended.pop(index))
         for group in {play[0].meta["index"] // self.stage.repeats for play in plays}:
             self._open.discard(group)
             if self._to_come > 0:
@@ -141,7 +154,7 @@ class Rollouts:
             except EngineLost as error:
                 self._count("lost")
                 lost = Outcome(status="lost", reason=str(error))
-                episode = Episode(id, self.protocol.name, replace(task, domain=None), seed, (), lost)
+                episode = Episode(id, self.protocol.name, replace(task, domain=None, game=None), seed, (), lost)
                 self.ledger.commit(id, [episode], train=False)
                 continue
             self.ledger.commit(id, episodes, train=False)
@@ -151,7 +164,10 @@ class Rollouts:
     def _noted(self, episodes: list[Episode]) -> list[Episode]:
         self._count(episodes[0].status)
         if episodes[0].status == "ok":
-            self._remember(episodes[0])
+            if self.deterministic:
+                self._ended[episodes[0].meta["index"]] = episodes[0]
+            else:
+                self._remember(episodes[0])
         return episodes
 
     def _remember(self, root: Episode) -> None:
@@ -182,6 +198,15 @@ class Rollouts:
             entry = self.archive.draw(rng, self.stage.archive_frontier)
             return with_proposal(self.source.root(entry.task_id), entry.proposal)
         return training_task(self.source, self.protocol, rng)
+
+
+def trusted_task(source: TaskSource, protocol: Protocol, rng: random.Random, share: float) -> Task:
+    """A `training_task` for a warm start, of the trusted slice."""
+    for _ in range(MAX_DRAWS):
+        task = training_task(source, protocol, rng, warm=True)
+        if trusted(source.cluster(task), share):
+            return task
+    raise NoTrustedTask(f"none of {MAX_DRAWS:,} tasks drawn is in the trusted slice of {share:g}; raise `trusted`")
 
 
 def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, warm: bool = False) -> Task:

@@ -4,6 +4,9 @@ Requests made in one tick of the event loop travel to a replica in one actor cal
 ones come back through one long poll per replica (`Engine.collect`). So a request costs no actor call of its
 own, and a long generation never holds back a short one.
 
+The first request of a play goes to the least loaded replica and the others after it: prompts of one play begin
+alike, and that replica has the beginning in its prefix cache. A crowded one is left, for good.
+
 A replica that dies gives its unfinished requests back; they go to another replica, or wait until the
 restarted one has the current weights. Sampling again is harmless: nothing of a lost reply was used.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +23,11 @@ from typing import Any
 from actors.messages import GenRequest, GenResult
 
 MAX_TRIES = 3
+CROWDED, SLACK = 1.25, 8
+"""A replica is crowded with more open requests than CROWDED times the mean and SLACK (bounded loads as in
+Mirrokni, Thorup and Zadimoghaddam 2018, arXiv 1608.01350): sticking together must not idle the others."""
+HOMES = 100_000
+"""Plays whose replica is remembered; those not heard of for longest are forgotten first."""
 
 
 class EngineLost(RuntimeError):
@@ -42,10 +51,17 @@ class Counters:
     memo_hits: int = 0
     retried: int = 0
     restarts: int = 0
+    engine_prompt_tokens: int = 0
+    """What vLLM was asked: a choice is one request, but asks at each of its branchings."""
+    cached_tokens: int = 0
+    """Of these, tokens that the prefix cache had."""
 
     def figures(self, policy: str) -> dict[str, float]:
-        """As metrics of `policy`."""
-        return {f"{name}/{policy}": float(value) for name, value in asdict(self).items()}
+        """As metrics of `policy`; `prefix_hit_rate` is the share of prompt tokens that were not computed again."""
+        found = {name: float(value) for name, value in asdict(self).items()}
+        if self.engine_prompt_tokens:
+            found["prefix_hit_rate"] = self.cached_tokens / self.engine_prompt_tokens
+        return {f"{name}/{policy}": value for name, value in found.items()}
 
 
 class Replica:
@@ -119,33 +135,57 @@ class Router:
         self.replicas = [Replica(handle, self._bury) for handle in handles]
         self.counters = Counters()
         self._ids = itertools.count()
+        self._open = 0
+        """Requests that have been made and not answered."""
+        self._homes: OrderedDict[str, Replica] = OrderedDict()
         self._waiting: list[_Pending] = []
         self._gone = ""
         """Why no replica is left."""
         self._revivals: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: GenRequest) -> GenResult:
-        """One request to the least loaded replica. Raises EngineLost after MAX_TRIES deaths."""
+        """One request, to the replica of its play or the least loaded. Raises EngineLost after MAX_TRIES deaths."""
         request.id = next(self._ids)
         pending = _Pending(request, asyncio.get_running_loop().create_future())
         self._send(pending)
-        result = await pending.future
+        self._open += 1
+        try:
+            result = await pending.future
+        finally:
+            self._open -= 1
         counters = self.counters
         counters.requests += 1
         counters.prompt_tokens += len(request.prompt_ids)
         counters.output_tokens += len(result.output_ids) or 1
+        counters.engine_prompt_tokens += result.prompt_tokens
+        counters.cached_tokens += result.cached_tokens
         return result
 
     def _send(self, pending: _Pending) -> None:
-        live = [replica for replica in self.replicas if replica.up]
         if not self.replicas:
             self._lose(pending, self._gone)
-        elif not live:
-            self._waiting.append(pending)
-        elif len(live) == 1:
-            live[0].send(pending)
-        else:
-            min(live, key=lambda replica: replica.load).send(pending)
+            return
+        play = pending.request.play
+        replica = self._home(play)
+        if replica is None:
+            live = [replica for replica in self.replicas if replica.up]
+            if not live:
+                self._waiting.append(pending)
+                return
+            replica = live[0] if len(live) == 1 else min(live, key=lambda replica: replica.load)
+        if play and len(self.replicas) > 1:
+            self._homes[play] = replica
+            self._homes.move_to_end(play)
+            if len(self._homes) > HOMES:
+                self._homes.popitem(last=False)
+        replica.send(pending)
+
+    def _home(self, play: str) -> Replica | None:
+        """Where the play's earlier requests went; None for a new play, or when that replica is down or crowded."""
+        home = self._homes.get(play)
+        if home is None or not home.up or home.load > CROWDED * self._open / len(self.replicas) + SLACK:
+            return None
+        return home
 
     def _bury(self, replica: Replica, lost: list[_Pending]) -> None:
         first = not any(task.get_name() == str(id(replica)) for task in self._revivals)

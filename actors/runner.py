@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.players import Player
+from actors.seeds import turn_seed
 from protocols.base import Answer, Ask, Protocol, SubPlay
 from protocols.types import Episode, Outcome, Reply, Task, Turn, TurnRequest
+
+PLAY: ContextVar[str] = ContextVar("PLAY", default="")
+"""Id of the play on whose behalf a player is asked. Routers keep the turns of a play together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,8 @@ class Seated:
 
     policy: str
     player: Player
+    seeded: bool = False
+    """Each of its requests gets a seed of its own, out of the play's (actors/seeds.py)."""
 
 
 class MissingPlayer(ValueError):
@@ -50,7 +58,7 @@ async def run_play(
 
     `players`: role -> who plays it. `seats`: seat -> who takes it instead.
     """
-    play = _Play(players, id, seats or {})
+    play = _Play(players, id, seats or {}, seed)
     generator = protocol.play(task, random.Random(seed))
     answers: list[Answer] | None = None
     while True:
@@ -65,7 +73,7 @@ async def run_play(
             generator.close()
             outcome = Outcome("invalid", reason=unreadable)
             break
-    recorded = replace(task, domain=None)
+    recorded = replace(task, domain=None, game=None)
     root = Episode(id, protocol.name, recorded, seed, tuple(play.turns), outcome, parent, meta or {})
     return [root, *play.children]
 
@@ -73,14 +81,16 @@ async def run_play(
 class _Play:
     """The state of one running play: what each seat has said, and the finished sub-plays."""
 
-    def __init__(self, players: Mapping[str, Seated], id: str, seats: Mapping[str, Seated]):
-        self.players, self.id, self.seats = players, id, seats
+    def __init__(self, players: Mapping[str, Seated], id: str, seats: Mapping[str, Seated], seed: int):
+        self.players, self.id, self.seats, self.seed = players, id, seats, seed
         self.turns: list[Turn] = []
         self.children: list[Episode] = []
         self._histories: dict[str, tuple[Turn, ...]] = {}
+        self._asked: Counter[tuple[str, int]] = Counter()
 
     async def answer(self, asks: list[Ask]) -> list[Answer]:
         """Answers in the order of `asks`; all of them proceed side by side."""
+        PLAY.set(self.id)  # each time: a sub-play may have run in this very task
         if len(asks) == 1:
             replies: list[Any] = [await self._one(asks[0])]
         else:
@@ -110,7 +120,12 @@ class _Play:
             return run_play(
                 ask.protocol, ask.task, ask.seed, self.players, id, parent=self.id, seats=self.seats
             )
-        return self._seated(ask).player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
+        seated = self._seated(ask)
+        if seated.seeded:
+            place = (ask.seat, ask.turn)
+            ask = replace(ask, seed=turn_seed(self.seed, *place, self._asked[place]))
+            self._asked[place] += 1
+        return seated.player(ask, () if ask.fresh else self._histories.get(ask.seat, ()))
 
     def _seated(self, ask: TurnRequest) -> Seated:
         if ask.seat in self.seats:
@@ -142,3 +157,18 @@ async def gather_or_cancel(awaitables: list[Awaitable[Any]]) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def unless(event: asyncio.Event, awaitable: Awaitable[Any], error: type[Exception]) -> Any:
+    """Awaits, but raises `error` as soon as `event` is set, even when the result is there: a busy loop would never
+    stop otherwise."""
+    task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if event.is_set():
+            raise error
+        return task.result()
+    finally:
+        for one in (task, stopping):
+            one.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)

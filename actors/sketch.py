@@ -8,11 +8,12 @@ replies are written alone (their parts, the word that ends a phase); what comes 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from configs.contract.drive import Trace, asks_vote, drive, parts_of, phases_of
+from configs.contract.drive import Trace, asks_grades, asks_vote, drive, grades_of, parts_of, phases_of
 from configs.contract.tasks import Markers, synthetic
 from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
@@ -103,7 +104,7 @@ def sketch(protocol: Protocol, raw: Raw) -> Sketch:
             continue  # sub-plays of one yield are alike: the first stands for all
         own_mark = not request.choices or reply.text in task.evidence
         twin = None if own_mark else list(_turns(drive(protocol, task, SEED, _Marked(raw, other=index))))
-        judges = request.read or asks_vote(request)
+        judges = request.read or asks_vote(request) or asks_grades(request)
         how = "judges" if judges else "picks" if request.choices else "writes"
         seen = {seat: _seen(turns, twin, index, seat) for seat in seats if seat != request.seat}
         fork = forks.get(place[0], 1)
@@ -169,7 +170,7 @@ class _Marked:
     def __init__(
         self, raw: Raw, other: int = -1, says: tuple[int, str] = (-1, ""), longest: bool = False
     ) -> None:
-        self.parts = parts_of(raw)
+        self.parts, self.grades = parts_of(raw), grades_of(raw)
         self.other, self.says, self.longest = other, says, longest
         self.count = 0
 
@@ -185,6 +186,10 @@ class _Marked:
         if request.choices:
             pick = request.choices[-1 if changed else 0]
             return Reply(f"{_filler(room - len(pick) - 1)}\n{pick}" if asks_vote(request) and room else pick)
+        if asks_grades(request) and request.seat in self.grades:
+            names, low, high = self.grades[request.seat]
+            line = json.dumps(dict.fromkeys(names, high if changed else low))
+            return Reply(f"{_filler(room - len(line) - 1)}\n{line}" if room else line)
         parts = self.parts.get(request.phase, {"": "shown"})
         texts = [
             self.says[1] if index == self.says[0] else _mark(index, place) for place in range(len(parts))

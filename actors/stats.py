@@ -27,13 +27,13 @@ class Interval:
         return asdict(self)
 
 
-def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4), 95% unless told."""
     if n == 0:
         return float("nan"), float("nan")
     share = successes / n
-    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * np.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
@@ -238,6 +238,55 @@ def judge_health(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 def _share(found: Sequence[Verdict]) -> Interval:
     return proportion([verdict.correct for verdict in found], [verdict.cluster for verdict in found])
+
+
+def beside(episodes: Iterable[Episode]) -> dict[str, dict[str, Any]]:
+    """The judges asked beside the one that decides (held-out judges, members of a panel): seat -> n; accuracy and
+    agreement with what was decided (Intervals; ties broken at random, in the mean); brier; belief_gap, by how much more
+    the deciding judge believes the truth. What debaters gain on their own judge alone shows in a gap that grows."""
+    pairs: dict[str, list[tuple[Verdict, Verdict]]] = defaultdict(list)
+    for episode in episodes:
+        decided = verdicts([episode])
+        last = {j.seat: j for j in episode.outcome.judgments if j.valid and not j.decides}
+        for seat, judgment in last.items() if decided else ():
+            if len(judgment.scores) == len(decided[0].probs_K):
+                own = Verdict(judgment.scores, decided[0].truth, decided[0].cluster, None)
+                pairs[seat].append((own, decided[0]))
+    return {seat: _compared(found) for seat, found in pairs.items()}
+
+
+def _compared(pairs: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
+    own, clusters = [mine for mine, _ in pairs], [mine.cluster for mine, _ in pairs]
+    gaps = [decided.probs_K[mine.truth] - mine.probs_K[mine.truth] for mine, decided in pairs]
+    width = len(own[0].probs_K)
+    same = [verdict for verdict in own if len(verdict.probs_K) == width]
+    return {
+        "n": len(pairs),
+        "accuracy": proportion([verdict.correct for verdict in own], clusters),
+        "agreement": proportion([_agree(mine.probs_K, decided.probs_K) for mine, decided in pairs], clusters),
+        "brier": brier([verdict.probs_K for verdict in same], [verdict.truth for verdict in same]),
+        "belief_gap": float(np.mean(gaps)),
+    }
+
+
+def _agree(one: Sequence[float], two: Sequence[float]) -> float:
+    """Probability that both name the same choice, each drawing among its likeliest ones."""
+    tops = [{i for i, p in enumerate(probs) if p == max(probs)} for probs in (one, two)]
+    return len(tops[0] & tops[1]) / (len(tops[0]) * len(tops[1]))
+
+
+def health_figures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Of `judge_health` and `beside`, the plain numbers: for metrics and the summary. Empty where nobody judged."""
+    health = judge_health(episodes)
+    found = {
+        name: float(health[name])
+        for name in ("brier", "ece", "mcc", "swap_flip_rate", "unreadable")
+        if health.get(name) is not None
+    }
+    for seat, own in beside(episodes).items() if health else ():
+        found |= {f"{seat}/agreement": own["agreement"].mean, f"{seat}/accuracy": own["accuracy"].mean}
+        found |= {f"{seat}/brier": own["brier"], f"{seat}/belief_gap": own["belief_gap"]}
+    return found
 
 
 def accuracy_by_round(episodes: Iterable[Episode]) -> dict[int, float]:

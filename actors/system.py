@@ -21,7 +21,7 @@ from actors.policy import AtTemperature, EnginePlayer
 from actors.remote import RemotePlayer
 from actors.router import EngineLost, Router
 from actors.runner import Seated, gather_or_cancel
-from configs.schema import ClusterConfig, PolicyConfig
+from configs.schema import ClusterConfig, EngineConfig, PolicyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 REVIVE_SECONDS = 180.0
@@ -55,6 +55,12 @@ def cuda_offered() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
+def alone(engine: EngineConfig) -> EngineConfig:
+    """An engine that computes each sequence by itself and remembers nothing between them, so that the low bits of its
+    numbers do not depend on what else is asked."""
+    return replace(engine, max_num_seqs=1, extra={**engine.extra, "enable_prefix_caching": False})
+
+
 @dataclass
 class ServedPolicy:
     """A policy that answers requests: its engines, router, codec and player."""
@@ -75,8 +81,8 @@ class ServedPolicy:
 class System:
     """The engines of a run. `uniform` and `remote` policies have none: the driver plays or asks for them."""
 
-    def __init__(self, policies: Mapping[str, PolicyConfig], seed: int):
-        self.policies, self.seed = policies, seed
+    def __init__(self, policies: Mapping[str, PolicyConfig], seed: int, deterministic: bool = False):
+        self.policies, self.seed, self.deterministic = policies, seed, deterministic
         self.served: dict[str, ServedPolicy] = {}
         self.remote: dict[str, RemotePlayer] = {}
         """One player per remote policy: its budget is that of the whole run."""
@@ -91,7 +97,7 @@ class System:
         cuda = config.engine.device == "cuda" or (config.engine.device == "auto" and cuda_offered())
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
         remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
-        engine = config.engine
+        engine = alone(config.engine) if self.deterministic else config.engine
         if config.model.trust_remote_code:
             engine = replace(engine, extra={"trust_remote_code": True, **engine.extra})
         handles = [
@@ -100,7 +106,8 @@ class System:
         ]
         details = await gather_or_cancel([handle.ready.remote() for handle in handles])
         router = Router(name, handles, lambda handle: self._revive(served, handle))
-        player = EnginePlayer(router, codec, config.temperature, config.max_tokens)
+        seed = f"{self.seed}/{name}/memo/{version}"
+        player = EnginePlayer(router, codec, config.temperature, config.max_tokens, config.memo, seed)
         served = ServedPolicy(name, config, handles, router, player, version, details=details[0])
         self.served[name] = served
         return served
@@ -164,7 +171,7 @@ class System:
         players = {role: self._player(policy) for role, policy in roles.items()}
         if temperature is not None:
             players = {role: AtTemperature(player, temperature) for role, player in players.items()}
-        return {role: Seated(policy, players[role]) for role, policy in roles.items()}
+        return {role: Seated(policy, players[role], self.deterministic) for role, policy in roles.items()}
 
     def _player(self, policy: str) -> Any:
         if self.policies[policy].kind == "uniform":

@@ -29,6 +29,7 @@ AXES = {
     "sync": "step",
     "rollout": "episodes",
     "eval": "step",
+    "guards": "step",
     "system": "step",
 }
 """First part of a metric's name -> what it is plotted over (`learner/*` over `learner/step`)."""

@@ -13,6 +13,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.promises import best_problems, repeatable_problems
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
@@ -24,6 +25,7 @@ from configs.schema import (
     WarmStartConfig,
 )
 from configs.source import KeyPath, Source, show_key
+from configs.training_checks import training_problems
 from protocols.base import Protocol
 
 GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted", *PREFERENCE_LOSSES)
@@ -53,6 +55,9 @@ class Checker:
         for name, arm in self.config.eval.arms.items():
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
         self.never_updated()
+        self.promises()
+        for path, message, valid in training_problems(self.config, self.protocols):
+            self.error(path, message, valid)
         if self.config.eval.ceiling:
             self.searchable(self.config.eval.ceiling, ("eval", "ceiling"))
         else:
@@ -96,6 +101,9 @@ class Checker:
         if isinstance(value, dict):
             for key, below in value.items():
                 self.ranges(below, (*path, key))
+        elif isinstance(value, list):
+            for index, below in enumerate(value):
+                self.ranges(below, (*path, index))
         elif dataclasses.is_dataclass(value) and type(value) in {RunConfig, *RANGES}:
             limits = RANGES.get(type(value), {})
             for field in dataclasses.fields(value):
@@ -239,6 +247,22 @@ class Checker:
         problem = "it has no reveals to search over" if search_problem is None else search_problem()
         if problem:
             self.error(path, f"protocol {protocol!r}: {problem}")
+        else:
+            self.searched_judge(self.protocols[protocol], protocol, path)
+
+    def searched_judge(self, built: Any, protocol: str, path: KeyPath) -> None:
+        """The search is run on the judge of the first arm with this protocol, by its own weights."""
+        arms = [(name, arm) for name, arm in self.config.eval.arms.items() if arm.protocol == protocol]
+        if not arms:
+            playing = {arm.protocol for arm in self.config.eval.arms.values()}
+            self.error(path, f"no arm plays {protocol!r}, whose judge would be searched", _list(playing))
+            return
+        name, arm = arms[0]
+        role = built.seats[built.judge.seat]
+        policy = self.config.policies.get(arm.roles.get(role, ""))
+        if policy is not None and policy.kind != "lm":
+            message = f"the judge is {arm.roles[role]!r} of kind {policy.kind}: no weights to be searched"
+            self.error(("eval", "arms", name, "roles", role), message, "a policy of kind: lm, or no eval.ceiling")
 
     def roles_of(self, protocol: str) -> set[str] | None:
         """Roles of a protocol, None where it could not be built."""
@@ -294,7 +318,7 @@ class Checker:
         protocol = self.protocols.get(stage.protocol)
         if protocol is None:
             return
-        if stage.archive and protocol.kind != "propose_solve":
+        if stage.archive and not protocol.kind.startswith("propose_solve"):
             self.error(
                 (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
             )
@@ -336,6 +360,14 @@ class Checker:
         for name, policy in self.config.policies.items():
             if policy.trained and policy.kind != "remote" and name in players - updated:
                 self.error(("policies", name, "trained"), "has no effect: no stage updates this policy")
+
+    def promises(self) -> None:
+        problems = repeatable_problems(self.config, self.machine or Machine(1, 0))
+        for path, message, valid in (*problems, *best_problems(self.config)):
+            self.error(path, message, valid)
+        for name in self.config.policies if self.config.deterministic else ():
+            path = ("policies", name, "engine")
+            self.unused(path, ["max_num_seqs"], "with deterministic: true", ("deterministic",))
 
     # hardware
 

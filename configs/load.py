@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def load(
                 _own_tasks(builder, config.tasks, policy.warm_start.tasks, path_to)
     protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
     _proposers(builder, config, protocols)
+    _games(builder, config, protocols)
     Checker(config, source, protocols, machine, known, errors).run()
     if errors:
         raise ConfigErrors(_sorted(errors))
@@ -142,7 +144,7 @@ def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Prot
     """Where nobody proposes, the tasks of a stage must say what to play."""
     for name, stage in config.stages.items():
         protocol = protocols.get(stage.protocol)
-        if protocol is None or protocol.kind == "propose_solve" or config.tasks is None:
+        if protocol is None or protocol.kind.startswith("propose_solve") or config.tasks is None:
             continue
         try:
             source = load_task_source({**config.tasks, **stage.tasks})
@@ -152,6 +154,22 @@ def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Prot
             message = f"nobody proposes in a protocol of kind {protocol.kind}, and these tasks need a proposer"
             valid = "a protocol of kind propose_solve, or other tasks: in this stage"
             builder.error(("stages", name, "protocol"), message, valid)
+
+
+def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:
+    """Where a game is played, the tasks must be games, for as many players as there are seats."""
+    bound = [(("stages", name), stage.protocol, stage.tasks) for name, stage in config.stages.items()]
+    bound += [(("eval", "arms", name), arm.protocol, {}) for name, arm in config.eval.arms.items()]
+    for path, name, own in bound:
+        protocol = protocols.get(name)
+        if protocol is None or protocol.kind != "game" or config.tasks is None:
+            continue
+        try:
+            source = load_task_source({**config.tasks, **own})
+        except ConfigErrors:
+            continue  # noted already
+        if problem := protocol.unplayable(source.train(random.Random(0))):
+            builder.error((*path, "protocol"), problem)
 
 
 def _checked(builder: Builder, kinds: Kinds, raw: Any, path: KeyPath) -> Any:

@@ -144,6 +144,8 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     auto_half = learner.dtype == "auto" and device == "cuda" and learner.zero_stage > 0
     half = learner.dtype == "bfloat16" or auto_half
     weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
+    if learner.lora:
+        grads = states = 0  # of the adapter only
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
     if policy.trained and (learner.loss.kl or learner.loss.kind in REFERENCE_LOSSES):

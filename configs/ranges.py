@@ -8,7 +8,9 @@ from configs.schema import (
     ClusterConfig,
     EngineConfig,
     EvalConfig,
+    GuardConfig,
     LearnerConfig,
+    LoraConfig,
     LossConfig,
     ModelConfig,
     PolicyConfig,
@@ -17,6 +19,7 @@ from configs.schema import (
     SignalConfig,
     StageConfig,
     TrackConfig,
+    UpdateConfig,
     WarmStartConfig,
 )
 
@@ -41,7 +44,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "clip_low": (0, 1),
         "correction_high": (TINY, INF),
     },
-    SignalConfig: {"best": _COUNT, "temperature": (TINY, INF)},
+    SignalConfig: {"best": _COUNT, "temperature": (TINY, INF), "consistency": _FROM_0},
     AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
     ReferenceConfig: {"every": _COUNT, "decay": (0, 0.999999)},
     LearnerConfig: {
@@ -49,7 +52,9 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip"), _FROM_0),
         **dict.fromkeys(("lr", "gpus"), (TINY, INF)),
         "zero_stage": (0, 3),
+        "trusted": (TINY, 1),
     },
+    LoraConfig: {"rank": _COUNT, "alpha": (TINY, INF)},
     WarmStartConfig: {"steps": _FROM_0, "batch": _COUNT, "lr": (TINY, INF), "per_play": _FROM_0},
     PolicyConfig: {"temperature": _FROM_0, "max_tokens": _COUNT},
     RemoteConfig: {
@@ -62,9 +67,11 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
         **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
+    UpdateConfig: {**dict.fromkeys(("every", "span"), _COUNT), **dict.fromkeys(("after", "until"), _FROM_0)},
+    GuardConfig: {"steps": _COUNT, "times": _COUNT},
     ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
     EvalConfig: {"ceiling_episodes": _COUNT},
-    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0},
+    TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0, "keep": _COUNT},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, INF)},
 }
 

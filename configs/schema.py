@@ -134,13 +134,16 @@ class SignalConfig:
     """What a policy learns from its turns: how they compare, or which of them to imitate."""
 
     kind: str = "advantage"
-    """advantage (see AdvantageConfig), or a key of learners.signals.SIGNALS, best with loss: {kind: sft}."""
+    """advantage (see AdvantageConfig); a key of learners.signals.SIGNALS, best with loss: {kind: sft}; or truth, for
+    judges whose probabilities are read: the right answers to their polls, with loss: {kind: log_score} or brier."""
     threshold: float = 0.0
     """winners: a turn is imitated when its credit is above this."""
     best: int = 1
     """rejection: how many of each group are imitated."""
     temperature: float = 1.0
     """reward_weighted: in units of the credit; the lower, the more the best of a group weigh."""
+    consistency: float = 0.0
+    """truth: weight of the agreement between both orders of the claims (judge.orders: both), beside the truth's 1."""
 
 
 @dataclass
@@ -154,6 +157,19 @@ class ReferenceConfig:
     """previous: learner steps after which the policy's weights are copied again."""
     decay: float = 0.99
     """ema: weight of the old average at each learner step."""
+
+
+@dataclass
+class LoraConfig:
+    """A low-rank adapter (arXiv 2106.09685): trained in place of the weights, which stay as they are."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The adapter counts alpha / rank times."""
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    """Names of the linear layers that get one."""
 
 
 @dataclass
@@ -177,13 +193,26 @@ class LearnerConfig:
     minibatches: int = 1
     """Optimizer steps per pass."""
     micro_tokens: int = 16384
-    """Padded tokens per forward pass."""
+    """Tokens per forward pass, padding included."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """CUDA only: keep the optimizer's state in the machine's memory (zero_stage 1 or more), or weights as well
+    (zero_stage 3)."""
+    packing: bool = False
+    """Several sequences share a row as long as the longest, instead of padding each: less waste where lengths differ
+    much. Padding keeps to the plain causal kernel."""
     threads: int = 1
     """CPU only: torch threads of one rank."""
+    lora: LoraConfig | None = None
+    """Train an adapter; engines get the merged weights. Unset: all weights are trained."""
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    trusted: float = 1.0
+    """Judges: share of the tasks (told by a hash of their names) whose right answers may be learned from, by the signal
+    truth, by the reward right_verdict and by a warm start. The other tasks are judged, and measured."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """DeepSpeed JSON keys, passed through; keys that the fields above already set are refused."""
 
@@ -253,6 +282,24 @@ class PolicyConfig:
     temperature: float = 1.0
     max_tokens: int = 64
     """Longest free-text reply, in tokens."""
+    memo: bool = False
+    """Where decoding is limited to legal replies: their odds are read once for each prompt and version of the weights,
+    and replies are drawn from them in the driver. Exact, and cheap where prompts repeat (small games); where they
+    do not, a read costs more than a sample."""
+
+
+@dataclass
+class UpdateConfig:
+    """When a policy is updated within a stage; without one, at every step. In between it plays with the weights that
+    it has. Counted in steps of the stage, from 0."""
+
+    every: int = 1
+    """Steps of one round: of each, the policy is updated at the first `span`."""
+    span: int = 1
+    after: int = 0
+    """Frozen before this step, where its first round begins: alternating policies begin one after the other."""
+    until: int = 0
+    """Frozen from this step on; 0: never."""
 
 
 @dataclass
@@ -266,6 +313,8 @@ class StageConfig:
     """Settings of the task source that differ in this stage."""
     train: list[str] = field(default_factory=list)
     """Policies updated in this stage. Empty: every trained policy that has a role here."""
+    update: dict[str, UpdateConfig] = field(default_factory=dict)
+    """policy -> at which steps, for those not updated at every one. Each learns from the plays of its own steps."""
     steps: int = 100
     """Learner steps."""
     plays_per_step: int = 32
@@ -318,6 +367,29 @@ class TrackConfig:
     """Learner steps between sampled transcripts on screen and in W&B."""
     save_every: int = 0
     """Learner steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk."""
+    best: str = ""
+    """Arm, measured during training (`eval_every`), whose best checkpoint stays too: `launch.py eval RUN --best`."""
+
+
+@dataclass
+class GuardConfig:
+    """An alarm on a figure, and what it does. Figures are named as in W&B: learner/debater/approx_kl,
+    rollout/debate/length/debater, eval/trained/score."""
+
+    metric: str = ""
+    against: str = ""
+    """A second figure: watched is by how much more `metric` has risen than it, since both were first known."""
+    above: float | None = None
+    below: float | None = None
+    steps: int = 1
+    """How many values in a row must be outside."""
+    action: Literal["warn", "stop", "roll_back"] = "warn"
+    """warn: on screen and in the metrics. stop: the run ends, saved. roll_back: the policies of the stage go back to
+    their newest checkpoint of before the alarm, and on with new plays; the stage's steps are not made up for."""
+    times: int = 1
+    """roll_back: how often; after that the run stops."""
 
 
 @dataclass
@@ -339,6 +411,10 @@ class RunConfig:
     name: str = "run"
     run_dir: str = "runs/${name}"
     seed: int = 0
+    deterministic: bool = False
+    """The same config gives the same numbers bit for bit, also when the run was killed and resumed: every request has
+    a seed of its own, and engines compute one sequence at a time without a prefix cache, which is much slower. On CPU,
+    with max_staleness: 0."""
     tasks: Any = None
     """kind: ... and that kind's settings (tasks.SOURCES)."""
     protocols: dict[str, Any] = field(default_factory=dict)
@@ -347,4 +423,5 @@ class RunConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     eval: EvalConfig = field(default_factory=EvalConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    guards: list[GuardConfig] = field(default_factory=list)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -6,6 +6,7 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from learners.packing import layout, split
 from learners.types import Sample
 
 if TYPE_CHECKING:
@@ -67,15 +68,7 @@ def check(sample: Sample) -> None:
 def split_by_length(samples: Sequence[Sample], micro_tokens: int) -> list[list[int]]:
     """Indices of samples, sorted by length and cut so that a part holds at most `micro_tokens` padded
     tokens (a single longer sequence makes a part of its own)."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].token_ids_S), reverse=True)
-    parts: list[list[int]] = []
-    width = 0
-    for i in order:
-        if not parts or width * (len(parts[-1]) + 1) > micro_tokens:
-            parts.append([])
-            width = len(samples[i].token_ids_S)
-        parts[-1].append(i)
-    return parts
+    return split(samples, micro_tokens)[0]
 
 
 def balance(samples: Sequence[Sample], ranks: int) -> list[list[int]]:
@@ -94,16 +87,17 @@ def spread(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return parts
 
 
-def collate(samples: Sequence[Sample], index: Sequence[int], device: torch.device) -> MicroBatch:
-    """One micro-batch of `samples[i] for i in index`. Without any (a rank that only keeps step with the
-    others): a single position whose weight is zero."""
+def collate(
+    samples: Sequence[Sample], index: Sequence[int], device: torch.device, width: int = 0
+) -> MicroBatch:
+    """One micro-batch of `samples[i] for i in index`; `width` as `packing.split` says. Without any (a rank that only
+    keeps step with the others): a single position whose weight is zero."""
     import torch
 
     chosen = [samples[i] for i in index]
-    width = max((len(s.token_ids_S) for s in chosen), default=1)
-    ids = [s.token_ids_S + [0] * (width - len(s.token_ids_S)) for s in chosen] or [[0]]
-    rows = [row for row, s in enumerate(chosen) for _ in s.positions_L]
-    cols = [position - 1 for s in chosen for position in s.positions_L]
+    inputs, where = layout(chosen, width, device)
+    rows = [row for (row, _), s in zip(where, chosen) for _ in s.positions_L]
+    cols = [start + position - 1 for (_, start), s in zip(where, chosen) for position in s.positions_L]
     targets = [s.token_ids_S[position] for s in chosen for position in s.positions_L]
     temperatures = [s.temperature for s in chosen for _ in s.positions_L]
     advantages = [a for s in chosen for a in s.advantages_L]
@@ -127,8 +121,7 @@ def collate(samples: Sequence[Sample], index: Sequence[int], device: torch.devic
     def floats(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
 
-    inputs = {
-        "input_ids_BT": integers(ids),
+    inputs |= {
         "rows_L": integers(rows),
         "cols_L": integers(cols),
         "targets_L": integers(targets),

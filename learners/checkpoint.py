@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+BEST = "best.json"
 
 
 class CheckpointCorrupt(ValueError):
@@ -29,8 +32,8 @@ class CheckpointCorrupt(ValueError):
 def writing(root: Path | str, name: str, keep: int = 0) -> Iterator[Path]:
     """A folder to fill, published as `root/name` when the block ends without an exception.
 
-    `keep` > 0: afterwards only that many newest checkpoints stay. Names sort by their numbers
-    (`step_9` before `step_10`). An existing `root/name` is replaced.
+    `keep` > 0: afterwards only that many newest checkpoints stay, and the best (`mark_best`). Names sort by their
+    numbers (`step_9` before `step_10`). An existing `root/name` is replaced.
     """
     root = Path(root)
     if not name or name == LATEST or name.startswith(".") or Path(name).name != name:
@@ -55,9 +58,38 @@ def writing(root: Path | str, name: str, keep: int = 0) -> Iterator[Path]:
     _point(root, name)
     shutil.rmtree(old, ignore_errors=True)
     if keep > 0:
+        kept = {name, best(root)}
         for extra in checkpoints(root)[:-keep]:
-            if extra.name != name:
+            if extra.name not in kept:
                 shutil.rmtree(extra)
+
+
+def mark_best(root: Path | str, name: str, score: float) -> bool:
+    """Notes in `root/best.json` that checkpoint `name` scored `score`, unless one that is still there scored as much
+    or more. Says whether it is the best now. A score that is no number never is."""
+    root = Path(root)
+    entry = {"name": name, "score": score}
+    if not math.isfinite(score) or not (root / name).is_dir():
+        return False
+    before = _best(root)
+    if before is not None and before["name"] != name and before["score"] >= score:
+        return False
+    _replace(root, BEST, json.dumps(entry))
+    return True
+
+
+def best(root: Path | str) -> str | None:
+    """Name of the checkpoint that scored best; None where none was marked."""
+    entry = _best(Path(root))
+    return None if entry is None else str(entry["name"])
+
+
+def _best(root: Path) -> dict[str, Any] | None:
+    try:
+        entry = json.loads((root / BEST).read_text())
+        return entry if (root / entry["name"]).is_dir() and math.isfinite(entry["score"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def verify(folder: Path | str) -> None:
@@ -120,10 +152,14 @@ def _seal(folder: Path) -> None:
 
 
 def _point(root: Path, name: str) -> None:
-    tmp = root / f".{LATEST}.tmp"
-    tmp.write_text(name + "\n")
+    _replace(root, LATEST, name + "\n")
+
+
+def _replace(root: Path, name: str, text: str) -> None:
+    tmp = root / f".{name}.tmp"
+    tmp.write_text(text)
     _sync(tmp)
-    os.replace(tmp, root / LATEST)
+    os.replace(tmp, root / name)
     _sync(root)
 
 

@@ -149,9 +149,9 @@ class LearnerGroup:
         """Resume state into an existing folder, best inside `checkpoint.writing`."""
         await self._all("save", str(folder), extra)
 
-    async def load(self, folder: str) -> dict[str, Any]:
-        """Goes on where `save` left off; returns its `extra`."""
-        extra: dict[str, Any] = (await self._all("load", str(folder)))[0]
+    async def load(self, folder: str, scratch: str = "") -> dict[str, Any]:
+        """Goes on where `save` left off, with as many ranks or others; returns its `extra`."""
+        extra: dict[str, Any] = (await self._all("load", str(folder), scratch))[0]
         return extra
 
     async def save_hf(self, folder: str) -> None:

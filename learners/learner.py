@@ -6,23 +6,23 @@ Torch and DeepSpeed are imported inside methods, after the process has been told
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import random
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
+from learners.lora import add_adapter, leave_out_frozen, pieces
+from learners.packing import check_packing, spread
 from learners.pairs import Lesson, compared, sequences, split
+from learners.saving import Saving
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
 from learners.types import Pair, Sample
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
     from learners.figures import Figures
     from learners.reference import Reference
 
-STATE, FACTS = "state", "learner.json"
-COPIED = {".json", ".jinja", ".txt", ".model"}
 
-
-class LearnerRank:
+class LearnerRank(Saving):
     """Call every method on all ranks, in the same order: most of them communicate.
 
     `model_dir`: Hugging Face folder or name. `device`: "cpu" or "cuda". `timeout_s`: how long a rank waits
@@ -63,6 +60,8 @@ class LearnerRank:
         self.updates = 0
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
         self.reference: Reference | None = None
+        self.adapted: Any = None
+        """peft's view of a model with an adapter."""
         # Ray shows a CUDA rank exactly one GPU, number 0.
         local = 0 if device == "cuda" else rank
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local))
@@ -108,12 +107,17 @@ class LearnerRank:
 
         from learners.optimizer import make_adamw
         from learners.reference import Reference
-        from learners.token_model import TokenModel, check_head, load_lm, probe
+        from learners.token_model import TokenModel, check_head, load_lm, probe, recompute
 
         torch.manual_seed(self.seed)
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         model = TokenModel(lm.to(self.device))
+        if self.adapted is not None:
+            leave_out_frozen(model)
         check_head(model)
+        if self.config.packing:
+            check_packing(model)
         before = probe(model)
         if needs_reference(self.config.loss):  # now, while every weight is whole
             self.reference = Reference(model, self.config.reference, share=self.config.zero_stage < 3)
@@ -123,6 +127,8 @@ class LearnerRank:
             model=model, optimizer=self.adamw, config=self.settings, dist_init_required=False
         )
         self.engine.eval()
+        if self.config.gradient_checkpointing:
+            recompute(lm)
         change = float((probe(self.engine) - before).abs().max())
         if not change <= 1e-4:
             raise LearnerConfigError(
@@ -193,14 +199,16 @@ class LearnerRank:
 
         samples, pairs = sequences(lessons), [one for one in lessons if isinstance(one, Pair)]
         figures = Figures(samples)
-        parts = split(lessons, self.config.micro_tokens)
+        parts, width = split(lessons, self.config.micro_tokens, self.config.packing)
         tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
+        if not pairs:  # which must not be torn
+            parts = spread(parts, micro_batches, samples)
         if tokens == 0:
             return figures
         figures.tally.mean("lr", self._set_lr(lr), 1.0)
         drift = kto_drift(pairs, self.logprobs, self.device, self.world) if config.kind == "kto" else 0.0
         for i in range(micro_batches):
-            batch = collate(samples, parts[i] if i < len(parts) else [], self.device)
+            batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
             logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
             if config.kind in PREFERENCE_LOSSES:
                 loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
@@ -260,80 +268,25 @@ class LearnerRank:
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probability of every loss token of every sample under the weights held now."""
-        from learners.batching import split_by_length
         from learners.reference import token_logprobs
 
-        tokens = self.config.micro_tokens
-        *_, passes = self._agree(0, 0, len(split_by_length(samples, tokens)))
-        return token_logprobs(self.engine, samples, tokens, self.device, at_least=passes)
+        tokens, packing = self.config.micro_tokens, self.config.packing
+        *_, passes = self._agree(0, 0, len(split(samples, tokens, packing)[0]))
+        return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes)
 
-    # --------------------------------------------------------------------------- weights and files
+    # ------------------------------------------------------- weights (files: learners/saving.py)
 
     def export(self, checksum: bool = True) -> list[Bucket]:
-        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere. A head
-        tied to the embeddings is not listed twice."""
-        parameters = dict(self._lm().named_parameters())
-        sizes = [(name, _numel(p) * p.element_size()) for name, p in parameters.items()]
+        """All weights under their Hugging Face names (learners/weights.py) on rank 0, [] elsewhere, adapters merged. A
+        head tied to the embeddings is not listed twice."""
+        found = {piece.name: piece for piece in pieces(self._lm())}
+        weights = [(name, piece.parameters[0]) for name, piece in found.items()]
         buckets = []
-        for names in bucket_names(sizes):
-            with self._gathered([parameters[name] for name in names]):
+        for names in bucket_names((name, _numel(p) * p.element_size()) for name, p in weights):
+            with self._gathered([p for name in names for p in found[name].parameters]):
                 if self.rank == 0:
-                    buckets.append(pack([(name, parameters[name]) for name in names], checksum))
+                    buckets.append(pack([(name, found[name].value()) for name in names], checksum))
         return buckets
-
-    def save(self, folder: str, extra: dict[str, Any] | None = None) -> None:
-        """Everything that `load` needs to go on bit by bit, into `folder` (learners/checkpoint.py makes
-        that atomic). `extra` is returned by `load` and must be JSON. Several nodes: a shared folder."""
-        self.engine.save_checkpoint(folder, tag=STATE, save_latest=False)
-        if self.rank == 0:
-            facts = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-            facts |= {"updates": self.updates, "extra": extra or {}}
-            if self.reference is not None:
-                self.reference.save(folder)
-                facts["reference"] = self.reference.facts()
-            Path(folder, FACTS).write_text(json.dumps(facts, indent=1))
-
-    def load(self, folder: str) -> dict[str, Any]:
-        """Takes up what `save` wrote and returns its `extra`. Raises LearnerConfigError when that learner
-        had another number of ranks, ZeRO stage or dtype."""
-        from learners.reference import check_saved
-
-        facts = json.loads(Path(folder, FACTS).read_text())
-        mine = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-        for key, value in mine.items():
-            if facts[key] != value:
-                raise LearnerConfigError(f"{folder}: saved with {key} {facts[key]}, this learner has {value}")
-        check_saved(folder, facts.get("reference"), self.reference)
-        path, _ = self.engine.load_checkpoint(folder, tag=STATE)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: holds no learner state")
-        if self.reference is not None:
-            self.reference.load(folder, facts["reference"])
-        self.updates = facts["updates"]
-        return facts["extra"]
-
-    def save_hf(self, folder: str) -> None:
-        """The model in Hugging Face format (safetensors), with the tokenizer files it came with."""
-        parameters = dict(self._lm().named_parameters())
-        with self._gathered(list(parameters.values())):
-            if self.rank == 0:
-                state = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-                saved = self._lm().state_dict()
-                state |= {name: b.cpu() for name, b in self._lm().named_buffers() if name in saved}
-                self._lm().save_pretrained(folder, state_dict=state)
-                self._copy_tokenizer(Path(folder))
-
-    def _copy_tokenizer(self, folder: Path) -> None:
-        source = Path(self.model_dir)
-        if not source.is_dir():
-            from transformers import AutoTokenizer
-
-            AutoTokenizer.from_pretrained(self.model_dir).save_pretrained(folder)
-            return
-        for path in source.iterdir():
-            weights = path.name.endswith(".index.json")
-            if path.is_file() and path.suffix in COPIED and not weights and not (folder / path.name).exists():
-                shutil.copy(path, folder)
 
     def load_weights_from(self, model_dir: str) -> None:
         """Starts afresh from other weights of the same architecture: new model, new optimizer."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import LossConfig
+from learners.scoring import brier, log_score
 from learners.settings import LOSS_USES, normalisation
 
 Metrics = dict[str, Tensor]
@@ -142,7 +143,15 @@ def segment_mean(values_L: Tensor, segments_L: Tensor | None) -> Tensor:
     return (sums_N / sizes_N)[segments_L]
 
 
-LOSSES: dict[str, Loss] = {"clip": clip, "reinforce": reinforce, "sft": sft, "gspo": gspo, "cispo": cispo}
+LOSSES: dict[str, Loss] = {
+    "clip": clip,
+    "reinforce": reinforce,
+    "sft": sft,
+    "gspo": gspo,
+    "cispo": cispo,
+    "log_score": log_score,
+    "brier": brier,
+}
 
 
 # -- what the policy-gradient losses share

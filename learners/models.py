@@ -6,6 +6,7 @@ is possible and short games cost few tokens.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ CHAT_TEMPLATE = (
 )
 
 WORD_SCORE, BYTE_SCORE = -1.0, -20.0  # a word beats its spelling in bytes, whatever its length
+
+COPIED = {".json", ".jinja", ".txt", ".model"}
+"""What else than weights a model's folder holds: the tokenizer."""
 
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Head sizes that vLLM's CPU attention has kernels for (v1/attention/backends/cpu_attn.py)."""
@@ -134,3 +138,16 @@ def materialise(config: ModelConfig, words: Iterable[str], out_dir: str | Path) 
     if config.path:
         return Path(config.path)
     return build_model(config, build_tokenizer(words), out_dir)
+
+
+def copy_tokenizer(source: str, folder: Path) -> None:
+    """The tokenizer of the model `source` (folder or name) into the folder of another; what is there stays."""
+    if not Path(source).is_dir():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        return
+    for path in Path(source).iterdir():
+        weights = path.name.endswith(".index.json")
+        if path.is_file() and path.suffix in COPIED and not weights and not (folder / path.name).exists():
+            shutil.copy(path, folder)

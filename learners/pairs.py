@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequen
 from dataclasses import replace
 
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig
-from learners.batching import split_by_length, spread
+from learners.batching import spread
+from learners.packing import split as packing_split
 from learners.samples import build_pairs, build_samples
+from learners.truth import Answers
 from learners.types import Pair, Sample
 from protocols.types import Episode
 
@@ -20,14 +22,19 @@ LABEL_GAMMA = 7.0
 
 
 def build_lessons(
-    episodes: Iterable[Episode], policy: str, config: LearnerConfig, baselines: MutableMapping[str, float]
+    episodes: Iterable[Episode],
+    policy: str,
+    config: LearnerConfig,
+    baselines: MutableMapping[str, float],
+    answers: Answers | None = None,
 ) -> tuple[Sequence[Lesson], dict[str, float]]:
-    """What the loss of `policy` learns from these episodes, and figures about it."""
+    """What the loss of `policy` learns from these episodes, and figures about it. `answers`: which right answers may be
+    learned from; None: all."""
     loss = config.loss
     if loss.kind not in PREFERENCE_LOSSES:
-        return build_samples(episodes, policy, config.advantage, baselines, config.signal)
+        return build_samples(episodes, policy, config.advantage, baselines, config.signal, answers)
     gamma = LABEL_GAMMA if loss.label_gamma is None else loss.label_gamma
-    return build_pairs(episodes, policy, config.advantage, gamma, mismatch=loss.kind == "kto")
+    return build_pairs(episodes, policy, config.advantage, gamma, mismatch=loss.kind == "kto", answers=answers)
 
 
 def sequences(lessons: Iterable[Lesson]) -> list[Sample]:
@@ -47,13 +54,15 @@ def share(lessons: Sequence[Lesson], ranks: int) -> list[list[int]]:
     return spread([sum(len(sample.token_ids_S) for sample in sequences([one])) for one in lessons], ranks)
 
 
-def split(lessons: Sequence[Lesson], micro_tokens: int) -> list[list[int]]:
-    """Micro-batches as indices of `sequences(lessons)`: batching.split_by_length, with pairs kept together."""
+def split(lessons: Sequence[Lesson], micro_tokens: int, packing: bool = False) -> tuple[list[list[int]], int]:
+    """Micro-batches as indices of `sequences(lessons)`, and the width of a packed row: packing.split, with pairs kept
+    together, which are not packed."""
     if not any(isinstance(one, Pair) for one in lessons):
-        return split_by_length(sequences(lessons), micro_tokens)
+        return packing_split(sequences(lessons), micro_tokens, packing)
     # Two rows as wide as the longer reply.
     longer = [max(sequences([one]), key=lambda sample: len(sample.token_ids_S)) for one in lessons]
-    return [[k for i in part for k in (2 * i, 2 * i + 1)] for part in split_by_length(longer, micro_tokens // 2)]
+    parts, _ = packing_split(longer, micro_tokens // 2)
+    return [[k for i in part for k in (2 * i, 2 * i + 1)] for part in parts], 0
 
 
 def compared(lessons: Sequence[Lesson], score: Callable[[Sequence[Sample]], list[list[float]]]) -> list[Lesson]:

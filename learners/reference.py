@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import ReferenceConfig
-from learners.batching import collate, split_by_length
+from learners.batching import collate
+from learners.packing import split
 from learners.settings import LearnerConfigError
 from learners.types import Sample
 from learners.weights import bucket_names
@@ -121,15 +122,16 @@ def token_logprobs(
     samples: Sequence[Sample],
     micro_tokens: int,
     device: torch.device,
+    packing: bool = False,
     at_least: int = 0,
 ) -> list[list[float]]:
     """Log-probability of every loss token of every sample, without gradient. `at_least`: forward passes, for ranks
     that have to keep step with others."""
-    parts = split_by_length(samples, micro_tokens)
+    parts, width = split(samples, micro_tokens, packing)
     found: list[list[float]] = [[] for _ in samples]
     with torch.no_grad():
         for i in range(max(len(parts), at_least)):
-            batch = collate(samples, parts[i] if i < len(parts) else [], device)
+            batch = collate(samples, parts[i] if i < len(parts) else [], device, width)
             logprobs_L, _ = forward(**batch.inputs)
             for owner, value in zip(batch.index_L.tolist(), logprobs_L.tolist()):
                 if owner >= 0:

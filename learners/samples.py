@@ -8,7 +8,8 @@
 2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
    default), never across an agent's own turns. `role_ema` compares with moving averages, one for each
    combination of `baseline_by` values; `reinforce_pp` with the whole batch. Other signals than `advantage` give
-   a turn a weight instead: whether, and how much, to imitate it (learners/signals.py).
+   a turn a weight instead: whether, and how much, to imitate it (learners/signals.py). `truth` learns from the
+   questions that a judge was asked, not from its turns (learners/truth.py).
 3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
 
 Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
@@ -28,7 +29,9 @@ from configs.schema import AdvantageConfig, SignalConfig
 from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
 from learners.settings import ADVANTAGE_USES, SIGNAL_USES
 from learners.signals import SIGNALS
+from learners.truth import Answers, truth_samples
 from learners.types import Pair, Sample
+from protocols.rewards import REWARDS
 from protocols.types import Episode, TokenTrace, Turn
 
 GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
@@ -74,17 +77,23 @@ def build_samples(
     config: AdvantageConfig,
     baselines: MutableMapping[str, float] | None = None,
     signal: SignalConfig | None = None,
+    answers: Answers | None = None,
 ) -> tuple[list[Sample], dict[str, float]]:
     """The samples of `policy`, and figures about them (names below in `_metrics`). `signal` None: advantages.
+    `answers`: which right answers may be learned from; None: all.
 
     `baselines`: the policy's moving averages, which `role_ema` reads and moves; keep them from batch to batch.
     Raises `UnknownSetting`.
     """
-    signal = signal or SignalConfig()
+    signal, answers = signal or SignalConfig(), answers or Answers()
     _check(config, signal)
+    if signal.kind == "truth":
+        return truth_samples(episodes, policy, signal.consistency, answers)
     counts: Counter[str] = Counter()
     steps = [
-        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
+        step
+        for episode in _grounded(episodes, counts)
+        for step in _rewarded(episode, policy, config, counts, answers)
     ]
     if signal.kind == "advantage":
         _set_advantages(steps, config, {} if baselines is None else baselines, counts)
@@ -118,7 +127,12 @@ def preference_pairs(
 
 
 def build_pairs(
-    episodes: Iterable[Episode], policy: str, config: AdvantageConfig, gamma: float = 7.0, mismatch: bool = False
+    episodes: Iterable[Episode],
+    policy: str,
+    config: AdvantageConfig,
+    gamma: float = 7.0,
+    mismatch: bool = False,
+    answers: Answers | None = None,
 ) -> tuple[list[Pair], dict[str, float]]:
     """The best and the worst of all replies of `policy` that a group holds to the same prompt, token by token: two
     replies after different histories are no preference. None where their credits are alike. And figures as for
@@ -126,12 +140,12 @@ def build_pairs(
 
     The probability is 1 / (1 + e^(-gamma (r1 - r2))), r the credits (arXiv 2409.16636, whose rewards are in [0, 1] and
     whose gamma is 7); win rates are means of it over the group. Of `config`, `group_by`, `credit` and `discount` are
-    read. `mismatch`: with replies to other prompts.
+    read. `mismatch`: with replies to other prompts. `answers`: as for samples.
     """
     _check(config, SignalConfig())
     counts: Counter[str] = Counter()
     steps = [
-        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts)
+        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts, answers)
     ]
     prompts: dict[tuple[Key, tuple[int, ...], float], list[_Step]] = defaultdict(list)
     for step, key in zip(steps, _keys(steps, config.group_by)):
@@ -196,11 +210,19 @@ def _seats(turns: Iterable[Turn]) -> list[list[Turn]]:
 
 
 def _rewarded(
-    episode: Episode, policy: str, config: AdvantageConfig, counts: Counter[str]
+    episode: Episode,
+    policy: str,
+    config: AdvantageConfig,
+    counts: Counter[str],
+    answers: Answers | None = None,
 ) -> Iterator[_Step]:
     """The turns of `policy` that were sampled and rewarded, with their credit. Counts the others."""
     rewards: dict[tuple[str, int | None], float] = defaultdict(float)
+    hidden = answers is not None and not answers.known(episode.task)
     for reward in episode.outcome.rewards:
+        if hidden and reward.name in REWARDS and REWARDS[reward.name].needs == "verdicts":
+            counts["rewards_untrusted"] += 1
+            continue
         assert math.isfinite(reward.value), f"episode {episode.id}: reward {reward.name!r} is {reward.value}"
         rewards[reward.seat, reward.turn] += reward.value
     own = [turn for turn in episode.turns if turn.policy == policy and not turn.read]
@@ -384,7 +406,7 @@ def _metrics(steps: Sequence[_Step], samples: Sequence[Sample], counts: Counter[
     """Counts of what trained and what did not, and per role the mean credit and its spread."""
     names = (
         "episodes_ok", "episodes_invalid", "episodes_lost", "turns", "turns_without_reward",
-        "turns_without_trace", "turns_forced", "rewards_unmatched", "groups", "singleton_groups",
+        "turns_without_trace", "turns_forced", "rewards_unmatched", "rewards_untrusted", "groups", "singleton_groups",
         "zero_variance_groups",
     )  # fmt: skip
     metrics = {name: float(counts[name]) for name in names}

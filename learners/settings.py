@@ -17,6 +17,8 @@ LOSS_USES: dict[str, frozenset[str]] = {
     "sft": _ANY,
     "gspo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
     "cispo": _POLICY_GRADIENT | {"clip_low", "clip_high"},
+    "log_score": _ANY,
+    "brier": _ANY,
     "dpo": frozenset({"beta", "sft"}),
     "smoothed_dpo": frozenset({"beta", "label_gamma", "sft"}),
     "ipo": frozenset({"tau", "sft"}),
@@ -35,7 +37,10 @@ CORRECTION_USES: dict[str, frozenset[str]] = {
 }
 """LossConfig.correction -> the bounds that it reads."""
 
-NORMALISE = {"clip": "token", "reinforce": "token", "sft": "token", "gspo": "sequence", "cispo": "token"}
+NORMALISE = {
+    **dict.fromkeys(("clip", "reinforce", "sft", "cispo"), "token"),
+    **dict.fromkeys(("gspo", "log_score", "brier"), "sequence"),
+}
 """What `normalise: auto` is for each loss of a token; preference losses are means over pairs."""
 
 _EACH_GROUP = frozenset({"credit", "discount", "group_by"})
@@ -51,9 +56,13 @@ SIGNAL_USES: dict[str, frozenset[str]] = {
     "winners": frozenset({"threshold"}),
     "rejection": frozenset({"best"}),
     "reward_weighted": frozenset({"temperature"}),
+    "truth": frozenset({"consistency"}),
 }
-"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, all but `advantage` read
-`_EACH_GROUP` only."""
+"""Signal kind -> the fields of SignalConfig that it reads. Of AdvantageConfig, `truth` reads nothing and the others
+but `advantage` read `_EACH_GROUP` only."""
+
+SCORES = ("log_score", "brier")
+"""Losses that score a judge's probabilities (learners/scoring.py): what the signal `truth` is for, and nothing else."""
 
 REFERENCE_USES: dict[str, frozenset[str]] = {
     "initial": frozenset(),
@@ -88,7 +97,8 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
                 yield f"{part}.{name}", f"with the loss {config.loss.kind!r}, which compares replies", "loss.kind"
             continue
         if part == "advantage" and signal != "advantage":
-            for name in sorted({f.name for f in fields(section)} - _EACH_GROUP):
+            read = frozenset() if signal == "truth" else _EACH_GROUP
+            for name in sorted({f.name for f in fields(section)} - read):
                 yield f"advantage.{name}", f"with the signal {signal!r}", "signal.kind"
             continue
         if part == "reference" and not needs_reference(config.loss):
@@ -161,6 +171,24 @@ def check_learner(config: LearnerConfig, device: str) -> None:
     deepspeed_json(config, device)
     check_loss(config.loss)
     check_reference(config)
+    check_signal(config)
+    if config.offload != "none" and device == "cpu":
+        raise LearnerConfigError("offload: has no effect on the CPU")
+    if config.lora and not config.lora.target_modules:
+        raise LearnerConfigError("lora.target_modules: names no layer that gets an adapter")
+    if config.packing and config.loss.kind in PREFERENCE_LOSSES:
+        raise LearnerConfigError(f"packing: the loss {config.loss.kind!r} compares rows; valid: false")
+
+
+def check_signal(config: LearnerConfig) -> None:
+    """Raises LearnerConfigError where signal and loss do not understand each other."""
+    signal, loss = config.signal.kind, config.loss.kind
+    if signal == "truth" and loss not in SCORES:
+        raise LearnerConfigError(
+            f"loss.kind: {loss!r} cannot learn from the signal 'truth'; valid: {', '.join(SCORES)}"
+        )
+    if signal != "truth" and loss in SCORES:
+        raise LearnerConfigError(f"loss.kind: {loss!r} scores probabilities; valid with signal: {{kind: truth}}")
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:
@@ -204,7 +232,8 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
     zero = extra.pop("zero_optimization", {})
     if not isinstance(zero, dict):
         raise LearnerConfigError("deepspeed.zero_optimization: must be a mapping")
-    taken += [f"zero_optimization.{key}" for key in zero if key == "stage"]
+    offload = _offload(config, device)
+    taken += [f"zero_optimization.{key}" for key in zero if key in {"stage", *offload}]
     if taken:
         raise LearnerConfigError(
             f"deepspeed: {', '.join(taken)}: set by the learner from dtype, zero_stage, lr, grad_clip, micro_tokens"
@@ -214,5 +243,15 @@ def deepspeed_json(config: LearnerConfig, device: str) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         **extra,
         **ours,
-        "zero_optimization": {**zero, "stage": config.zero_stage},
+        "zero_optimization": {**zero, "stage": config.zero_stage, **offload},
     }
+
+
+def _offload(config: LearnerConfig, device: str) -> dict[str, Any]:
+    """DeepSpeed's keys below zero_optimization."""
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
+    if config.zero_stage < least:
+        raise LearnerConfigError(f"offload: {config.offload} needs zero_stage {least}{' or more' * (least < 3)}")
+    keys = ("optimizer", "param")[: ("none", "optimizer", "parameters").index(config.offload)]
+    pinned = {"pin_memory": True} if device == "cuda" else {}
+    return {f"offload_{key}": {"device": "cpu", **pinned} for key in keys}

@@ -5,7 +5,9 @@ Axes: B sequences, T padded length, L tokens that carry loss, D hidden width, V 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,24 @@ def load_lm(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = Fal
         str(model), dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
     )
     lm.config.use_cache = False
+    for parameter in lm.parameters():
+        # Memory of its own: a file is mapped at any address, and kernels may round differently there.
+        parameter.data = parameter.data.clone()
     return lm.eval()
+
+
+def recompute(lm: Any) -> None:
+    """Gradient checkpointing (arXiv 1604.06174) without training mode, which would bring dropout back: only the layers
+    themselves are told that they train, nothing inside them. To be called after the last `eval()`."""
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise LearnerConfigError(f"gradient_checkpointing: {type(lm).__name__} has no layers that can do it")
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
 
 class TokenModel(nn.Module):
@@ -48,15 +67,17 @@ class TokenModel(nn.Module):
         legal_rows_K: Tensor | None = None,
         legal_tokens_K: Tensor | None = None,
         entropy_grad: bool = False,
+        position_ids_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of `targets_L` and the entropy (nats) of its distribution, both [L], float32.
 
         (rows_L, cols_L) is the position that *predicts* the target. The distribution is that of the
         sampler's processed log-probabilities: logits over temperature, then the legal tokens only.
         `legal_rows_K`, `legal_tokens_K` list (index into L, legal token); an index that does not occur
-        is free.
+        is free. `position_ids_BT`: of packed rows (learners/packing.py).
         """
-        hidden_BTD = self.lm.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        packed = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
+        hidden_BTD = self.lm.base_model(input_ids=input_ids_BT, use_cache=False, **packed).last_hidden_state
         logits_LV = self.lm.get_output_embeddings()(hidden_BTD[rows_L, cols_L]).float()
         logits_LV = logits_LV / temperature_L[:, None]
         illegal_LV = None
@@ -78,7 +99,7 @@ def probe(model: nn.Module) -> Tensor:
     """Log-probabilities of six arbitrary tokens, followed by padding that must not matter."""
     inner = model.module if hasattr(model, "module") else model
     device = next(inner.parameters()).device
-    ids_T = _probe_ids(inner.lm).to(device)
+    ids_T = probe_ids(inner.lm).to(device)
     padded_T = torch.cat([ids_T, ids_T.new_zeros(3)])
     with torch.no_grad():
         logprobs_T, _ = model(
@@ -91,7 +112,7 @@ def probe(model: nn.Module) -> Tensor:
     return logprobs_T
 
 
-def _probe_ids(lm: nn.Module) -> Tensor:
+def probe_ids(lm: nn.Module) -> Tensor:
     return torch.arange(1, 7) * 7919 % lm.config.get_text_config().vocab_size
 
 
@@ -102,7 +123,7 @@ def check_head(model: TokenModel) -> None:
     logits) or that are not causal without an attention mask: their log-probabilities would be wrong.
     """
     first = next(model.parameters())
-    ids_T = _probe_ids(model.lm).to(first.device)
+    ids_T = probe_ids(model.lm).to(first.device)
     with torch.no_grad():
         full_TV = torch.log_softmax(model.lm(input_ids=ids_T[None], use_cache=False).logits[0].float(), -1)
     expected_T = full_TV.gather(1, ids_T.roll(-1)[:, None]).squeeze(1)

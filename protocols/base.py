@@ -51,3 +51,7 @@ class Protocol(ABC):
     def problems(self) -> list[tuple[str, str]]:
         """What is wrong with this definition: (path of the YAML key, message). Empty when sound."""
         return []
+
+    def unplayable(self, task: Task) -> str:
+        """Why this protocol cannot be played on tasks such as `task`; empty where it can or that is not known."""
+        return ""

@@ -17,10 +17,11 @@ from protocols.judging import (
     UnreadableVerdict,
     favourites,
     mean_belief,
+    read_graded,
     read_probs,
     read_vote,
 )
-from protocols.rewards import Belief
+from protocols.rewards import Belief, Verdict
 from protocols.templates import quote, render
 from protocols.types import Judgment, Message, Reply, Task, TurnRequest
 from protocols.views import Chat, as_reply, fresh_chat
@@ -33,10 +34,11 @@ class Juror:
     """One judge of a play, for the length of a poll and over all of them."""
 
     def __init__(
-        self, rules: JudgeRules, seat: str, role: str, task: Task, sides: Mapping[str, int], joiner: str
-    ) -> None:
+        self, rules: JudgeRules, seat: str, role: str, task: Task, sides: Mapping[str, int], joiner: str,
+        shared: Mapping[str, str],
+    ) -> None:  # fmt: skip
         self.rules, self.seat, self.role, self.task = rules, seat, role, task
-        self.sides, self.joiner = sides, joiner
+        self.sides, self.joiner, self.shared = sides, joiner, shared
         given = tuple(range(len(task.choices)))
         self.orders = (given, given[::-1]) if rules.orders == "both" else (given,)
         self.changed = True
@@ -46,25 +48,26 @@ class Juror:
         self.failure = ""
         self.swap_gap = 0.0
         """Largest difference so far between the two orders' probabilities of a claim."""
+        self.votes: list[Verdict] = []
+        """What became of each vote that could be read, where the right answer is known."""
         self._verdicts: list[list[Belief]] = []
         self._retries = rules.retries
         self._entries: list[tuple[str, str, str]] = []
         self._revealed: tuple[str, ...] = ()
         self._asked = 0
-        self._shown = [self._claims(order) for order in self.orders]
         self._labels = tuple(rules.labels)
         self._answers = [
             self._labels if rules.answers == "labels" else tuple(task.choices[claim] for claim in order)
             for order in self.orders
         ]
         self._targets = [
-            answers[order.index(task.choices.index(task.answer))] if task.answer in task.choices else None
+            answers[order.index(task.choices.index(task.answer))]
+            if task.answer in task.choices and rules.grade is None
+            else None
             for order, answers in zip(self.orders, self._answers)
         ]
-        self._system = render(rules.system, {"seat": seat, "role": role})
-        self._chat: Chat | None = None
-        if rules.view == "chat":
-            self._chat = Chat(self._system, render(rules.prompt, self._shown[0]), joiner)
+        self._system = render(rules.system, {"seat": seat, "role": role, **shared})
+        self._chat = Chat(joiner) if rules.view == "chat" else None
 
     def reveal(self, *statements: str) -> None:
         """Statements that the judge may now see as evidence."""
@@ -76,36 +79,35 @@ class Juror:
 
     def hear(self, seat: str, role: str, text: str) -> None:
         """A message that the judge may see."""
-        if self._chat is not None:
-            self._chat.hear(self._entry(seat, role, text, self.orders[0]))
-            self.changed = True
-        elif self.rules.view == "transcript":
+        if self.rules.view != "evidence":
             self._entries.append((seat, role, text))
             self.changed = True
 
     def begin(self) -> None:
         """A new poll: one question per order of the claims, or `votes` of each."""
-        self.open = [i for i in range(len(self.orders)) for _ in range(self.rules.votes or 1)]
+        self.open = [i for i in range(len(self.orders)) for _ in range(self.rules.samples or 1)]
         self._verdicts = [[] for _ in self.orders]
         self.changed = False
 
     def requests(self) -> list[TurnRequest]:
         """The open questions, about what it sees now."""
         first, self._asked = self._asked, self._asked + len(self.open)
-        rules, read = self.rules, not self.rules.votes
+        rules, read = self.rules, not self.rules.samples
         chats = {i: self._messages(i) for i in dict.fromkeys(self.open)}
         return [TurnRequest(
             seat=self.seat, role=self.role, messages=chats[i], turn=first + n, phase="judge",
-            choices=self._answers[i], enforce=read, read=read, target=self._targets[i], fresh=self._chat is None,
+            choices=() if rules.grade else self._answers[i], enforce=read or rules.grade is not None, read=read,
+            target=self._targets[i], fresh=self._chat is None,
             situation="given" if i == 0 else "reversed", max_tokens=rules.max_tokens, temperature=rules.temperature,
         ) for n, i in enumerate(self.open)]  # fmt: skip
 
     def take(self, replies: Sequence[Reply]) -> None:
         """Read the answers. What is unreadable stays open for another try, while there is a budget for it."""
         asked, self.open, why = self.open, [], ""
-        for i, reply in zip(asked, replies, strict=True):
+        for turn, (i, reply) in enumerate(zip(asked, replies, strict=True), self._asked - len(asked)):
             try:
                 self._verdicts[i].append(self._read(reply, i))
+                self._note_vote(turn, i)
             except UnreadableVerdict as error:
                 self.open.append(i)
                 why = why or str(error)
@@ -118,19 +120,29 @@ class Juror:
     def belief(self) -> Belief:
         """What it believes after a poll: the mean over its votes and over the orders of the claims."""
         means = [_mean(votes) for votes in self._verdicts]
+        if self.rules.graded:
+            return means[0]
         if len(means) == 2:
             self.swap_gap = max(self.swap_gap, *(abs(p - q) for p, q in zip(means[0], reversed(means[1]))))
         return mean_belief(self.orders, means)
 
+    def _note_vote(self, turn: int, i: int) -> None:
+        target = self._targets[i]
+        if self.rules.votes and target is not None:
+            right = self._verdicts[i][-1][self._answers[i].index(target)] == 1.0
+            self.votes.append(Verdict(self.seat, turn, right))
+
     def _read(self, reply: Reply, i: int) -> Belief:
+        if self.rules.grade is not None:
+            return read_graded(reply, self._answers[i], self.rules.grade)
         if not self.rules.votes:
             return read_probs(reply.probs, len(self._labels))
         return read_vote(reply, self._answers[i])
 
     def _messages(self, i: int) -> tuple[Message, ...]:
+        values = self._claims(self.orders[i])
         if self._chat is not None:
-            return self._chat.ask(self.rules.ask)
-        values = self._shown[i]
+            return self._continued(self._chat, values)
         if self.rules.view == "evidence":
             values = {**values, "evidence": " ".join(self._revealed)}
             return fresh_chat(self._system, render(self.rules.prompt, values).strip())
@@ -138,8 +150,16 @@ class Juror:
         values = {**values, "transcript": self.joiner.join(entries)}
         return fresh_chat(self._system, render(self.rules.prompt, values))
 
+    def _continued(self, chat: Chat, values: Mapping[str, str]) -> tuple[Message, ...]:
+        if not chat.opened:
+            chat.open(self._system, render(self.rules.prompt, values))
+        for entry in self._entries:
+            chat.hear(self._entry(*entry, self.orders[0]))
+        self._entries.clear()
+        return chat.ask(self.rules.ask)
+
     def _claims(self, order: tuple[int, ...]) -> dict[str, str]:
-        values = {"question": self.task.question, "seat": self.seat, "role": self.role}
+        values = {"question": self.task.question, "seat": self.seat, "role": self.role, **self.shared}
         for letter, claim in zip(LETTERS, order):
             values[letter] = self.task.choices[claim]
             values[f"seat_{letter}"] = ", ".join(s for s, side in self.sides.items() if side == claim)
@@ -147,7 +167,7 @@ class Juror:
 
     def _entry(self, seat: str, role: str, text: str, order: tuple[int, ...]) -> str:
         side = self.sides.get(seat)
-        label = "" if side is None else self._labels[order.index(side)]
+        label = "" if side is None or self.rules.graded else self._labels[order.index(side)]
         values = {"seat": seat, "role": role, "label": label, "text": text, "quoted": quote(text)}
         return render(self.rules.entry, values)
 
@@ -156,16 +176,18 @@ class Bench:
     """The judges of one play and their beliefs so far."""
 
     def __init__(
-        self, rules: JudgeRules, roles: Mapping[str, str], task: Task, sides: Mapping[str, int], joiner: str
-    ) -> None:
-        if len(task.choices) != len(rules.labels):
+        self, rules: JudgeRules, roles: Mapping[str, str], task: Task, sides: Mapping[str, int], joiner: str,
+        shared: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        """`shared`: values that every prompt of the play may show."""
+        if len(task.choices) != len(rules.labels) and not rules.graded:
             raise ValueError(
                 f"task {task.id} has {len(task.choices)} choices for the judge's "
                 f"{len(rules.labels)} labels ({', '.join(rules.labels)})"
             )
         self.rules = rules
         self.jurors = {
-            seat: Juror(rules, seat, roles[seat], task, sides, joiner)
+            seat: Juror(rules, seat, roles[seat], task, sides, joiner, shared)
             for seat in (*rules.held_out, *rules.deciding)  # so that the judgments that decide come last
         }
         self.deciding = [self.jurors[seat] for seat in rules.deciding]

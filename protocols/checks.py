@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from protocols.checks_sides import side_problems, sided_at
 from protocols.judging import judge_problems
 from protocols.rewards import REWARDS, Source, reward_problems
 from protocols.speech import words
-from protocols.templates import template_problems
+from protocols.templates import names, template_problems
 
 if TYPE_CHECKING:
     from protocols.phased import Phase, Phased
@@ -26,14 +27,17 @@ Problem = tuple[str, str]
 def phased_problems(rules: Phased) -> list[Problem]:
     found = [*_seat_problems(rules), *_prompt_problems(rules)]
     for i, phase in enumerate(rules.phases):
-        found += _phase_problems(rules, phase, f"phases.{i}")
+        found += _phase_problems(rules, phase, i)
     if not rules.phases:
         found.append(("phases", "needs at least one phase"))
     doubles = {p.name for p in rules.phases if [q.name for q in rules.phases].count(p.name) > 1}
     found += [("phases", f"two phases are called {name!r}; names must differ") for name in sorted(doubles)]
     if rules.judge is not None:
-        found += judge_problems(rules.judge, rules.seats, {s for phase in rules.phases for s in phase.seats})
-    return [*found, *_vote_problems(rules), *_listen_problems(rules), *_pay_problems(rules)]
+        speaking = {s for phase in rules.phases for s in phase.seats}
+        found += judge_problems(rules.judge, rules.seats, speaking, _shared(rules))
+    found += [*_when_problems(rules), *_principle_problems(rules)]
+    found += [*_vote_problems(rules), *_listen_problems(rules), *side_problems(rules)]
+    return [*found, *_pay_problems(rules)]
 
 
 def _judges(rules: Phased) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ def _prompt_problems(rules: Phased) -> Iterable[Problem]:
             continue
         valid = _names(rules, role)
         for name in prompt.hidden:
-            if name in _BUILT_IN:
+            if name in (*_BUILT_IN, "principles", "principle"):
                 yield (
                     f"{path}.hidden",
                     f"{name!r} is already a name of its own; call the hidden material otherwise",
@@ -98,14 +102,16 @@ def _prompt_problems(rules: Phased) -> Iterable[Problem]:
             )
 
 
-def _phase_problems(rules: Phased, phase: Phase, path: str) -> Iterable[Problem]:
+def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem]:
+    path = f"phases.{index}"
     if not phase.name or phase.name == "judge":
         yield f"{path}.name", "needs a name other than 'judge', which is the judge's own"
     for seat in phase.seats:
         if seat not in rules.seats:
             yield f"{path}.seats", _no("seat", seat, rules.seats)
         elif rules.seats[seat] in rules.prompts:
-            yield from template_problems(f"{path}.prompt", phase.prompt, _names(rules, rules.seats[seat]))
+            valid = _names(rules, rules.seats[seat], sided_at(rules, [seat], index))
+            yield from template_problems(f"{path}.prompt", phase.prompt, valid)
     if not phase.seats or phase.repeat < 1:
         yield (path, f"phase {phase.name!r} is never reached: it needs seats and repeat of at least 1")
     if phase.repeat > MAX_REPEAT:
@@ -195,6 +201,42 @@ def _vote_problems(rules: Phased) -> Iterable[Problem]:
         yield "vote", "the judge decides, and so the vote has no effect; valid: one of the two"
     if rules.vote and rules.vote not in choosing:
         yield "vote", _no("phase with moves: choices", rules.vote, choosing)
+    sure = [phase.name for phase in rules.phases if phase.moves == "confidence"]
+    if rules.vote_weights and not rules.vote:
+        yield "vote_weights", "has no effect without a vote; valid with vote"
+    if rules.vote_weights and rules.vote_weights not in sure:
+        yield "vote_weights", _no("phase with moves: confidence", rules.vote_weights, sure)
+
+
+def _when_problems(rules: Phased) -> Iterable[Problem]:
+    """Mistakes in when the judge is asked."""
+    judge, phases = rules.judge, [phase.name for phase in rules.phases]
+    if judge is None:
+        return
+    if judge.after and judge.when != "phases":
+        yield "judge.after", f"has no effect with when: {judge.when}; valid with when: phases"
+    if judge.when == "phases" and not judge.after:
+        yield "judge.after", f"needs the phases after which the judge is asked; valid: {', '.join(phases)}"
+    for name in judge.after:
+        if name not in phases or judge.after.count(name) > 1:
+            yield "judge.after", _no("(other) phase", name, phases)
+
+
+def _shared(rules: Phased) -> tuple[str, ...]:
+    """Placeholders that every prompt may use."""
+    return ("principles", "principle") if rules.principles else ()
+
+
+def _principle_problems(rules: Phased) -> Iterable[Problem]:
+    if not rules.principles:
+        return
+    texts = [phase.prompt for phase in rules.phases]
+    texts += [text for prompt in rules.prompts.values() for text in (prompt.system, prompt.opening)]
+    texts += [] if rules.judge is None else [rules.judge.system, rules.judge.prompt]
+    if not any({*_shared(rules)} & {*names(text)} for text in texts):
+        yield "principles", "no prompt shows them: write {{ principles }} or {{ principle }} in one"
+    if not all(principle.strip() for principle in rules.principles):
+        yield "principles", "a principle has no words"
 
 
 def _listen_problems(rules: Phased) -> Iterable[Problem]:
@@ -221,6 +263,8 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         has.add("legal moves")
     if any(phase.moves == "choices" for phase in rules.phases):
         has.add("choices")
+    if rules.vote:
+        has.add("vote")
     limited = [i for i, phase in enumerate(rules.phases) if phase.soft_words or phase.min_words]
     if limited:
         has.add("word limits")
@@ -228,30 +272,40 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         name = "soft_words" if rules.phases[limited[0]].soft_words else "min_words"
         yield f"phases.{limited[0]}.{name}", "has no effect without the reward 'length': add {name: length}"
     if rules.judge is not None:
-        has.add("final belief")
-        if rules.judge.when == "each_turn":
-            has.add("beliefs")
+        each_turn = rules.judge.when == "each_turn"
+        if rules.judge.graded:
+            has.add("grades")
+        else:
+            has |= {"final belief", "beliefs"} if each_turn else {"final belief"}
+        if each_turn or len(rules.judge.after) > 1:
+            has.add("two judgments")
+        if rules.judge.votes:
+            has.add("verdicts")
     yield from reward_problems(rules.rewards, has, rules.seats)
     for i, term in enumerate(rules.rewards):
         rule = REWARDS.get(term.name)
-        if rule is not None and rule.needs in ("beliefs", "final belief") and not rules.sides:
+        sided = rules.sides or any(phase.commits for phase in rules.phases)
+        graded = rules.judge is not None and rules.judge.graded
+        if rule is not None and rule.needs in _OF_SIDES and not sided and not graded:
             yield f"rewards.{i}.name", f"reward {term.name!r} pays the seats that argue a side: set sides"
         if rules.zero_sum and rule is not None and (not rule.zero_sum or term.to):
             valid = ", ".join(sorted(name for name, r in REWARDS.items() if r.zero_sum))
             yield f"rewards.{i}", f"zero_sum: true is promised; valid: {valid}, paid to all"
-    if rules.zero_sum and (
-        rules.judge is None or len(rules.judge.labels) != 2 or {*rules.sides.values()} != {0, 1}
-    ):
-        yield "zero_sum", "needs a judge with two labels and a seat on each side (0 and 1)"
+    both = {*rules.sides.values()} == {0, 1} or bool(rules.opposes)
+    if rules.zero_sum and (rules.judge is None or len(rules.judge.labels) != 2 or not both):
+        yield "zero_sum", "needs a judge with two labels and a seat on each side (0 and 1, or one that opposes)"
 
 
+_OF_SIDES: tuple[Source, ...] = ("beliefs", "final belief", "two judgments")
 _BUILT_IN = ("question", "choices", "seat", "role", "claim", "other")
 
 
-def _names(rules: Phased, role: str) -> list[str]:
-    """The placeholders that prompts of this role may use."""
-    sided = all(seat in rules.sides for seat, r in rules.seats.items() if r == role)
-    return [*(_BUILT_IN if sided else _BUILT_IN[:4]), *rules.prompts[role].hidden]
+def _names(rules: Phased, role: str, sided: bool | None = None) -> list[str]:
+    """The placeholders that prompts of this role may use. `sided`: whether the reader has a side by then; None: when
+    its chat begins, every seat of the role."""
+    if sided is None:
+        sided = sided_at(rules, [seat for seat, r in rules.seats.items() if r == role])
+    return [*(_BUILT_IN if sided else _BUILT_IN[:4]), *_shared(rules), *rules.prompts[role].hidden]
 
 
 def _no(what: str, name: str, valid: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocols.grading import GradeRules, UnreadableGrades, grade_problems, read_grades, shares
 from protocols.rewards import Belief
 from protocols.templates import template_problems
 from protocols.types import Reply
@@ -45,8 +46,11 @@ class JudgeRules:
     quoted (the text with every line marked, so that nobody can forge an entry)."""
     ask: str = ""
     """View chat: what ends each question to the judge."""
-    when: Literal["each_turn", "end"] = "each_turn"
-    """each_turn: at the start and after each turn that changes what it sees. end: once."""
+    when: Literal["each_turn", "end", "phases"] = "each_turn"
+    """each_turn: at the start and after each turn that changes what it sees. end: once. phases: after those that
+    `after` lists."""
+    after: list[str] = field(default_factory=list)
+    """With when: phases."""
     orders: Literal["both", "given"] = "both"
     """both: asked once with the claims in order and once reversed, beliefs averaged (position bias)."""
     labels: list[str] = field(default_factory=lambda: ["A", "B"])
@@ -60,14 +64,26 @@ class JudgeRules:
     votes: int = 0
     """0: probabilities are read. k: k replies are sampled for each order, and the belief is the share that each
     label got. Reasons are free; the last line must be the answer alone, or the reply is unreadable."""
+    grade: GradeRules | None = None
+    """In place of a vote, each reply (one, or `votes` of them) ends in grades, and what is believed is their mean."""
     retries: int = 0
-    """With votes: how many unreadable replies of each judge may be asked for again in one play."""
+    """With votes or grade: how many unreadable replies of each judge may be asked for again in one play."""
     max_tokens: int | None = None
-    """With votes, like `temperature`."""
+    """With votes or grade, like `temperature`."""
     temperature: float | None = None
     answers: Literal["labels", "claims"] = "labels"
     """What it may answer: a label, or the text of a claim itself. For a tiny model the latter is far easier to
     learn: it has to recognise what the evidence shows, not also which place that claim stands in."""
+
+    @property
+    def samples(self) -> int:
+        """How many replies are sampled for each order; 0 where probabilities are read."""
+        return max(self.votes, int(self.grade is not None))
+
+    @property
+    def graded(self) -> tuple[str, ...]:
+        """The seats that are graded, whose grades then stand where beliefs over claims would."""
+        return tuple(self.grade.seats) if self.grade is not None and self.grade.of == "seats" else ()
 
     @property
     def deciding(self) -> tuple[str, ...]:
@@ -78,6 +94,16 @@ class JudgeRules:
     def seats(self) -> tuple[str, ...]:
         """Every judge."""
         return (*self.deciding, *self.held_out)
+
+
+def read_graded(reply: Reply, answers: Sequence[str], grade: GradeRules) -> Belief:
+    """Shares of the points of the claims under the labels `answers`, or else the grades of the seats, from 0 to 1.
+    Raises `UnreadableVerdict`."""
+    try:
+        grades = read_grades(reply, answers if grade.of == "claims" else grade.seats, grade)
+    except UnreadableGrades as error:
+        raise UnreadableVerdict(str(error)) from None
+    return shares(grades) if grade.of == "claims" else grades
 
 
 def read_probs(probs: Sequence[float], labels: int) -> Belief:
@@ -124,21 +150,28 @@ def favourites(scores: Sequence[float]) -> list[int]:
     return [i for i, score in enumerate(scores) if best - score < 1e-9]
 
 
-def judge_problems(rules: JudgeRules, seats: Collection[str], speaking: Collection[str]) -> list[Problem]:
-    """Mistakes of a `judge:` section, as (path, message). `speaking`: the seats that take turns in phases."""
+def judge_problems(
+    rules: JudgeRules, seats: Collection[str], speaking: Collection[str], shared: Collection[str] = ()
+) -> list[Problem]:
+    """Mistakes of a `judge:` section, as (path, message). `speaking`: the seats that take turns in phases; `shared`:
+    names that every prompt of the protocol may use."""
     found = [*_seat_problems(rules, seats, speaking), *_vote_problems(rules)]
+    if rules.grade is not None:
+        found += grade_problems(rules.grade, rules, speaking)
     labels = len(rules.labels)
     if labels < 2 or labels > len(LETTERS) or len(set(rules.labels)) < labels or "" in rules.labels:
         found.append(("judge.labels", f"needs 2 to {len(LETTERS)} different labels, for example [A, B]"))
     letters = LETTERS[:labels]
-    valid = ["question", "seat", "role", *letters, *(f"seat_{letter}" for letter in letters)]
+    valid = ["question", "seat", "role", *shared]
+    if not rules.graded:
+        valid += [*letters, *(f"seat_{letter}" for letter in letters)]
     if rules.view != "chat":
         valid.append(rules.view)
     if not rules.prompt:
         found.append(("judge.prompt", f"missing; it may use: {', '.join(valid)}"))
     for path, message in template_problems("judge.prompt", rules.prompt, valid):
         found.append((path, message + " (a judge is shown no hidden material)"))
-    found += template_problems("judge.system", rules.system, ("seat", "role"))
+    found += template_problems("judge.system", rules.system, ("seat", "role", *shared))
     found += template_problems("judge.ask", rules.ask, ())
     found += template_problems("judge.entry", rules.entry, ("seat", "role", "label", "text", "quoted"))
     if rules.view == "chat" and rules.orders == "both":
@@ -183,13 +216,14 @@ def _vote_problems(rules: JudgeRules) -> Iterator[Problem]:
             "a growing chat has one reply per question; valid with votes: evidence, transcript",
         )
     for key in ("retries", "max_tokens", "temperature"):
-        if getattr(rules, key) and not rules.votes:
-            yield f"judge.{key}", "has no effect on probabilities that are read; valid with votes: 1 or more"
+        if getattr(rules, key) and not rules.samples:
+            message = "has no effect on probabilities that are read; valid with votes: 1 or more, or grade"
+            yield f"judge.{key}", message
     if rules.max_tokens is not None and rules.max_tokens < 1:
         yield "judge.max_tokens", "must be at least 1"
     if rules.temperature is not None and rules.temperature < 0:
         yield "judge.temperature", "must be at least 0"
-    if rules.temperature == 0 and rules.votes and (rules.retries or rules.votes > 1):
+    if rules.temperature == 0 and rules.samples and (rules.retries or rules.votes > 1):
         yield (
             "judge.temperature",
             "at temperature 0 every sample is the same; valid: above 0, or votes: 1, retries: 0",

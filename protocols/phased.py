@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar, Literal
 
 from protocols.base import Play, Protocol
@@ -63,9 +64,13 @@ class Phase:
     """A seat that may end the phase before its last repeat."""
     prompt: str = ""
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
-    moves: Literal["free", "evidence", "choices"] = "free"
+    moves: Literal["free", "evidence", "choices", "confidence"] = "free"
     """free: any text. evidence: a statement of the task that has not been revealed. choices: one of the
-    competing answers. A reply that is not legal is rejected: it has no effect and the others read `rejected`."""
+    competing answers. confidence: how sure the seat is, 0%, 10%, ... 100%. A reply that is not legal is rejected: it
+    has no effect and the others read `rejected`."""
+    commits: bool = False
+    """With moves: choices: what a seat chooses is the claim that it argues from then on. Who hears of it: `visible_to`.
+    A seat that chooses none of the claims forfeits: the play ends unjudged and pays for the form of turns alone."""
     enforce: bool = True
     """With legal moves: decoding is limited to them. false: written freely and verified afterwards."""
     parts: dict[str, Literal["private", "shown"]] = field(default_factory=dict)
@@ -97,15 +102,23 @@ class Phased(Protocol):
     seats: dict[str, str]
     """seat -> role, the judge's too."""
     sides: dict[str, int] = field(default_factory=dict)
-    """seat -> index of the claim in `Task.choices` that it argues."""
+    """seat -> index of the claim in `Task.choices` that it argues: assigned by the task."""
+    opposes: dict[str, str] = field(default_factory=dict)
+    """seat -> a seat that commits to one of two claims: this seat argues the other one."""
     prompts: dict[str, RolePrompt] = field(default_factory=dict)
     """role -> prompts, for every role that speaks in a phase."""
     judge: JudgeRules | None = None
     vote: str = ""
     """In place of a judge: the phase (moves: choices) in which seats vote. The last legal vote of each counts; where
     nobody's does, the play is invalid."""
+    vote_weights: str = ""
+    """With `vote`: the phase (moves: confidence) in which seats say how sure they are, by which their votes weigh
+    (protocols/confidence.py). The last legal level of each counts; a vote without one does not."""
     listens: dict[str, list[str]] = field(default_factory=dict)
     """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
+    principles: list[str] = field(default_factory=list)
+    """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for
+    the play. A file of its own can list them: `extends: [FILE]`."""
     rewards: list[RewardTerm] = field(default_factory=list)
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""
@@ -116,26 +129,38 @@ class Phased(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
-        bench = self._bench(task)
-        table = Table(self, task, bench)
-        each_turn = self.judge is not None and self.judge.when == "each_turn"
-        if bench is not None and each_turn:
+        sides, shared = dict(self.sides), self._shared(rng)
+        bench = self._bench(task, sides, shared)
+        table = Table(self, task, bench, sides, shared)
+        when = "" if self.judge is None else self.judge.when
+        if bench is not None and when == "each_turn":
             yield from bench.poll(0)
-        for phase, speakers in self._rounds(self._draw(rng)):
-            if table.failure:
-                break
-            if phase.name in table.stopped:
-                continue
-            asks = table.ask(phase, speakers)
-            if not asks:
-                continue  # nobody has a legal move left
-            table.take(phase, (yield asks))
-            if bench is not None and each_turn and bench.changed:
+        for name, rounds in groupby(self._rounds(self._draw(rng)), key=lambda each: each[0].name):
+            for phase, speakers in rounds:
+                if table.over or name in table.stopped:
+                    continue
+                asks = table.ask(phase, speakers)
+                if not asks:
+                    continue  # nobody has a legal move left
+                table.take(phase, (yield asks))
+                if bench is not None and when == "each_turn" and bench.changed and not table.over:
+                    yield from bench.poll(table.public_turns)
+                table.settle()
+            if bench is not None and self._judged_after(name) and not table.over:
                 yield from bench.poll(table.public_turns)
-            table.settle()
-        if bench is not None and not each_turn:
+        if bench is not None and when == "end" and not table.over:
             yield from bench.poll(table.public_turns)
         return table.outcome()
+
+    def _judged_after(self, phase: str) -> bool:
+        return self.judge is not None and self.judge.when == "phases" and phase in self.judge.after
+
+    def _shared(self, rng: random.Random) -> dict[str, str]:
+        """What every prompt of a play may show. Draws nothing where there are no principles."""
+        if not self.principles:
+            return {}
+        listed = "\n".join(f"- {principle}" for principle in self.principles)
+        return {"principles": listed, "principle": rng.choice(self.principles)}
 
     def roles(self) -> Mapping[str, str]:
         return self.seats
@@ -145,7 +170,7 @@ class Phased(Protocol):
 
     def literal_texts(self) -> list[str]:
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
-        texts = [self.rejected, *(phase.prompt for phase in self.phases)]
+        texts = [self.rejected, *self.principles, *(phase.prompt for phase in self.phases)]
         texts += [f"<{part}> </{part}>" for phase in self.phases for part in phase.parts]
         texts += [phase.stop.says for phase in self.phases if phase.stop is not None]
         for prompt in self.prompts.values():
@@ -160,7 +185,7 @@ class Phased(Protocol):
         exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
         if problem := self.search_problem():
             raise ValueError(f"protocol {self.name}: {problem}")
-        bench = self._bench(task)
+        bench = self._bench(task, self.sides, {})
         assert bench is not None
         (judge,) = bench.deciding
         judge.reveal(*revealed)
@@ -171,8 +196,10 @@ class Phased(Protocol):
         """Why no exact search over the reveals is possible; empty where it is."""
         if self.judge is None or self.judge.view != "evidence":
             return "only a judge with view: evidence can be asked about a set of reveals"
-        if self.judge.panel or self.judge.votes:
-            return "only the probabilities of one judge can be searched, not a panel or votes"
+        if self.judge.panel or self.judge.samples:
+            return "only the probabilities of one judge can be searched, not a panel, votes or grades"
+        if any(phase.commits for phase in self.phases):
+            return "sides that seats choose for themselves are not one game that could be searched"
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
             return "shuffled reveals are not one game that could be searched"
         return ""
@@ -183,6 +210,8 @@ class Phased(Protocol):
             raise ValueError(
                 f"protocol {self.name}: shuffled reveals are not one game that could be searched"
             )
+        if any(phase.commits for phase in self.phases):
+            raise ValueError(f"protocol {self.name}: who argues which side is not known before the play")
         return tuple(
             self.sides[speaker.seat]
             for phase, speakers in self._rounds({})
@@ -195,16 +224,17 @@ class Phased(Protocol):
 
         Raises `UnreadableVerdict`.
         """
-        bench = self._bench(task)
+        bench = self._bench(task, self.sides, {})
         assert bench is not None, "a protocol without a judge has no belief"
         return mean_belief(
             bench.deciding[0].orders, [read_probs(probs, len(task.choices)) for probs in verdicts]
         )
 
-    def _bench(self, task: Task) -> Bench | None:
+    def _bench(self, task: Task, sides: Mapping[str, int], shared: Mapping[str, str]) -> Bench | None:
+        """`sides`: those of the play, as they stand."""
         if self.judge is None:
             return None
-        return Bench(self.judge, self.seats, task, self.sides, self.joiner)
+        return Bench(self.judge, self.seats, task, sides, self.joiner, shared)
 
     def _draw(self, rng: random.Random) -> Mapping[str, int]:
         """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""
@@ -242,11 +272,14 @@ class Phased(Protocol):
         side = self.sides.get(seat)
         place = 0 if phase.order == "simultaneous" else place
         situation = f"place {place}" if side is None else f"side {side} place {place}"
-        audience = tuple(
+        return Speaker(seat, self.seats[seat], situation, self.audience(phase, seat))
+
+    def audience(self, phase: Phase, seat: str) -> tuple[str, ...]:
+        """The seats that hear what `seat` says in `phase`, judges among them."""
+        return tuple(
             other
             for other, role in self.seats.items()
             if other != seat
             and {"all", other, role} & {*phase.visible_to}
             and seat in self.listens.get(other, self.seats)
         )
-        return Speaker(seat, self.seats[seat], situation, audience)

@@ -7,20 +7,37 @@ along (`PROPOSAL`: replay from an archive, controls, held-out sets) is played wi
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from protocols.base import Answer, Ask, Play, Protocol, SubPlay
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
 from protocols.templates import literals, render, template_problems
-from protocols.types import InvalidProposal, Outcome, Task, Turn, TurnRequest
+from protocols.types import (
+    EXAMPLE,
+    PROPOSAL,
+    InvalidProposal,
+    Outcome,
+    Reward,
+    Task,
+    Turn,
+    TurnRequest,
+    VerifierError,
+)  # fmt: skip
 from protocols.views import as_reply, fresh_chat, hidden_values
 
-PROPOSAL = "proposal"
-"""Key of `Task.hidden`, shown to no role, under which a task brings its proposal along: no proposer is asked."""
-EXAMPLE = "example"
-"""Key of `Task.hidden`, shown to no role, of a proposal that a supervised warm start of the proposer imitates."""
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether a proposal is played."""
+
+    valid: bool = True
+    ratings: tuple[float, ...] = ()
+    """For `Record.ratings`."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
+    """Why that could not be decided: missing data."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +87,29 @@ class ProposeSolve(Protocol):
             derived = domain.derive(task, proposal) if legal else None
         except InvalidProposal:
             derived = None
-        if derived is None:
-            record = Record(self.roles(), moves, proposal_valid=False)
-            return Outcome("ok", rewards=pay(self.rewards, record), metrics={"proposal_valid": 0.0})
+        except VerifierError as error:
+            return Outcome("invalid", reason=f"verifier: {error}")
+        admission = (yield from self._admit(task, derived, moves)) if derived else Admission(False)
+        if admission.failure:
+            return Outcome("invalid", reason=admission.failure)
+        if derived is None or not admission.valid:
+            metrics = {"proposal_valid": 0.0, **admission.metrics}
+            return Outcome("ok", rewards=self._pay(moves, admission), metrics=metrics)
         plays: list[Ask] = [
             SubPlay(self.child, derived, rng.getrandbits(63), str(i)) for i in range(self.repeats)
         ]
-        return self._conclude(moves, (yield plays))
+        return self._conclude(moves, (yield plays), admission)
+
+    def _admit(self, task: Task, derived: Task, moves: Sequence[Move]) -> Generator[list[Ask], list[Answer], Admission]:
+        """Whether the derived task is played. `moves`: the proposer's, none where the proposal was brought along."""
+        return Admission()
+        yield []  # a generator, like those that ask somebody
+
+    def _pay(self, moves: Sequence[Move], admission: Admission, scores: Sequence[float] = ()) -> tuple[Reward, ...]:
+        record = Record(
+            self.roles(), moves, sub_scores=scores, proposal_valid=admission.valid, ratings=admission.ratings
+        )
+        return pay(self.rewards, record)
 
     def _request(self, task: Task) -> TurnRequest:
         values = {"question": task.question, "proposals": ", ".join(task.proposals)}
@@ -98,22 +131,20 @@ class ProposeSolve(Protocol):
             temperature=self.temperature,
         )
 
-    def _conclude(self, moves: Sequence[Move], answers: Sequence[Answer]) -> Outcome:
+    def _conclude(self, moves: Sequence[Move], answers: Sequence[Answer], admission: Admission) -> Outcome:
         scores = []
         for answer in answers:
             assert isinstance(answer, Outcome), f"a sub-play was answered with {type(answer).__name__}"
             if answer.status == "ok" and answer.score is not None:
                 scores.append(answer.score)
         needed = min(self.repeats, max(2, (self.repeats + 1) // 2))
-        metrics = {"proposal_valid": 1.0, "children_scored": float(len(scores))}
+        metrics = {"proposal_valid": 1.0, "children_scored": float(len(scores)), **admission.metrics}
         if len(scores) < needed:
             reason = f"{len(scores)} of {self.repeats} sub-plays have a score; at least {needed} are needed"
             return Outcome("invalid", metrics=metrics, reason=reason)
         p = sum(scores) / len(scores)
         metrics["solve_rate"] = p
-        return Outcome(
-            "ok", (), pay(self.rewards, Record(self.roles(), moves, sub_scores=scores)), p, metrics
-        )
+        return Outcome("ok", (), self._pay(moves, admission, scores), p, metrics)
 
     def proposal(self, task: Task, turns: Sequence[Turn]) -> str | None:
         """What was proposed in a recorded play: for the archive. None where nothing was."""

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocols import rewards_judged as judged
+from protocols import rewards_social as social
 from protocols.types import Reward
 
 Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
-    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays"
-]
+    "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verdicts", "verifier", "sub-plays",
+    "game", "vote", "ratings", "result", "forecasts", "verdict on an answer", "grades", "two judgments",
+]  # fmt: skip
 """What a reward reads, and what a protocol may have to offer."""
 
 
@@ -55,6 +58,15 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """One written vote of a judge that decides: whether it named the right answer. An unreadable one is none."""
+
+    seat: str
+    turn: int
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a finished play knows. `roles`: seat -> role; `sides`: seat -> index of the claim it argues."""
 
@@ -69,6 +81,22 @@ class Record:
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
+    returns: Mapping[str, float] = field(default_factory=dict)
+    """seat -> what a game that was played to its end pays it."""
+    forfeited: Sequence[str] = ()
+    """Seats whose illegal moves ended a game."""
+    verdicts: Sequence[Verdict] = ()
+    """Where the right answer is known."""
+    votes_truth: float | None = None
+    """The share of votes for the right answer; None without a vote, or where which is right is not known."""
+    ratings: Sequence[float] = ()
+    """Of the first and the last version of what was written, in [0, 1]."""
+    results: Mapping[str, float] = field(default_factory=dict)
+    """seat -> what a game's own rules give it."""
+    verdict: Belief = ()
+    """What a judge came to, where `beliefs` are forecasts of it; or the probability that an answer is right."""
+    graded: Sequence[str] = ()
+    """Seats that a judge grades: then `beliefs` are their grades in [0, 1], in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +107,7 @@ class Rule:
     needs: Source
     params: Params = field(default_factory=dict)
     zero_sum: bool = False
+    """`game_return`: where the returns of the game do."""
 
 
 def log_odds(belief: Belief, side: int, clip: float) -> float:
@@ -171,6 +200,14 @@ def right_choice(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, float(move.right), "right_choice")
 
 
+def right_verdict(record: Record, params: Params) -> Iterator[Reward]:
+    """1 for each vote of a judge for the right answer, 0 for another; nothing for a vote that could not be read, or of
+    a judge that is held out. How to train a judge that writes; the probabilities of one that is read are trained by
+    the signal `truth`. A policy is credited with it on its trusted tasks only (LearnerConfig.trusted)."""
+    for verdict in record.verdicts:
+        yield Reward(verdict.seat, verdict.turn, float(verdict.right), "right_verdict")
+
+
 def learnability(record: Record, params: Params) -> Iterator[Reward]:
     """4p(1 - p), p the mean score of the sub-plays: 1 where they are won half of the time, 0 where always or never.
 
@@ -189,6 +226,19 @@ def invalid_proposal(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -1.0, "invalid_proposal")
 
 
+def game_return(record: Record, params: Params) -> Iterator[Reward]:
+    """What the rules of the game pay. Of a game that was not played to its end, each seat that forfeited it pays
+    `forfeit` and the others share that in equal parts; nobody pays where all forfeited."""
+    for seat, value in record.returns.items():
+        yield Reward(seat, None, value, "game_return")
+    others = [seat for seat in record.roles if seat not in record.forfeited]
+    if record.forfeited and others:
+        for seat in record.forfeited:
+            yield Reward(seat, None, -params["forfeit"], "game_return")
+        for seat in others:
+            yield Reward(seat, None, params["forfeit"] * len(record.forfeited) / len(others), "game_return")
+
+
 _CLIP = {"clip": 8.0}
 
 REWARDS: dict[str, Rule] = {
@@ -196,14 +246,28 @@ REWARDS: dict[str, Rule] = {
     "win": Rule(win, "final belief", zero_sum=True),
     "win_probability": Rule(win_probability, "final belief", zero_sum=True),
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
+    "grade": Rule(judged.grade, "grades"),
+    "revision_gain": Rule(judged.revision_gain, "two judgments"),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
     "right_choice": Rule(right_choice, "choices"),
+    "right_verdict": Rule(right_verdict, "verdicts"),
     "correct": Rule(correct, "verifier"),
     "partly_correct": Rule(partly_correct, "verifier"),
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
+    "game_return": Rule(game_return, "game", {"forfeit": 1.0}, zero_sum=True),
+    "unsolved": Rule(social.unsolved, "sub-plays"),
+    "team_right": Rule(social.team_right, "vote"),
+    "correction_gain": Rule(social.correction_gain, "choices"),
+    "rating": Rule(social.rating, "ratings"),
+    "improvement": Rule(social.improvement, "ratings"),
+    "game_result": Rule(social.game_result, "result"),
+    "forecast": Rule(social.forecast, "forecasts"),
+    "market_move": Rule(social.market_move, "forecasts"),
+    "src": Rule(social.src, "verdict on an answer"),
+    "verdict_score": Rule(social.verdict_score, "verdict on an answer"),
 }
 
 
@@ -242,7 +306,7 @@ def reward_problems(
             found.append(
                 (f"rewards.{i}.params.{key}", f"{term.name!r} has no setting {key!r}; valid: {valid}")
             )
-        for key, unit in (("clip", "nats"), ("cap", "share of the limit")):
+        for key, unit in (("clip", "nats"), ("cap", "share of the limit"), ("forfeit", "as the game pays")):
             if not term.params.get(key, 1.0) > 0.0:
                 found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
         if not math.isfinite(term.weight) or term.weight == 0.0:
@@ -260,8 +324,17 @@ _LACKING: dict[Source, str] = {
     "choices": "a phase in which seats choose (moves: choices)",
     "beliefs": "a judge polled at the start and after each turn (judge.when: each_turn)",
     "final belief": "the judgment of a judge",
+    "verdicts": "judges that write their verdicts (judge.votes: 1 or more)",
     "verifier": "an exact verifier",
     "sub-plays": "sub-plays",
+    "game": "the rules of a game (kind: game)",
+    "vote": "a vote among the seats",
+    "ratings": "a rater or a verifier of versions (kind revision), or a rater of proposals",
+    "result": "a game with a result (kinds taboo, negotiation)",
+    "forecasts": "forecasts of a judge's belief (kind market)",
+    "verdict on an answer": "a verifier who is asked about a prover's answer (kind prover_verifier)",
+    "grades": "a judge that grades seats (judge.grade.of: seats)",
+    "two judgments": "a judge who is asked more than once (judge.when: each_turn, or phases with two in after)",
 }
 
 

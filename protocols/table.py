@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from protocols.base import Answer, Ask
 from protocols.bench import Bench
+from protocols.confidence import LEVELS, vote_shares
 from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
 from protocols.speech import first_words, off_length, says, shown_parts, words
@@ -34,6 +35,7 @@ MOVES: dict[str, Callable[[Task, Mapping[str, None]], tuple[str, ...]]] = {
     "free": lambda task, revealed: (),
     "evidence": lambda task, revealed: tuple([s for s in task.evidence if s not in revealed]),
     "choices": lambda task, revealed: task.choices,
+    "confidence": lambda task, revealed: LEVELS,
 }
 """Phase.moves -> the legal moves, given what has been revealed. Free text has none."""
 
@@ -41,8 +43,14 @@ MOVES: dict[str, Callable[[Task, Mapping[str, None]], tuple[str, ...]]] = {
 class Table:
     """One play of a `Phased`, between its yields."""
 
-    def __init__(self, rules: Phased, task: Task, bench: Bench | None) -> None:
+    def __init__(
+        self, rules: Phased, task: Task, bench: Bench | None, sides: dict[str, int], shared: Mapping[str, str]
+    ) -> None:  # fmt: skip
         self.rules, self.task, self.bench = rules, task, bench
+        self.sides = sides
+        """Of this play. Grows as seats commit; the bench looks at the same."""
+        self.forfeits: list[str] = []
+        """Seats that were to commit to a claim and named none."""
         self.revealed: dict[str, None] = {}
         self.stopped: set[str] = set()
         """Phases that a seat has ended."""
@@ -54,20 +62,20 @@ class Table:
         self._cuts = 0
         self._votes: dict[str, int] = {}
         """seat -> index of the claim that it voted for last."""
+        self._levels: dict[str, str] = {}
+        """seat -> how sure of its vote it last said to be."""
         self._pending: list[Move] = []
         self._asked: list[tuple[Speaker, tuple[str, ...]]] = []
         judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
             if seat not in judges:
-                prompt, values = rules.prompts[role], self._seat_values(seat, role)
-                self._values[seat] = values
-                self._chats[seat] = Chat(
-                    render(prompt.system, values), render(prompt.opening, values), rules.joiner
-                )
+                self._values[seat] = {**self._seat_values(seat, role), **shared}
+                self._chats[seat] = Chat(rules.joiner)
 
     @property
-    def failure(self) -> str:
-        return "" if self.bench is None else self.bench.failure
+    def over(self) -> bool:
+        """Whether nothing that is said could count any more."""
+        return bool(self.forfeits) or (self.bench is not None and bool(self.bench.failure))
 
     def ask(self, phase: Phase, speakers: Sequence[Speaker]) -> list[Ask]:
         """The requests of one round. All are built here, before any of its replies exists."""
@@ -75,8 +83,11 @@ class Table:
         self._asked = [(speaker, legal) for speaker in speakers if legal or phase.moves == "free"]
         requests: list[Ask] = []
         for speaker, _ in self._asked:
-            chat = self._chats[speaker.seat]
-            messages = chat.ask(render(phase.prompt, self._values[speaker.seat]))
+            chat, values = self._chats[speaker.seat], self._values[speaker.seat]
+            if not chat.opened:  # only now: what it argues may have been chosen meanwhile
+                prompt = self.rules.prompts[speaker.role]
+                chat.open(render(prompt.system, values), render(prompt.opening, values))
+            messages = chat.ask(render(phase.prompt, values))
             request = TurnRequest(
                 seat=speaker.seat,
                 role=speaker.role,
@@ -86,7 +97,7 @@ class Table:
                 choices=legal,
                 enforce=phase.enforce,
                 target=self._target(phase, speaker),
-                situation=speaker.situation,
+                situation=self._situation(speaker),
                 max_tokens=phase.max_tokens,
                 temperature=phase.temperature,
             )
@@ -112,12 +123,16 @@ class Table:
             )  # fmt: skip
             self._note(move, speaker)
             chat.said(reply.text)
+            if phase.commits:
+                self._commit(speaker.seat, statement if statement in legal else None)
             if silenced:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
                 self.revealed[statement] = None
             elif phase.name == self.rules.vote:
                 self._votes[speaker.seat] = self.task.choices.index(statement)
+            elif phase.name == self.rules.vote_weights:
+                self._levels[speaker.seat] = statement
             elif phase.max_words is not None:
                 statement = self._cut(statement, phase.max_words)
             if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
@@ -136,12 +151,16 @@ class Table:
     def outcome(self) -> Outcome:
         bench = self.bench
         metrics = self._counts()
+        if self.forfeits:
+            return self._forfeited(metrics)
         if bench is None:
             return self._voted(metrics)
         judgments = tuple(bench.judgments)
         if bench.failure:
             return Outcome("invalid", judgments, metrics=metrics, reason=bench.failure)
-        truth = self._truth()
+        graded = bench.rules.graded
+        metrics |= {f"grade/{seat}": grade for seat, grade in zip(graded, bench.beliefs[-1])}
+        truth = None if graded else self._truth()
         score = None if truth is None else _won(bench.beliefs[-1], truth)
         if truth is not None:
             if len(bench.beliefs) > 1:
@@ -156,17 +175,26 @@ class Table:
 
     def _voted(self, metrics: dict[str, float]) -> Outcome:
         """What a play without a judge came to."""
-        score, votes = None, list(self._votes.values())
+        score, record = None, self._record()
         if self.rules.vote:
-            if not votes:
+            levels = self._levels if self.rules.vote_weights else None
+            shares = vote_shares(self._votes, levels, len(self.task.choices))
+            if not shares:
                 return Outcome(
                     "invalid", metrics=metrics, reason=f"no vote in phase {self.rules.vote!r} is readable"
                 )
-            shares = tuple(votes.count(i) / len(votes) for i in range(len(self.task.choices)))
             metrics["agreement"] = max(shares)
             if (truth := self._truth()) is not None:
-                score, metrics["votes_truth"] = _won(shares, truth), shares[truth]
-        return Outcome("ok", (), pay(self.rules.rewards, self._record()), score, metrics)
+                score, metrics["votes_truth"] = _won(tuple(shares), truth), shares[truth]
+                record = replace(record, votes_truth=shares[truth])
+        return Outcome("ok", (), pay(self.rules.rewards, record), score, metrics)
+
+    def _forfeited(self, metrics: dict[str, float]) -> Outcome:
+        """What a play came to that a seat left without a claim. No side exists that could have won or lost."""
+        moves = [replace(move, before=None, after=None) for move in (*self._moves, *self._pending)]
+        rewards = pay(self.rules.rewards, Record(self.rules.seats, moves))
+        judgments = () if self.bench is None else tuple(self.bench.judgments)
+        return Outcome("ok", judgments, rewards, None, {**metrics, "forfeit": 1.0})
 
     def _counts(self) -> dict[str, float]:
         counts = {"turns": float(self.public_turns), "rejected": float(sum(m.rejected for m in self._moves))}
@@ -176,7 +204,25 @@ class Table:
             counts["cut"] = float(self._cuts)
         if any(phase.stop is not None for phase in self.rules.phases):
             counts["stopped"] = float(len(self.stopped))
+        for seat, side in self.sides.items():
+            if seat not in self.rules.sides:
+                counts[f"side/{seat}"] = float(side)
         return counts
+
+    def _commit(self, seat: str, claim: str | None) -> None:
+        """`seat` argues `claim` from now on, and whoever opposes it the other one. None: it forfeits."""
+        if claim is None:
+            self.forfeits.append(seat)
+            return
+        side = self.task.choices.index(claim)
+        self.sides[seat] = side
+        self.sides |= {rival: 1 - side for rival, chooser in self.rules.opposes.items() if chooser == seat}
+        for sided in self.sides.keys() & self._values.keys():
+            self._values[sided] |= self._side_values(sided)
+
+    def _situation(self, speaker: Speaker) -> str:
+        chosen = speaker.seat not in self.rules.sides and speaker.seat in self.sides
+        return f"side {self.sides[speaker.seat]} {speaker.situation}" if chosen else speaker.situation
 
     def _off_length(self, phase: Phase, statement: str) -> float:
         if phase.soft_words is None and phase.min_words is None:
@@ -215,8 +261,13 @@ class Table:
         return self.task.answer if free_to_choose and self.task.answer in self.task.choices else None
 
     def _record(self) -> Record:
-        beliefs = () if self.bench is None else self.bench.beliefs
-        return Record(self.rules.seats, self._moves, self.rules.sides, beliefs)
+        if self.bench is None:
+            return Record(self.rules.seats, self._moves, self.sides)
+        votes = [vote for juror in self.bench.deciding for vote in juror.votes]
+        return Record(
+            self.rules.seats, self._moves, self.sides, self.bench.beliefs, verdicts=votes,
+            graded=self.bench.rules.graded,
+        )  # fmt: skip
 
     def _truth(self) -> int | None:
         answer, choices = self.task.answer, self.task.choices
@@ -225,15 +276,16 @@ class Table:
     def _seat_values(self, seat: str, role: str) -> dict[str, str]:
         task, prompt = self.task, self.rules.prompts[role]
         values = {"question": task.question, "choices": ", ".join(task.choices), "seat": seat, "role": role}
-        side = self.rules.sides.get(seat)
-        if side is not None:
-            if side >= len(task.choices):
-                raise ValueError(
-                    f"task {task.id} has {len(task.choices)} choices; {seat} argues number {side}"
-                )
-            values["claim"] = task.choices[side]
-            values["other"] = ", ".join(c for i, c in enumerate(task.choices) if i != side)
-        return {**values, **hidden_values(task, role, prompt.hidden)}
+        return {**values, **self._side_values(seat), **hidden_values(task, role, prompt.hidden)}
+
+    def _side_values(self, seat: str) -> dict[str, str]:
+        """What a seat is told of the side that it argues: nothing, as long as it argues none."""
+        side, choices = self.sides.get(seat), self.task.choices
+        if side is None:
+            return {}
+        if side >= len(choices):
+            raise ValueError(f"task {self.task.id} has {len(choices)} choices; {seat} argues number {side}")
+        return {"claim": choices[side], "other": ", ".join(c for i, c in enumerate(choices) if i != side)}
 
 
 def _won(belief: tuple[float, ...], truth: int) -> float:

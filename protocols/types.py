@@ -5,8 +5,9 @@ Nothing here knows about models, tokens, Ray or files. ARCHITECTURE.md has the t
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +16,18 @@ class InvalidProposal(ValueError):
     """A proposer's text does not describe a task of this domain. Costs the proposer; trains no solver."""
 
 
+class IllegalMove(ValueError):
+    """A reply is no legal move of a game; the message says what would be, for the seat that wrote it."""
+
+
 class VerifierError(RuntimeError):
     """A verifier could not decide (crashed, ran out of time). Missing data: never a reward of zero."""
+
+
+PROPOSAL = "proposal"
+"""Key of `Task.hidden`, shown to no role, under which a task brings its proposal along: no proposer is asked."""
+EXAMPLE = "example"
+"""Key of `Task.hidden`, shown to no role, of a proposal that a supervised warm start of the proposer imitates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,8 @@ class Task:
     """What a proposer may propose about this task; empty where proposals are free text."""
     domain: Domain | None = None
     """Derives tasks from proposals and checks answers. Not part of the record."""
+    game: Game | None = None
+    """The rules that the kind `game` plays by. Not part of the record."""
     parent: str | None = None
 
 
@@ -61,6 +74,68 @@ class Domain(ABC):
         """How much of `answer` is right, in [0, 1], and 1 for right answers only. All or nothing unless a domain
         knows better. Raises `VerifierError`."""
         return float(self.check(task, answer))
+
+
+class Game(ABC):
+    """Formal rules by which players, numbered from 0, move in turn or at once. Implemented in `tasks/`."""
+
+    @property
+    @abstractmethod
+    def players(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def start(self, rng: random.Random) -> GameState:
+        """The first position. `rng` is for games that draw within themselves: a play must depend on nothing else."""
+
+
+class GameState(ABC):
+    """A position of one play, changed in place. Moves are texts."""
+
+    @property
+    @abstractmethod
+    def over(self) -> bool:
+        """Whether the game has ended; then there are `returns`."""
+
+    @abstractmethod
+    def chances(self) -> Sequence[float]:
+        """At a chance node, the probability of each outcome; empty elsewhere."""
+
+    @abstractmethod
+    def draw(self, outcome: int) -> None:
+        """Chance takes its outcome of that index."""
+
+    @abstractmethod
+    def movers(self) -> Sequence[int]:
+        """The players who move now, all at once."""
+
+    @abstractmethod
+    def legal(self, player: int) -> tuple[str, ...]:
+        """Every move that a player may make now; empty where it is free text."""
+
+    @abstractmethod
+    def known(self, player: int) -> str:
+        """All that a player knows, in words: its information state. Positions that it can tell apart for its
+        purposes differ in it, and positions that it cannot tell apart do not: what the others hold is not in it."""
+
+    def news(self, player: int) -> str:
+        """What a player has not been told yet, for a chat that goes on. Asked once for each of its moves."""
+        return self.known(player)
+
+    def read(self, player: int, text: str) -> str:
+        """The move that a reply means. Raises `IllegalMove`, with a message for the player."""
+        move = text.strip()
+        if move not in self.legal(player):
+            raise IllegalMove(f"{move[:40]!r} is not legal")
+        return move
+
+    @abstractmethod
+    def apply(self, moves: Mapping[int, str]) -> None:
+        """The move of each of `movers`."""
+
+    @abstractmethod
+    def returns(self) -> tuple[float, ...]:
+        """What the game pays each player, at its end."""
 
 
 Speaker = Literal["system", "user", "assistant"]
@@ -101,6 +176,8 @@ class TurnRequest:
     which side it argues and whether it spoke first. Part of the group key; never shown."""
     max_tokens: int | None = None
     temperature: float | None = None
+    seed: int | None = None
+    """Set by whoever runs the play, for players that are to draw the same every time."""
 
 
 @dataclass(frozen=True, slots=True)

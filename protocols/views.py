@@ -18,14 +18,29 @@ class Chat:
     So the chat only grows, one trajectory packs into one training sequence, and every message is seen once.
     """
 
-    __slots__ = ("_inbox", "_joiner", "_messages", "turns")
+    __slots__ = ("_inbox", "_joiner", "_messages", "opened", "turns")
 
-    def __init__(self, system: str, opening: str, joiner: str) -> None:
-        self._messages: list[Message] = [Message("system", system)] if system else []
-        self._inbox: list[str] = [opening] if opening else []
+    def __init__(self, joiner: str) -> None:
+        self._messages: list[Message] = []
+        self._inbox: list[str] = []
         self._joiner = joiner
+        self.opened = False
         self.turns = 0
         """How many turns the seat has taken, which is the index of its next one."""
+
+    def open(self, system: str, opening: str) -> None:
+        """What stands before all else; needed before the first `ask`, whatever was heard until then."""
+        assert not self.opened, "a chat opens once"
+        self.opened = True
+        self._messages += [Message("system", system)] if system else []
+        self._inbox[:0] = [opening] if opening else []
+
+    @classmethod
+    def begun(cls, system: str, opening: str, joiner: str) -> Chat:
+        """A chat that is open from the start."""
+        chat = cls(joiner)
+        chat.open(system, opening)
+        return chat
 
     def hear(self, text: str) -> None:
         self._inbox.append(text)

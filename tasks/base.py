@@ -7,14 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from protocols.types import Hidden, Task
-
-PROPOSAL = "proposal"
-"""Key in `Task.hidden` of a root task that carries its proposal: the proposer's turn is skipped."""
-
-EXAMPLE = "example"
-"""Key in `Task.hidden` of a proposal that a supervised warm start of the proposer imitates. Nobody is shown
-it."""
+from protocols.types import EXAMPLE, PROPOSAL, Hidden, Task
 
 
 class TaskSource(ABC):
@@ -60,6 +53,10 @@ class TaskSource(ABC):
     @abstractmethod
     def words(self) -> list[str]:
         """Every word that texts and answers of tasks and proposals can contain (for tiny tokenizers)."""
+
+    def exact_problem(self) -> str:
+        """Why no exact NashConv can be computed on these tasks; empty where it can."""
+        return f"tasks of kind {self.kind} are no games whose positions can be listed"
 
     def problems(self) -> list[tuple[str, str]]:
         """What is wrong with these settings: (YAML key, message). Empty when sound."""

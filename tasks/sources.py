@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from tasks.base import TaskSource
+from tasks.games import Bargains, Words
 from tasks.lists import Lists
+from tasks.ontology import Ontology
 from tasks.pixels import Pixels
+from tasks.programs import Programs
+from tasks.spiel import OpenSpiel
+from tasks.taxonomy import Taxonomy
+from tasks.toys import Toys
 
-SOURCES: dict[str, type[TaskSource]] = {source.kind: source for source in (Pixels, Lists)}
+SOURCES: dict[str, type[TaskSource]] = {
+    source.kind: source for source in (Pixels, Lists, OpenSpiel, Words, Bargains, Programs, Ontology, Taxonomy, Toys)
+}

@@ -115,3 +115,26 @@ def test_bad_names_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_error_survives_pickling() -> None:
     assert str(pickle.loads(pickle.dumps(CheckpointCorrupt("a: missing")))) == "a: missing"
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: float("nan"), 5: 0.9, 6: 0.8}
+    for step, score in scores.items():
+        write(tmp_path, f"step_{step}", keep=2)
+        assert checkpoint.mark_best(tmp_path, f"step_{step}", score) == (step in (1, 2)), step
+    assert checkpoint.best(tmp_path) == "step_2"
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_2", "step_5", "step_6"]
+    assert newest_valid(tmp_path) == tmp_path / "step_6"
+    write(tmp_path, "step_7", keep=2)
+    assert checkpoint.mark_best(tmp_path, "step_7", 0.95)
+    write(tmp_path, "step_8", keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_7", "step_8"]
+
+
+def test_a_best_that_is_gone_or_unreadable_is_none(tmp_path: Path) -> None:
+    assert checkpoint.best(tmp_path / "nowhere") is None and not checkpoint.mark_best(tmp_path, "step_1", 1.0)
+    write(tmp_path, "step_1")
+    for text in ("", "{", "[]", '{"name": "step_9", "score": 1}', '{"name": "step_1", "score": "x"}'):
+        (tmp_path / checkpoint.BEST).write_text(text)
+        assert checkpoint.best(tmp_path) is None, text
+    assert checkpoint.mark_best(tmp_path, "step_1", 0.0) and checkpoint.best(tmp_path) == "step_1"

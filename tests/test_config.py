@@ -220,6 +220,7 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
 
 REPEATED = "stages.main={repeats: 2}"
 ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
+GREEDY = ARM.replace("-1", "0")
 
 
 @pytest.mark.parametrize(
@@ -314,8 +315,10 @@ ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, t
         (["JUDGE.warm_start={steps: 1, protocol: debate}"], "JUDGE.warm_start.roles", "names no role"),
         (["JUDGE.init_from=judge"], "JUDGE.init_from", "no other policy 'judge'"),
         (["JUDGE.engine.replicas=40"], "policies.judge", "of cpu memory are needed"),
-        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel or votes"),
+        (["eval.ceiling=debate", "protocols.debate.judge.votes=3"], "eval.ceiling", "not a panel, votes or grades"),
         (["eval.ceiling_episodes=9"], "eval.ceiling_episodes", "without eval.ceiling"),
+        ([GREEDY, "eval.ceiling=debate", "JUDGE={kind: uniform}"], "eval.arms.a.roles.judge", "to be searched"),
+        (["eval.ceiling=debate"], "eval.ceiling", "no arm plays 'debate'"),
         (["cluster.gpus=1"], "cluster.gpus", "there are 0"),
         (["tasks={kind: pixls}"], "tasks.kind", "did you mean pixels?"),
         (["tasks=null"], "tasks", "missing"),

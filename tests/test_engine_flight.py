@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.engine_flight import ReadFlight
+from actors.engine_flight import ChoiceFlight, ReadFlight
 from actors.engine_trie import branchings, build_trie, choice_logprobs, forced_path
 from actors.messages import GenRequest
 
@@ -75,3 +75,17 @@ def test_read_that_an_update_cut_in_two_is_asked_again(monkeypatch):
         flight.take(Completion(answers[tag[0]]), [4], tag)
     (result,) = results
     assert result.versions == [4] and np.exp(result.choice_logprobs) == pytest.approx([0.45, 0.05, 0.5])
+
+
+def test_a_result_says_how_much_of_its_prompts_the_cache_had(monkeypatch):
+    asked, results = Asked(monkeypatch), []
+    flight = ChoiceFlight(GenRequest(0, [5], choices=((7, 1), (7, 2), (8, 3))), asked, results.append, 0)
+    flight.start()
+    for token, (prompted, cached) in zip((7, 2), ((100, 0), (101, 96))):
+        flight.prompt_tokens += prompted  # as Engine does before it hands over what vLLM answered
+        flight.cached_tokens += cached
+        completion = Completion({token: -1.0})
+        completion.token_ids = [token]
+        flight.take(completion, [0], asked.requests[-1][2])
+    (result,) = results
+    assert (result.output_ids, result.prompt_tokens, result.cached_tokens) == ([7, 2], 201, 96)

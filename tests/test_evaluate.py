@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from actors.evaluate import score, score_by
-from protocols.types import Episode, Outcome, Task
+from actors.evaluate import arm_figures, heldout_tasks, score, score_by
+from configs.load import load_protocol
+from protocols.types import Episode, Judgment, Outcome, Reward, Task, Turn
 from tasks.lists import Lists
 from tasks.pixels import Pixels
 
@@ -45,3 +48,26 @@ def test_accuracy_by_length_is_in_numerical_order() -> None:
     assert list(found) == [str(length) for length in range(2, 13)]
     assert found["2"] == pytest.approx(1.0), "`reverse 3 1` is longer than 8 characters"
     assert score_by([play(task, 1.0) for task in Pixels().derived_heldout(3, 0)], Pixels().bucket) == {}
+
+
+def test_an_arm_tells_the_players_objectives_and_how_good_its_judge_was() -> None:
+    task = Task("img1/2", "q", "a", ("a", "b"), parent="img1")
+    rewards = (Reward("ann", 0, 0.5, "belief_change"), Reward("ben", 0, -0.1, "belief_change"))
+    outcome = Outcome("ok", (Judgment("jay", (0.8, 0.2), True, 1),), rewards, score=1.0)
+    turns = tuple(Turn(seat, role, "p", 0, "", (), "x") for seat, role in (("ann", "debater"), ("ben", "debater")))
+    root = Episode("arm-0", "proposed", Task("img1", "q"), 0, (Turn("pro", "proposer", "q", 0, "", (), "b"),),
+                   Outcome("ok", rewards=(Reward("pro", 0, 0.75, "learnability"),), score=1.0))  # fmt: skip
+    child = Episode("arm-0/0", "debate", task, 0, turns, outcome, parent="arm-0")
+    lost = Episode("arm-1", "proposed", task, 0, (), Outcome("lost"))
+    figures = arm_figures([[root, child], [lost]])
+    assert figures["reward/debater/belief_change"] == pytest.approx(0.2)
+    assert figures["reward/proposer/learnability"] == 0.75
+    assert figures["brier"] == pytest.approx(0.04)
+
+
+def test_a_proposer_is_measured_on_root_tasks() -> None:
+    source, configs = Pixels(), Path(__file__).resolve().parent.parent / "configs" / "protocol"
+    proposed, debate = (load_protocol(configs / f"{name}.yaml") for name in ("pixel_proposed", "pixel_debate"))
+    roots = heldout_tasks(source, proposed, 5, 0)
+    assert all(task.proposals and not task.choices for task in roots)
+    assert [task.id for task in roots] == [task.parent for task in heldout_tasks(source, debate, 5, 0)]

@@ -575,10 +575,10 @@ def test_steps_on_pairs_equal_plain_adamw(
 
 
 def test_state_of_another_shape_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "learner.json").write_text('{"ranks": 2, "zero_stage": 0, "dtype": "float32"}')
+    (tmp_path / "learner.json").write_text('{"ranks": 1, "zero_stage": 2, "dtype": "float32"}')
     with mock.patch.dict(os.environ):
         rank = LearnerRank(0, 1, "unused", CONFIG)
-    with pytest.raises(LearnerConfigError, match="ranks 2, this learner has 1"):
+    with pytest.raises(LearnerConfigError, match="zero_stage 2, this learner has 0"):
         rank.load(str(tmp_path))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from actors import router as router_module
 from actors.messages import GenRequest, GenResult
-from actors.router import MAX_TRIES, EngineLost, Router
+from actors.router import MAX_TRIES, SLACK, EngineLost, Router
 
 
 class FakeEngine:
@@ -23,7 +24,7 @@ class FakeEngine:
         self.collecting = 0
         self.submit = SimpleNamespace(remote=self._submit)
         self.collect = SimpleNamespace(remote=self._collect)
-        self._done: list[GenResult] = []
+        self.done: list[GenResult] = []
         self._dead = False
         self._news = asyncio.Event()
 
@@ -36,12 +37,12 @@ class FakeEngine:
         self.collecting += 1
         assert self.collecting == 1, "two long polls at once: each would take the other's results"
         try:
-            while not self._done and not self._dead:
+            while not self.done and not self._dead:
                 self._news.clear()
                 await self._news.wait()
             if self._dead:
                 raise RayActorError()
-            done, self._done = self._done, []
+            done, self.done = self.done, []
             return done
         finally:
             self.collecting -= 1
@@ -52,11 +53,11 @@ class FakeEngine:
             result = GenResult(id, [] if error else list(request.prompt_ids), [], [])
             if error:
                 result.finish, result.error = "error", error
-            self._done.append(result)
+            self.done.append(result)
         self._news.set()
 
     def die(self) -> None:
-        self._dead, self._done, self.open = True, [], {}
+        self._dead, self.done, self.open = True, [], {}
         self._news.set()
 
     def restart(self) -> None:
@@ -152,6 +153,118 @@ def test_the_least_loaded_replica_is_chosen() -> None:
         one.answer()
         two.answer()
         assert await replies(tasks) == list(range(13))
+        await settle()
+
+    run(scenario)
+
+
+def ask_for(router: Router, play: str, *prompts: int) -> list[asyncio.Task[GenResult]]:
+    requests = [GenRequest(0, [prompt], play=play) for prompt in prompts]
+    return [asyncio.ensure_future(router.generate(request)) for request in requests]
+
+
+def test_the_turns_of_a_play_stay_with_one_replica() -> None:
+    async def scenario() -> None:
+        engines = [FakeEngine(), FakeEngine()]
+        router = Router("p", engines, Revival())
+        for play in range(4):  # one after the other, so that both are idle at each turn
+            for turn in range(5):
+                tasks = ask_for(router, f"play-{play}", 10 * play + turn)
+                await settle()
+                for engine in engines:
+                    engine.answer()
+                await replies(tasks)
+                await settle()
+        busy = ask(router, 90)  # where the least loaded replica is another one than before
+        await settle()
+        again = [task for play in range(4) for task in ask_for(router, f"play-{play}", 10 * play + 5)]
+        await settle()
+        homes = [{prompt // 10 for batch in engine.batches for prompt in prompts(batch)} for engine in engines]
+        assert homes[0] & homes[1] == set() and homes[0] | homes[1] == {0, 1, 2, 3, 9}
+        for engine in engines:
+            engine.answer()
+        await replies(busy + again)
+        await settle()
+
+    run(scenario)
+
+
+def test_a_crowded_replica_is_left() -> None:
+    async def scenario() -> None:
+        engines = [FakeEngine(), FakeEngine()]
+        router = Router("p", engines, Revival())
+        tasks = ask_for(router, "large", *range(100))
+        await settle()
+        # With 100 open no replica may have more than 1.25 * 50 and SLACK, and one more that found it not crowded.
+        assert max(len(engine.open) for engine in engines) <= 1.25 * 50 + SLACK + 1
+        last = next(engine for engine in engines if 99 in prompts(engine.batches[-1]))
+        for engine in engines:
+            engine.answer()
+        await replies(tasks)
+        await settle()
+        tasks = ask_for(router, "large", 100)
+        await settle()
+        assert prompts(last.batches[-1]) == [100]
+        last.answer()
+        await replies(tasks)
+        await settle()
+
+    run(scenario)
+
+
+def test_a_play_whose_replica_died_makes_its_home_elsewhere() -> None:
+    async def scenario() -> None:
+        one, two = engines = [FakeEngine(), FakeEngine()]
+        revival = Revival()
+        router = Router("p", engines, revival)
+        tasks = ask_for(router, "play", 0)
+        await settle()
+        assert prompts(one.batches[-1]) == [0]
+        one.die()
+        await settle()
+        assert prompts(two.batches[-1]) == [0]
+        revival.go.set()
+        await settle()
+        tasks += ask_for(router, "play", 1)
+        await settle()
+        assert prompts(two.batches[-1]) == [1] and len(one.batches) == 1
+        two.answer()
+        assert await replies(tasks) == [0, 1]
+        await settle()
+
+    run(scenario)
+
+
+def test_the_router_forgets_plays_that_it_has_not_heard_of_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router_module, "HOMES", 2)
+
+    async def scenario() -> None:
+        engines = [FakeEngine(), FakeEngine()]
+        router = Router("p", engines, Revival())
+        for play in ("a", "b", "a", "c"):
+            tasks = ask_for(router, play, 0)
+            await settle()
+            for engine in engines:
+                engine.answer()
+            await replies(tasks)
+            await settle()
+        assert list(router._homes) == ["a", "c"]
+
+    run(scenario)
+
+
+def test_the_share_of_prompt_tokens_that_the_cache_had_is_a_figure() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        router = Router("p", [engine], Revival())
+        assert "prefix_hit_rate/p" not in router.counters.figures("p")
+        tasks = ask(router, 0, 1)
+        await settle()
+        engine.answer()
+        for result, (asked, cached) in zip(engine.done, ((100, 0), (300, 96))):
+            result.prompt_tokens, result.cached_tokens = asked, cached
+        await replies(tasks)
+        assert router.counters.figures("p")["prefix_hit_rate/p"] == 96 / 400
         await settle()
 
     run(scenario)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.players import ScriptedPlayer
-from actors.runner import MissingPlayer, Seated, gather_or_cancel, run_play
+from actors.runner import PLAY, MissingPlayer, Seated, gather_or_cancel, run_play
 from protocols.base import Play, Protocol, SubPlay
 from protocols.types import Episode, Hidden, Message, Outcome, Reply, Task, Turn, TurnRequest
 from tasks.pixels import PixelDomain
@@ -283,3 +283,28 @@ def test_a_recorded_turn_has_all_of_the_request_and_the_reply() -> None:
     )
     assert episode.task.domain is None and episode.task.hidden == TASK.hidden
     assert (episode.status, episode.outcome.reason) == ("invalid", "why")
+
+
+@pytest.mark.parametrize("children", [1, 2])
+def test_players_can_ask_which_play_they_are_asked_for(children: int) -> None:
+    def child(task: Task, rng: random.Random) -> Play:
+        yield [ask("c")]
+        yield [ask("c", 1)]
+        return Outcome()
+
+    def rules(task: Task, rng: random.Random) -> Play:
+        yield [ask("a"), ask("b")]
+        yield [SubPlay(Rules(child), task, i, f"k{i}") for i in range(children)]
+        yield [ask("a", 1)]
+        return Outcome()
+
+    heard: list[tuple[str, str]] = []
+
+    async def player(request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
+        heard.append((request.seat, PLAY.get()))
+        await asyncio.sleep(0)
+        return Reply("")
+
+    run(Rules(rules), player)
+    subplays = [("c", f"p/k{i}") for i in range(children)]
+    assert heard == [("a", "p"), ("b", "p"), *subplays, *subplays, ("a", "p")]

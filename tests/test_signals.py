@@ -70,7 +70,7 @@ def test_weights_are_never_negative_and_keep_order(credits, kind):
 
 
 def test_every_signal_says_what_it_reads():
-    assert set(SIGNAL_USES) == {"advantage", *SIGNALS}
+    assert set(SIGNAL_USES) == {"advantage", "truth", *SIGNALS}
     credits_G = np.array([0.0, 0.5, 2.0])
     for kind, weigh in SIGNALS.items():
         for name, value in (("threshold", 0.7), ("best", 2), ("temperature", 3.0)):

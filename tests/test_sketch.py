@@ -123,7 +123,7 @@ def test_an_own_protocol_by_hand(own: Path, capsys: pytest.CaptureFixture[str]) 
     assert "may end" in out and "drawn for each play" in out and "of a reply written in parts" in out
     assert launch.main(["protocol", "check", str(own)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("-")] == ["sides"], "all else is promised"
+    assert [line.split()[1] for line in lines if line.startswith("-")] == ["cards", "sides", "commitments"]
 
 
 def test_long_replies_keep_their_parts(own: Path) -> None:
@@ -214,6 +214,8 @@ def test_a_kind_without_an_oracle_is_checked_too(fault: str) -> None:
     assert failing(Odd(), raw) == set()
     assert fault in failing(Odd(fault), raw)
     assert {f.property.name for f in examine(Odd(), raw) if f.holds is None} == {
+        "cards",
+        "commitments",
         "private",
         "sides",
         "speakers",

@@ -185,3 +185,41 @@ def test_score_interval_leaves_out_missing_data():
     unknown = Episode("y", "debate", ok[0].task, 0, (), Outcome("ok"))
     interval = stats.score_interval([*ok, invalid, unknown])
     assert (interval.mean, interval.n) == (1.0, 4)
+
+
+# ---- judges beside the one that decides ------------------------------------------------------------
+
+
+def audited(belief, other, truth, image="image", valid=True):
+    """A debate with a judge who decides and an auditor who is only recorded, twice: the last verdict counts."""
+    play = debate(belief, truth, image=image)
+    first = Judgment("auditor", (0.0, 1.0), True, 0, decides=False)
+    last = Judgment("auditor", (other, 1 - other), valid, 1, decides=False)
+    outcome = Outcome("ok", (first, last, *play.outcome.judgments), score=play.outcome.score)
+    return Episode(play.id, "debate", play.task, 0, play.turns, outcome)
+
+
+def test_held_out_judges_by_hand():
+    plays = [audited(0.9, 0.8, 0, "i1"), audited(0.7, 0.4, 0, "i2"), audited(0.2, 0.5, 1, "i3"), debate(0.9, 0)]
+    (found,) = stats.beside(plays).values()
+    assert found["n"] == 3
+    assert found["accuracy"].mean == pytest.approx((1 + 0 + 0.5) / 3)
+    assert found["agreement"].mean == pytest.approx((1 + 0 + 0.5) / 3), "one half each: it would draw"
+    assert found["brier"] == pytest.approx((0.2**2 + 0.6**2 + 0.5**2) / 3)
+    assert found["belief_gap"] == pytest.approx((0.1 + 0.3 + 0.3) / 3)
+    assert stats.beside([debate(0.9, 0)]) == {}
+
+
+def test_unreadable_verdicts_of_a_held_out_judge_are_missing():
+    (found,) = stats.beside([audited(0.9, 0.8, 0, valid=False)]).values()
+    assert found["belief_gap"] == pytest.approx(0.9), "the last that could be read"
+    assert stats.beside([debate(0.9, 0, valid=False)]) == {}
+
+
+def test_figures_of_judges_are_plain_numbers():
+    figures = stats.health_figures([audited(0.9, 0.8, 0, "i1"), audited(0.3, 0.4, 0, "i2")])
+    assert figures["brier"] == pytest.approx((0.1**2 + 0.7**2) / 2)
+    assert figures["auditor/agreement"] == 1.0 and figures["auditor/accuracy"] == 0.5
+    assert "swap_flip_rate" not in figures, "only one order was asked"
+    assert stats.health_figures([debate(0.8, 0, reads=[(0.8, 0.2), (0.8, 0.2)])])["swap_flip_rate"] == 1.0
+    assert stats.health_figures([]) == {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,6 +93,24 @@ def asks_vote(request: TurnRequest) -> bool:
     return request.phase == "judge" and not request.read and not request.enforce and len(request.choices) > 1
 
 
+def asks_grades(request: TurnRequest) -> bool:
+    """Whether a judge is asked for reasons and a last line with grades."""
+    return request.phase == "judge" and not request.read and not request.choices
+
+
+def grades_of(raw: Mapping[str, Any]) -> dict[str, tuple[list[str], float, float]]:
+    """judge -> the names that it grades, and from what to what."""
+    found = {}
+    for each in nested(raw):
+        judge = each.get("judge") or {}
+        rules = judge.get("grade")
+        if rules is not None:
+            names = rules["seats"] if rules.get("of") == "seats" else judge.get("labels", ["A", "B"])
+            for seat in [judge.get("seat"), *judge.get("panel", []), *judge.get("held_out", [])]:
+                found[seat] = (list(names), rules.get("min", 0), rules.get("max", 10))
+    return found
+
+
 @dataclass
 class Scripted:
     """Answers at random, the same for the same (seed, seat, turn). Every free reply holds a marker of its own.
@@ -105,6 +125,8 @@ class Scripted:
     """phase -> the parts that its turns should have."""
     stops: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """phase -> the seat that may end it, and what it says to do so."""
+    grades: Mapping[str, tuple[list[str], float, float]] = field(default_factory=dict)
+    """judge -> the names that it grades, the lowest and the highest grade."""
     votes: frozenset[str] = frozenset()
     """Phases in which the seats vote in place of a judge."""
     said: list[str] = field(default_factory=list)
@@ -114,7 +136,7 @@ class Scripted:
         """A player who knows the form of turns that the YAML `raw` asks for."""
         stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw) if p.get("stop")}
         votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
-        return cls(seed, **settings, parts=parts_of(raw), stops=stops, votes=votes)
+        return cls(seed, **settings, parts=parts_of(raw), stops=stops, votes=votes, grades=grades_of(raw))
 
     def __call__(self, request: TurnRequest) -> Reply:
         key = f"{self.seed}/{request.seat}/{request.turn}"
@@ -127,6 +149,8 @@ class Scripted:
             return self._verdict(request, rng)
         if asks_vote(request):
             return self._vote(request, rng, marker)
+        if asks_grades(request) and request.seat in self.grades:
+            return self._grades(rng, marker, *self.grades[request.seat])
         if request.choices:
             unreadable = self.unreadable if request.phase in self.votes else 0.0
             bad = rng.random() < max(self.illegal, unreadable)
@@ -173,6 +197,21 @@ class Scripted:
             )
             return Reply(bad or label, truncated=not bad)
         return Reply(rng.choice([label, f" {label}\n", f"{marker} {other}\n{other}\n {label} "]))
+
+    def _grades(self, rng: random.Random, marker: str, names: list[str], low: float, high: float) -> Reply:
+        grades = {name: rng.choice([low, high, int(low + high) // 2, rng.uniform(low, high)]) for name in names}
+        line, last = json.dumps(grades), names[-1]
+        if rng.random() < self.unreadable:
+            bad = [
+                "", marker, f"{line}.", f"Grades: {line}", json.dumps({**grades, last: high + 0.5}),
+                json.dumps({**grades, last: str(high)}), json.dumps({**grades, last: True}), f"{line}\n{marker}",
+                json.dumps({name: grade for name, grade in grades.items() if name != last}),
+                line.replace("}", ',"x":1}'), line.replace("}", f', "{last}": {low}}}'), json.dumps({**grades, last: math.nan}), f"[{line}]",
+                json.dumps(list(grades.items())),
+            ]  # fmt: skip
+            said = rng.choice([*bad, None])
+            return Reply(line if said is None else said, truncated=said is None)
+        return Reply(rng.choice([line, f" {line}\n", f"{marker}: {{}}\n\n{line}"]))
 
     def _verdict(self, request: TurnRequest, rng: random.Random) -> Reply:
         weights = [rng.random() + 0.01 for _ in request.choices]

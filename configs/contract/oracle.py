@@ -16,12 +16,18 @@ from configs.contract.oracle_bench import BenchOracle
 from configs.contract.text import Raw, fill, heard_of, pairs, quoted, traces, up_to
 from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
 
+LEVELS = [f"{tenth}0%" if tenth else "0%" for tenth in range(11)]
+"""What may be said in a phase with moves: confidence. They are no marks: several seats may say the same."""
+
 
 class PhasedOracle:
     """Feed it a trace; `found` lists what is wrong."""
 
-    def __init__(self, raw: Raw, task: Task) -> None:
+    def __init__(self, raw: Raw, task: Task, principle: str = "") -> None:
+        """`principle`: the one that the play is taken to have drawn."""
         self.raw, self.task = raw, task
+        listed = raw.get("principles", [])
+        self.shared = {"principles": "- " + "\n- ".join(listed), "principle": principle} if listed else {}
         self.found: list[str] = []
         self.judge: Raw = raw.get("judge", {})
         self.joiner = raw.get("joiner", "\n\n")
@@ -37,7 +43,12 @@ class PhasedOracle:
         self.malformed: list[tuple[str, int]] = []
         self.off_length: dict[tuple[str, int], float] = {}
         self.votes: dict[str, str] = {}
+        self.sure: dict[str, int] = {}
+        """seat -> how sure it last said to be, in percent."""
         self.chosen: dict[tuple[str, int], bool] = {}
+        self.sides: dict[str, int] = dict(raw.get("sides", {}))
+        """Grows with what seats commit to."""
+        self.forfeit = False
         self.stopped: set[str] = set()
         self.bench = BenchOracle(self)
 
@@ -88,7 +99,7 @@ class PhasedOracle:
             together = phase.get("order", "sequential") == "simultaneous"
             line_ups = [self._line_up(phase, i) for i in range(phase.get("repeat", 1))]
             for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
-                if self.bench.failed:
+                if self.bench.failed or self.forfeit:
                     return
                 if phase["name"] in self.stopped:
                     break
@@ -96,14 +107,17 @@ class PhasedOracle:
                     continue
                 seen = self.bench.seen()
                 yield "turns", phase, seats
-                if each and self.bench.seen() != seen:
+                if each and self.bench.seen() != seen and not self.forfeit:
                     yield from self.bench.rounds()
-        if self.judge and not each:
+            if phase["name"] in self.judge.get("after", []) and not (self.bench.failed or self.forfeit):
+                yield from self.bench.rounds()
+        if self.judge.get("when") == "end" and not self.forfeit:
             yield from self.bench.rounds()
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
         legal = {"evidence": [e for e in self.task.evidence if e not in self.revealed],
-                 "choices": list(self.task.choices)}.get(phase.get("moves", "free"), [])  # fmt: skip
+                 "choices": list(self.task.choices),
+                 "confidence": LEVELS}.get(phase.get("moves", "free"), [])  # fmt: skip
         for request, _ in got:
             self._request(phase, request, legal)
         told = []
@@ -131,13 +145,26 @@ class PhasedOracle:
                 self.revealed.append(str(heard))
             elif phase["name"] == self.raw.get("vote"):
                 self.votes[seat] = str(heard)
+            elif phase["name"] == self.raw.get("vote_weights"):
+                self.sure[seat] = int(str(heard)[:-1])
             if phase.get("moves") == "choices":
                 self.chosen[seat, request.turn] = heard == self.task.answer
+            if phase.get("commits"):
+                self._commits(seat, heard)
             if heard is None:
                 self.due[seat].append(self.neutral)
             told.append((seat, self.neutral if heard is None else heard))
         for seat, text in told:
             self._deliver(phase, seat, text)
+
+    def _commits(self, seat: str, claim: str | None) -> None:
+        """It argues this claim from now on, and each who opposes it the other."""
+        self.forfeit = self.forfeit or claim is None
+        if claim is not None:
+            self.sides[seat] = self.task.choices.index(claim)
+            for rival, chooser in self.raw.get("opposes", {}).items():
+                if chooser == seat:
+                    self.sides[rival] = {0: 1, 1: 0}[self.sides[seat]]
 
     def _lengths(self, phase: Raw, turn: tuple[str, int], count: int) -> None:
         if count > phase.get("soft_words", count):
@@ -191,14 +218,15 @@ class PhasedOracle:
         """Search all that this seat was told for texts that it must not have. Knows nothing of templates."""
         chat = "\n".join(message.text for message in request.messages if message.speaker != "assistant")
         own = self.markers[request.seat]
-        for text in (self.said | set(self.task.evidence)) - own - {*self.task.choices, self.neutral}:
+        plain = {*self.task.choices, self.neutral, *LEVELS}
+        for text in (self.said | set(self.task.evidence)) - own - plain:
             # The first line, since quoting may change the ones after it.
             if text.split("\n")[0] in chat and text:
                 self.found.append(f"{where}: saw {text!r}, which it may not see")
         for name, hidden in self.task.hidden.items():
             if hidden.text in chat and request.role not in hidden.roles:
                 self.found.append(f"{where}: saw hidden {name!r}")
-        for text in own - {self.neutral, *self.task.choices}:
+        for text in own - plain:
             if not request.fresh and chat.count(text.split("\n")[0]) > 1:
                 self.found.append(f"{where}: saw {text!r} more than once")
 
@@ -208,10 +236,10 @@ class PhasedOracle:
     def _values(self, seat: str, role: str) -> dict[str, str]:
         claims, hidden = self.task.choices, self.raw["prompts"][role].get("hidden", [])
         values = {"question": self.task.question, "choices": ", ".join(claims), "seat": seat, "role": role}
-        if seat in self.raw.get("sides", {}):
-            side = self.raw["sides"][seat]
+        if seat in self.sides:
+            side = self.sides[seat]
             values |= {"claim": claims[side], "other": ", ".join(c for c in claims if c != claims[side])}
-        return values | {name: self.task.hidden[name].text for name in hidden}
+        return values | self.shared | {name: self.task.hidden[name].text for name in hidden}
 
     def same(self, where: str, request: TurnRequest, expected: list[tuple[str, str]]) -> None:
         got = pairs(request)
@@ -225,16 +253,44 @@ class PhasedOracle:
             self.found.append(f"{where}: speakers do not alternate: {speakers}")
 
     def _outcome(self, outcome: Outcome) -> None:
-        if self.raw.get("vote") and not self.votes:
+        for seat, side in self.sides.items():
+            if seat not in self.raw.get("sides", {}) and outcome.metrics.get(f"side/{seat}") != side:
+                self.found.append(f"{seat} argued {side}, recorded is {outcome.metrics.get(f'side/{seat}')}")
+        if self.forfeit and not self.bench.failed:
+            self._forfeited(outcome)
+            return
+        counted = {**self.votes}
+        if self.raw.get("vote_weights"):
+            counted = {seat: vote for seat, vote in self.votes.items() if seat in self.sure}
+        if self.raw.get("vote") and not counted:
             if outcome.status != "invalid" or outcome.rewards or outcome.score is not None:
                 self.found.append("a play without a readable vote scored")
             return
         if self.raw.get("vote"):
-            counts = [sum(vote == claim for vote in self.votes.values()) for claim in self.task.choices]
+            counts = [
+                sum(self._weighs(seat) for seat, vote in counted.items() if vote == claim)
+                for claim in self.task.choices
+            ]
             self._score(outcome, counts, "votes")
         self.bench.outcome(outcome)
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
+
+    def _weighs(self, seat: str) -> float:
+        """Of a vote: 1, or by how sure the seat is, after the table of ReConcile."""
+        if not self.raw.get("vote_weights"):
+            return 1.0
+        sure = self.sure[seat]
+        return 1.0 if sure == 100 else 0.8 if sure >= 90 else 0.5 if sure >= 80 else 0.3 if sure > 60 else 0.1
+
+    def _forfeited(self, outcome: Outcome) -> None:
+        """A seat named no claim: the form of turns is paid, and nothing that rests on sides."""
+        if (outcome.status, outcome.score) != ("ok", None):
+            self.found.append(f"a forfeit is {outcome.status} with score {outcome.score}")
+        sided = {r.name for r in outcome.rewards} - {"illegal", "format", "length", "right_choice"}
+        if sided:
+            self.found.append(f"a forfeit was paid {sorted(sided)}")
+        self._fines(outcome.rewards)
 
     def _fines(self, rewards: Sequence[Reward]) -> None:
         """Who is fined for the form of which turn, and how much."""
@@ -257,7 +313,8 @@ class PhasedOracle:
         terms = {term["name"]: term.get("weight", 1.0) for term in self.raw.get("rewards", [])}
         rewards = outcome.rewards
         for r in rewards:
-            beyond = r.turn is not None and r.turn >= self.turns[r.seat]
+            taken = self.turns.get(r.seat, self.bench.turns.get(r.seat, 0))
+            beyond = r.turn is not None and r.turn >= taken
             if r.name not in terms or beyond or not math.isfinite(r.value):
                 self.found.append(f"reward out of place: {r}")
         fined = sorted((r.seat, r.turn) for r in rewards if r.name == "illegal")
@@ -272,12 +329,39 @@ class PhasedOracle:
         }
         if paid != due:
             self.found.append(f"paid {paid} for choices that were right: {self.chosen}")
+        paid = {(r.seat, r.turn): r.value for r in rewards if r.name == "right_verdict"}
+        due = {turn: terms["right_verdict"] * right for turn, right in self.bench.right.items()
+               if "right_verdict" in terms}  # fmt: skip
+        if paid != due:
+            self.found.append(f"paid {paid} for votes that were right: {due}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
+        for name in {"grade", "revision_gain"} & terms.keys():
+            self._judged(name, rewards)
         if "belief_change" in terms and len(self.task.choices) == 2:
             self._belief_change(outcome)
-        if self.bench.beliefs:
+        if self.bench.graded:
+            wrong = [s for s, g in zip(self.bench.graded, self.bench.beliefs[-1])
+                     if abs(outcome.metrics.get(f"grade/{s}", -1) - g) > 1e-9]  # fmt: skip
+            if wrong or outcome.score is not None:
+                self.found.append(f"grades of {wrong} are not recorded, or score {outcome.score} is not None")
+        elif self.bench.beliefs:
             self._score(outcome, self.bench.beliefs[-1], "beliefs")
+
+    def _judged(self, name: str, rewards: Sequence[Reward]) -> None:
+        """Pay for the last grades, or for what was gained between the first judgment and the last."""
+        (term,) = [term for term in self.raw["rewards"] if term["name"] == name]
+        first, last = self.bench.beliefs[0], self.bench.beliefs[-1]
+        at = {s: i for i, s in enumerate(self.bench.graded)} if self.bench.graded else self.sides
+        due = {s: last[i] - (first[i] if name == "revision_gain" else 0.0) for s, i in at.items()}
+        if name == "revision_gain" and due:
+            spoke = [s for s in self.turns if s not in self.bench.judges]
+            due = {s: due.get(s, sum(due.values()) / len(due)) for s in spoke}
+        to, seats, weight = term.get("to"), self.raw["seats"], term.get("weight", 1.0)
+        due = {s: weight * value for s, value in due.items() if not to or {s, seats[s]} & {*to}}
+        paid = {r.seat: r.value for r in rewards if r.name == name and r.turn is None}
+        if paid.keys() != due.keys() or any(abs(paid[s] - due[s]) > 1e-9 for s in due):
+            self.found.append(f"{name} paid {paid}, not {due}")
 
     def _score(self, outcome: Outcome, shares: Sequence[float], what: str) -> None:
         truth = self.task.choices.index(self.task.answer or "")
@@ -287,7 +371,7 @@ class PhasedOracle:
 
     def _belief_change(self, outcome: Outcome) -> None:
         term = next(term for term in self.raw["rewards"] if term["name"] == "belief_change")
-        clip, sides, phases = term.get("params", {}).get("clip", 8.0), self.raw["sides"], self.raw["phases"]
+        clip, sides, phases = term.get("params", {}).get("clip", 8.0), self.sides, self.raw["phases"]
         ends = [self.bench.beliefs[0], self.bench.beliefs[-1]]
         odds = [math.log(max(b[0], 1e-99) / max(b[1], 1e-99)) for b in ends]
         first, last = (max(-clip, min(clip, value)) for value in odds)

@@ -30,6 +30,9 @@ class BenchOracle:
         self.deciding = seats_of(self.judge, held_out=False) if self.judge else []
         self.entries: dict[str, list[tuple[str, str]]] = {seat: [] for seat in self.judges}
         self.heard = dict.fromkeys(self.judges, 0)
+        self.grade: Raw = self.judge.get("grade", {})
+        self.graded: list[str] = list(self.grade["seats"]) if self.grade.get("of") == "seats" else []
+        self.samples = self.judge.get("votes", 0) or int(bool(self.judge) and "grade" in self.judge)
         self.left = {seat: int(self.judge.get("retries", 0)) for seat in self.judges}
         self.public = 0
         self.gone: list[str] = []
@@ -37,6 +40,10 @@ class BenchOracle:
         self.verdicts: dict[tuple[str, int], list[list[float]]] = {}
         self.beliefs: list[tuple[float, ...]] = []
         self.expected: list[Expected] = []
+        self.turns = dict.fromkeys(self.judges, 0)
+        """How often each was asked."""
+        self.right: dict[tuple[str, int], bool] = {}
+        """(judge that decides, turn) -> whether that written vote was for the right answer."""
 
     @property
     def failed(self) -> bool:
@@ -60,7 +67,7 @@ class BenchOracle:
         orders = 1 if self.judge.get("orders", "both") == "given" else 2
         self.verdicts, before = {}, list(self.gone)
         questions = [
-            (order, vote) for order in range(orders) for vote in range(self.judge.get("votes", 0) or 1)
+            (order, vote) for order in range(orders) for vote in range(self.samples or 1)
         ]
         self.open = [(seat, order) for seat in self.judges if seat not in before for order, _ in questions]
         while self.open:
@@ -72,13 +79,18 @@ class BenchOracle:
         for (seat, order), (request, reply) in zip(asked, got):
             answers = self._request(seat, order, request)
             verdict = self._read(reply, answers)
+            self.turns[seat] += 1
+            if verdict is not None and self.judge.get("votes") and seat in self.deciding:
+                label = verdict.index(max(verdict))
+                claims = self.task.choices[::-1] if order else self.task.choices
+                self.right[seat, request.turn] = claims[label] == self.task.answer
             if verdict is None:
                 unread.append((seat, order))
             else:
                 self.verdicts.setdefault((seat, order), []).append(verdict)
                 favourite = answers[verdict.index(max(verdict))]
                 self.oracle.chats[seat] = [*pairs(request), ("assistant", favourite)]
-            if self.judge.get("votes"):
+            if self.samples:
                 self.oracle.said |= {trace for trace in traces(reply.text) if trace.startswith("zq")}
         for seat in self.judges:
             again = sum(judge == seat for judge, _ in unread)
@@ -116,7 +128,7 @@ class BenchOracle:
             if seat in self.gone:
                 self.expected.append((seat, (), False, decides, self.public))
                 continue
-            belief = [0.0] * len(self.task.choices)
+            belief = [0.0] * len(self.graded or self.task.choices)
             for order in range(orders):
                 votes = self.verdicts[seat, order]
                 for claim in range(len(belief)):
@@ -141,12 +153,29 @@ class BenchOracle:
         return tuple(won / sum(first) for won in first)
 
     def _read(self, reply: Reply, answers: list[str]) -> list[float] | None:
+        if "grade" in self.judge:
+            return self._graded(reply, self.graded or answers)
         if self.judge.get("votes"):
             named = [re.search(rf"(?:\A|\n)\s*{re.escape(a)}\s*\Z", reply.text) is not None for a in answers]
             return list(map(float, named)) if sum(named) == 1 and not reply.truncated else None
         probs = list(reply.probs)
         sound = len(probs) == len(answers) and all(0 <= p <= 1 for p in probs) and abs(sum(probs) - 1) < 1e-3
         return probs if sound else None
+
+    def _graded(self, reply: Reply, names: list[str]) -> list[float] | None:
+        """Grades read with a pattern in place of a parser: `{"name": number, ...}` alone on the last line."""
+        low, high = self.grade.get("min", 0), self.grade.get("max", 10)
+        last = reply.text.strip().split("\n")[-1].strip()
+        entry = r'"([^"]*)":\s*(-?[0-9.]+(?:[eE][-+]?[0-9]+)?)'
+        if reply.truncated or not re.fullmatch(rf"\{{{entry}(?:,\s*{entry})*\}}", last):
+            return None
+        found = [(name, float(number)) for name, number in re.findall(entry, last)]
+        if sorted(n for n, _ in found) != sorted(names) or not all(low <= g <= high for _, g in found):
+            return None
+        points = [(dict(found)[name] - low) / (high - low) for name in names]
+        if self.graded:
+            return points
+        return [p / sum(points) for p in points] if any(points) else [1 / len(points)] * len(points)
 
     def _request(self, seat: str, order: int, request: TurnRequest) -> list[str]:
         """Checks one question; returns what may be answered."""
@@ -158,11 +187,13 @@ class BenchOracle:
         oracle.marked(where, request)
         turn = oracle.turns.get(seat, 0)
         oracle.turns[seat] = turn + 1
-        votes = judge.get("votes", 0) > 0
+        votes, grades = self.samples > 0, "grade" in judge
+        target = None if grades else answers[claims.index(self.task.answer or "")]
         for name, is_, should in [
-            ("target", request.target, answers[claims.index(self.task.answer or "")]),
-            ("choices", list(request.choices), answers),
-            ("read", request.read, not votes), ("enforce", request.enforce, not votes), ("turn", request.turn, turn),
+            ("target", request.target, target),
+            ("choices", list(request.choices), [] if grades else answers),
+            ("read", request.read, not votes), ("turn", request.turn, turn),
+            ("enforce", request.enforce, grades or not votes),
             ("fresh", request.fresh, judge.get("view", "evidence") != "chat"),
             ("role", request.role, oracle.raw["seats"][seat]), ("phase", request.phase, "judge"),
             ("max_tokens", request.max_tokens, judge.get("max_tokens")),
@@ -176,11 +207,12 @@ class BenchOracle:
         """What a judge must be shown. `claims`: in the order of the labels."""
         oracle, judge = self.oracle, self.judge
         own = {"seat": seat, "role": oracle.raw["seats"][seat]}
+        own |= oracle.shared
         values = {"question": self.task.question, **own}
-        for letter, claim in zip("abcdefgh", claims):
+        for letter, claim in zip("abcdefgh", [] if self.graded else claims):
             values[letter] = claim
             argued = [
-                s for s, side in oracle.raw.get("sides", {}).items() if self.task.choices[side] == claim
+                s for s, side in oracle.sides.items() if self.task.choices[side] == claim
             ]
             values[f"seat_{letter}"] = ", ".join(argued)
         system = fill(judge.get("system", ""), own)
@@ -200,8 +232,8 @@ class BenchOracle:
         return [*(before or start), ("user", oracle.joiner.join(question))]
 
     def _entry(self, speaker: str, text: str, claims: list[str]) -> str:
-        side = self.oracle.raw.get("sides", {}).get(speaker)
+        side = self.oracle.sides.get(speaker)
         labels = self.judge.get("labels", ["A", "B"])
-        label = "" if side is None else labels[claims.index(self.task.choices[side])]
+        label = "" if side is None or self.graded else labels[claims.index(self.task.choices[side])]
         entry = self.judge.get("entry", "{{ seat }}: {{ text }}")
         return fill(entry, {"label": label, **self.oracle.message(speaker, text)})

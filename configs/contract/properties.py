@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from configs.contract import suite
-from configs.contract.drive import Scripted, Trace, asks_vote, drive, parts_of, phases_of
+from configs.contract.drive import Scripted, Trace, asks_grades, asks_vote, drive, parts_of, phases_of
 from configs.contract.tasks import Markers, synthetic
 from configs.contract.text import Raw, traces
 from protocols.base import Protocol
@@ -177,9 +177,19 @@ def _first(subject: Subject) -> Iterator[str]:
         yield from suite.order_violations(subject.protocol, subject.raw, seed)
 
 
+def _cards(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from (f"seed {seed}: {wrong}" for wrong in suite.card_shows(subject.protocol, subject.raw, seed))
+
+
 def _sides(subject: Subject) -> Iterator[str]:
     for seed in subject.seeds:
         yield from suite.side_shows(subject.protocol, subject.raw, seed)
+
+
+def _choices(subject: Subject) -> Iterator[str]:
+    for seed in subject.seeds:
+        yield from suite.choice_shows(subject.protocol, subject.raw, seed)
 
 
 class _Undecided(Markers):
@@ -205,7 +215,7 @@ def _missing(subject: Subject) -> Iterator[str]:
         task = replace(synthetic(subject.raw, seed), domain=domain)
         trace = drive(subject.protocol, task, seed, player := Scripted.of(subject.raw, seed, unreadable=1.0))
         judged = domain.asked or any(
-            request.read or request.phase in player.votes or asks_vote(request)
+            request.read or request.phase in player.votes or asks_vote(request) or asks_grades(request)
             for request in trace.requests()
         )
         outcome = trace.outcome
@@ -278,12 +288,22 @@ PROPERTIES = (
         _private,
         lambda raw: bool(parts_of(raw)),
     ),
+    Property(
+        "cards", "what a player of a game holds shows to that player alone", _cards, lambda raw: raw["kind"] == "game"
+    ),
     Property("sides", "a judge of evidence cannot tell who argues which side", _sides, suite.judges_evidence),
+    Property(
+        "commitments",
+        "what a seat commits to shows to those alone who hear it",
+        _choices,
+        lambda raw: any(phase.get("commits") for phase in phases_of(raw)),
+    ),
     Property(
         "speakers",
         "in a shuffled phase nobody is always first",
         _first,
-        lambda raw: any(phase.get("speakers") == "shuffled" for phase in phases_of(raw)),
+        lambda raw: (raw["kind"] == "game" and raw.get("order") == "shuffled")
+        or any(phase.get("speakers") == "shuffled" for phase in phases_of(raw)),
     ),
     Property(
         "missing data",

@@ -14,8 +14,10 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from configs.contract.drive import Scripted, Trace, drive, parts_of, phases_of
+from configs.contract.game import MarkerGame
 from configs.contract.oracle import PhasedOracle
 from configs.contract.oracle_bench import seats_of
+from configs.contract.oracle_game import GameOracle
 from configs.contract.tasks import NOBODY, synthetic
 from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
@@ -105,6 +107,12 @@ def order_violations(protocol: Protocol, raw: Raw, seed: int, plays: int = 24) -
                 first.add(next(ask.seat for ask in trace.requests() if ask.phase == phase["name"]))
             if len(first) < 2:
                 found.append(f"{phase['name']}: {first} is first in all of {plays} shuffled plays")
+    if raw["kind"] == "game" and raw.get("order") == "shuffled":  # all players of the marker game are asked, in order
+        task = synthetic(raw, seed)
+        traces = [drive(protocol, task, seed + i, Scripted.of(raw, seed)) for i in range(plays)]
+        first = {trace.requests()[0].seat for trace in traces}
+        if len(first) < 2:
+            found.append(f"{first} is player 0 in all of {plays} shuffled plays")
     return found
 
 
@@ -115,7 +123,9 @@ def check_trace(raw: Raw, trace: Trace) -> list[str]:
 
 
 def _check_phased(raw: Raw, trace: Trace) -> list[str]:
-    return PhasedOracle(raw, trace.task).run(trace)
+    """Whichever principle was drawn, it must be one and the same all through the play."""
+    drawn = raw.get("principles") or [""]
+    return min((PhasedOracle(raw, trace.task, principle).run(trace) for principle in drawn), key=len)
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:
@@ -190,10 +200,12 @@ def _check_proposer_pay(raw: Raw, trace: Trace, valid: bool, asked: bool) -> lis
     p = sum(scores) / len(scores)
     if outcome.status != "ok" or outcome.score is None or abs(outcome.score - p) > 1e-9:
         return [f"{outcome.status} with score {outcome.score}, not {p}"]
-    paid = _pay(raw, outcome, "learnability")
-    should = 4 * p * (1 - p) if asked else None
+    worth = {"learnability": 4 * p * (1 - p), "unsolved": 1 - p if p else 0.0}
+    name = next((term["name"] for term in raw.get("rewards", []) if term["name"] in worth), "learnability")
+    paid = _pay(raw, outcome, name)
+    should = worth[name] if asked else None
     if (paid is None) != (should is None) or abs((paid or 0.0) - (should or 0.0)) > 1e-9:
-        return [f"learnability paid {paid}, not {should}"]
+        return [f"{name} paid {paid}, not {should}"]
     return []
 
 
@@ -214,6 +226,7 @@ ORACLES: dict[str, Callable[[Raw, Trace], list[str]]] = {
     "phased": _check_phased,
     "solve": _check_solve,
     "propose_solve": _check_proposed,
+    "game": lambda raw, trace: GameOracle(raw, trace.task).run(trace),
 }
 """Kinds whose plays are worked out from the YAML and compared word for word."""
 
@@ -225,6 +238,8 @@ def twin_violations(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
         *hidden_shows(protocol, raw, seed),
         *side_shows(protocol, raw, seed),
         *private_shows(protocol, raw, seed),
+        *card_shows(protocol, raw, seed),
+        *choice_shows(protocol, raw, seed),
     ]
     if raw["kind"] == "propose_solve":
         task = synthetic(raw, seed)
@@ -252,7 +267,8 @@ def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     assert NOBODY in task.hidden
     base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
     for name, hidden in task.hidden.items():
-        changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
+        other = str(int(hidden.text) + 1) if hidden.text.isdecimal() else "changed"
+        changed = {**task.hidden, name: Hidden(other, hidden.roles)}
         twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:
@@ -285,6 +301,22 @@ def private_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     return [] if said[0] == said[1] else ["what a seat wrote in private shows in what is asked"]
 
 
+def card_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """A game in which one player holds other cards, and everybody says the same, looks the same to all others."""
+    task = synthetic(raw, seed)
+    if not isinstance(task.game, MarkerGame):
+        return []
+    found = []
+    for player in range(task.game.players):
+        twin = replace(task, game=replace(task.game, altered=player))
+        base, other = (drive(protocol, t, seed, Scripted.of(raw, seed)) for t in (task, twin))
+        texts = [[(r.seat, [m.text for m in r.messages]) for r in t.requests()] for t in (base, other)]
+        changed = {seat for (seat, text), (_, other_text) in zip(*texts) if text != other_text}
+        if len(changed) != 1 or len(texts[0]) != len(texts[1]):
+            found.append(f"the cards of player {player} show in what {sorted(changed) or 'nobody'} is asked")
+    return found
+
+
 def has_oracle(raw: Raw) -> bool:
     """Whether plays of this protocol can be worked out from its YAML."""
     return raw["kind"] in ORACLES
@@ -309,6 +341,36 @@ def side_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     if any(role in judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
         return ["who argues which side shows in what the judge is asked"]
     return []
+
+
+def choice_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
+    """Who does not hear what a seat commits to, and does not oppose it, is asked the same whatever it is."""
+    if raw["kind"] != "phased":
+        return []
+    found, scripted = [], Scripted.of(raw, seed)
+    for phase in phases_of(raw):
+        if not phase.get("commits"):
+            continue
+        heard_by, listens = phase.get("visible_to", ["all"]), raw.get("listens", {})
+        knows = {
+            seat
+            for seat, role in raw["seats"].items()
+            if seat in phase["seats"]
+            or ({"all", seat, role} & {*heard_by} and {*phase["seats"]} & {*listens.get(seat, raw["seats"])})
+        }
+
+        def other(request: TurnRequest, phase: Raw = phase) -> Reply:
+            reply = scripted(request)
+            claims = request.choices
+            turn = request.phase == phase["name"] and reply.text.strip() in claims
+            return replace(reply, text=claims[(claims.index(reply.text.strip()) + 1) % len(claims)]) if turn else reply
+
+        task = synthetic(raw, seed)
+        base, twin = (drive(protocol, task, seed, player) for player in (Scripted.of(raw, seed), other))
+        for request, again in zip(base.requests(), twin.requests()):
+            if request.seat not in knows and request.messages != again.messages:
+                found.append(f"what is chosen in {phase['name']} shows in what {request.seat} is asked")
+    return found
 
 
 def _views(trace: Trace) -> list[tuple[str, tuple[tuple[str, str], ...]]]:

@@ -8,10 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from configs.contract.drive import nested
+from configs.contract.game import MarkerGame
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
 NOBODY = "nobody"
 """Hidden material that no role may see."""
+
+NUMBERS = {"cost": "4815162", "value": "8675309"}
+"""Hidden material of a negotiation, which must be numbers: long enough to be found like a mark."""
 
 
 class Markers(Domain):
@@ -34,6 +38,9 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     roles: dict[str, set[str]] = {}
     hidden_names(raw, roles)
     hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
+    for name, number in NUMBERS.items():
+        if raw["kind"] == "negotiation" and name in hidden:
+            hidden[name] = Hidden(number, hidden[name].roles)
     hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
     choices = tuple(f"cl{next(words)}" for _ in range(_claims(raw)))
     solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
@@ -42,6 +49,7 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
         answer=f"an{next(words)}" if solves else choices[rng.randrange(len(choices))], choices=choices,
         evidence=tuple(f"ev{next(words)}" for _ in range(evidence)), hidden=hidden,
         proposals=tuple(f"pr{next(words)}" for _ in range(9)), domain=Markers(),
+        game=MarkerGame(len(raw["seats"]), seed) if raw["kind"] == "game" else None,
     )  # fmt: skip
 
 

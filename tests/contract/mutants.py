@@ -5,21 +5,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from protocols import bench, judging, phased, propose_solve, rewards, table, views
 from protocols.types import Outcome, Reply
+from tests.contract import mutants_games, mutants_grades, mutants_sides
+from tests.contract.seeding import HERE, MUTANTS, SHIPPED, mutant, noticed, seeded
 
-HERE = Path(__file__).resolve().parent
-Patch = Callable[[contextlib.ExitStack], None]
-MUTANTS: dict[str, tuple[Path, str, Patch]] = {}
-"""name -> (protocol that shows it, what the suite must say about it, how to break the code)"""
-SHIPPED = HERE.parents[1] / "configs" / "protocol"
+__all__ = ["MUTANTS", "mutants_games", "mutants_grades", "mutants_sides", "noticed", "seeded"]
+
 COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO = (
     HERE / "protocols" / f"{name}.yaml"
     for name in ("council", "hearing", "salon", "jury", "assembly", "trio")
@@ -29,30 +25,6 @@ PIXEL, PROPOSED, DEBATE = (
     SHIPPED / "pixel_proposed.yaml",
     SHIPPED / "debate.yaml",
 )
-
-
-def mutant(
-    path: Path, says: str, owner: Any, attribute: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register `make(original) -> broken` for an attribute."""
-
-    def register(make: Callable[..., Any]) -> Callable[..., Any]:
-        broken = make(getattr(owner, attribute))
-        MUTANTS[make.__name__] = (path, says, lambda stack: _patch(stack, owner, attribute, broken))
-        return make
-
-    return register
-
-
-def _patch(stack: contextlib.ExitStack, owner: Any, attribute: str, broken: Any) -> None:
-    stack.enter_context(mock.patch.object(owner, attribute, broken))
-
-
-@contextlib.contextmanager
-def seeded(name: str) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        MUTANTS[name][2](stack)
-        yield
 
 
 @mutant(COUNCIL, "asked [", table.Table, "_tell")
@@ -368,27 +340,12 @@ def child_of_the_wrong_task(sub_play: Any) -> Any:
 
 @mutant(PROPOSED, "too few sub-plays", propose_solve.ProposeSolve, "_conclude")
 def missing_data_scores_zero(conclude: Any) -> Any:
-    def broken(self: Any, moves: Any, answers: list[Outcome | Reply]) -> Outcome:
+    def broken(self: Any, moves: Any, answers: list[Outcome | Reply], admission: Any) -> Outcome:
         filled = [Outcome(score=0.0) if getattr(a, "score", None) is None else a for a in answers]
-        done: Outcome = conclude(self, moves, filled)
+        done: Outcome = conclude(self, moves, filled, admission)
         return done
 
     return broken
-
-
-def noticed(name: str, seeds: int = 6) -> list[str]:
-    """What the suite says about a seeded fault, on the first seed on which it says anything."""
-    from configs.contract import suite
-    from configs.load import load_protocol
-
-    path = MUTANTS[name][0]
-    protocol, raw = load_protocol(path), suite.read_raw(path)
-    with seeded(name):
-        for seed in range(seeds):
-            found = suite.violations(protocol, raw, seed)
-            if found:
-                return found
-    return []
 
 
 if __name__ == "__main__":

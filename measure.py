@@ -1,0 +1,71 @@
+"""What a run measures on held-out tasks: arms, the points of a stage's curve, the exact ceiling.
+
+Functions of a `Run` (loop.py), which keeps what they find: `run.accuracy` and `run.buckets`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from actors.ceiling import ceiling
+from actors.evaluate import arm_figures, heldout_tasks, play_arm, score, score_by
+from configs.schema import ArmConfig, StageConfig
+from learners.scorer import ChoiceScorer
+from protocols.types import Episode
+
+if TYPE_CHECKING:
+    from loop import Run
+
+EVAL_SEED = 20_240_601
+"""Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""
+
+
+async def measure_arms(run: Run, when: str) -> None:
+    """Plays the evaluation arms of this moment on held-out tasks; those measured before the run was resumed stand."""
+    for name, arm in run.config.eval.arms.items():
+        if arm.when == when and name not in run.accuracy:
+            plays = await run.or_stop(heldout_plays(run, name, arm, arm.episodes))
+            run.accuracy[name] = score(plays, run.source.cluster).as_dict()
+            run.buckets[name] = score_by(plays, run.source.bucket)
+            run.health[name] = arm_figures(plays)
+            run.tracker.log(f"eval/{name}", run.updates, run.accuracy[name] | run.health[name])
+            run.tracker.screen.note(f"{name}: {run.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
+
+
+async def heldout_plays(run: Run, name: str, arm: ArmConfig, episodes: int) -> list[list[Episode]]:
+    """Held-out plays of an arm, recorded but never trained on."""
+    await run.serve(arm.roles.values())
+    tasks = heldout_tasks(run.source, run.protocols[arm.protocol], episodes, EVAL_SEED)
+    players = run.system.players(arm.roles, arm.temperature)
+    plays = await play_arm(run.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
+    for play in plays:
+        run.ledger.commit(play[0].id, play, train=False)
+    return plays
+
+
+async def measure_progress(run: Run, stage: StageConfig) -> None:
+    """A small evaluation during training: a point of the curve."""
+    arm = run.config.eval.arms[stage.eval_arm]
+    plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
+    figures = {"score": score(plays, run.source.cluster).mean, **arm_figures(plays)}
+    run.measured = {(stage.eval_arm, run.updates): figures["score"]}
+    run.log(f"eval/{stage.eval_arm}", run.updates, figures)
+
+
+async def measure_ceiling(run: Run) -> None:
+    """The exact minimax value on the same judge and held-out tasks, where the config asks for it."""
+    settings = run.config.eval
+    if not settings.ceiling or "minimax_ceiling" in run.accuracy:
+        return
+    protocol = run.protocols[settings.ceiling]
+    arm = next(arm for arm in settings.arms.values() if arm.protocol == settings.ceiling)
+    judge = arm.roles[protocol.seats[protocol.judge.seat]]
+    tasks = run.source.derived_heldout(settings.ceiling_episodes, EVAL_SEED)
+    for name in list(run.system.served):
+        run.system.retire(name)
+    interval, judged = await run.or_stop(
+        ceiling(protocol, tasks, run.models[judge], ChoiceScorer, os.cpu_count() or 1)
+    )
+    run.accuracy["minimax_ceiling"] = interval.as_dict()
+    run.tracker.log("eval/minimax_ceiling", run.updates, interval.as_dict() | {"positions_per_task": judged})
