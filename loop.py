@@ -25,9 +25,10 @@ from actors.console import Progress
 from actors.evaluate import play_arm, score, score_by
 from actors.figures import step_figures
 from actors.ledger import Ledger
+from actors.nash import nash_conv
 from actors.players import UniformPlayer
 from actors.rollouts import Rollouts, play_all, training_task
-from actors.runner import Seated, gather_or_cancel
+from actors.runner import Seated, gather_or_cancel, unless
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
@@ -75,6 +76,7 @@ class Run:
         """evaluation arm -> mean score on held-out tasks and its interval."""
         self.buckets: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score by difficulty, where the tasks have such."""
+        self.exact: dict[str, dict[str, float]] = {}  # exact measurement -> policy updates -> its value then
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self.warmed = False  # before, there is nothing to save: the run would start afresh
@@ -118,7 +120,8 @@ class Run:
             batch = [await anext(lessons) for _ in range(warm.batch)]  # while the learner takes the last one
             if running is not None:
                 self._warmed(name, step - 1, await running)
-            self._check_stop()
+            if self.stop.is_set():
+                raise Stopped
             lr = warm.lr * min(1.0, 20 * step / warm.steps, 2 * (warm.steps - step + 1) / warm.steps)
             running = asyncio.ensure_future(learner.step(batch, loss="sft", lr=lr))
             await asyncio.sleep(0)
@@ -262,9 +265,7 @@ class Run:
         """Figures of one step to the tracker; the live line; a sample of transcripts now and then."""
         episodes = [episode for play in plays for episode in play]
         means = step_figures(episodes)
-        figures = figures | means | {f"plays_{status}": float(n) for status, n in rollouts.statuses.items()}
-        figures["archive"] = float(len(rollouts.archive))
-        figures["proposal_duplicates"] = rollouts.archive.duplicate_share
+        figures = figures | means | rollouts.figures()
         for policy in self.system.served.values():
             figures |= policy.router.counters.figures(policy.name)
         figures["episodes"] = float(self.ledger.counts["episodes"])
@@ -283,7 +284,10 @@ class Run:
     async def arms(self, when: str) -> None:
         """Plays the evaluation arms of this moment on held-out tasks."""
         for name, arm in self.config.eval.arms.items():
-            if arm.when == when and name not in self.accuracy:
+            if arm.when == when and arm.measure == "nash_conv":
+                await self._or_stop(self._exact(name, arm))
+                self.tracker.screen.note(f"{name}: NashConv {self.exact[name][str(self.updates)]:.4f}")
+            elif arm.when == when and name not in self.accuracy:
                 plays = await self._or_stop(self.play_arm(name, arm, arm.episodes))
                 self.accuracy[name] = score(plays, self.source.cluster).as_dict()
                 self.buckets[name] = score_by(plays, self.source.bucket)
@@ -303,9 +307,20 @@ class Run:
     async def _progress_arm(self, stage: StageConfig) -> None:
         """A small evaluation during training: a point of the curve."""
         arm = self.config.eval.arms[stage.eval_arm]
+        if arm.measure == "nash_conv":
+            await self._exact(stage.eval_arm, arm)
+            return
         name = f"{stage.eval_arm}@{self.updates}"
         plays = await self.play_arm(name, arm, stage.eval_episodes)
         self.tracker.log(f"eval/{stage.eval_arm}", self.updates, {"score": score(plays, self.source.cluster).mean})
+
+    async def _exact(self, name: str, arm: ArmConfig) -> None:
+        """The exact NashConv of an arm's policies as they are now: a point of its curve."""
+        await self.serve(arm.roles.values())
+        players, task = self.system.players(arm.roles, arm.temperature), self.source.train(random.Random(0))
+        value = await nash_conv(self.protocols[arm.protocol], task, players)
+        self.exact.setdefault(name, {})[str(self.updates)] = value
+        self.tracker.log(f"eval/{name}", self.updates, {"nash_conv": value})
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
@@ -320,32 +335,19 @@ class Run:
         return {
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
-            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
+            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines, "exact": self.exact,
         }  # fmt: skip
 
     async def _or_stop(self, awaitable: Any) -> Any:
         """Awaits, but raises Stopped as soon as a stop is asked for."""
-        task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self.stop.is_set():
-                raise Stopped  # even when the result is there: a busy loop would never stop otherwise
-            return task.result()
-        finally:
-            for one in (task, stopping):
-                one.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
-
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Stopped
+        return await unless(self.stop, awaitable, Stopped)
 
     async def restore(self, folder: Path, learners: bool = True) -> None:
         """Takes up where the checkpoint in `folder` was written; without learners: to measure it."""
         state = json.loads((folder / "run.json").read_text())
         for key in ("models", "versions", "updates", "progress", "accuracy", "buckets"):
             setattr(self, key, state[key])
-        self.baselines = state.get("baselines", {})
+        self.baselines, self.exact = state.get("baselines", {}), state.get("exact", {})
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
@@ -376,7 +378,7 @@ class Run:
         """Plays the arms at the end again with the weights of a checkpoint."""
         await self.prepare()
         await self.restore(folder, learners=False)
-        self.accuracy, self.buckets = {}, {}
+        self.accuracy, self.buckets, self.exact = {}, {}, {}
         await self.arms("end")
         await self._ceiling()
 

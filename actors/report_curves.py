@@ -29,6 +29,7 @@ class Chart:
 CHARTS: Mapping[str, Sequence[Chart]] = {
     "Play": (
         Chart("Score", "truth won or right; dots: held-out", "judge_accuracy|honest_win_rate|score", held_out=True),
+        Chart("NashConv", "exact; 0 at an equilibrium", "nash_conv", "eval"),
         Chart("Rewards", "mean, per role", "rewards?", "rollout"),
         Chart("Proposer", "solve rate of its tasks, valid and repeated proposals",
               "solve_rate|proposal_valid|duplicate_share|proposal_duplicates", "rollout"),

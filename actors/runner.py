@@ -142,3 +142,17 @@ async def gather_or_cancel(awaitables: list[Awaitable[Any]]) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def unless(stop: asyncio.Event, awaitable: Awaitable[Any], error: type[Exception]) -> Any:
+    """Awaits, but raises `error` as soon as `stop` is set."""
+    task, stopping = asyncio.ensure_future(awaitable), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            raise error  # even when the result is there: a busy loop would never stop otherwise
+        return task.result()
+    finally:
+        for one in (task, stopping):
+            one.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)

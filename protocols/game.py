@@ -90,6 +90,12 @@ class GamePlay(Protocol):
             return f"{task.id} has {task.game.players} players, and there are {len(self.seats)} seats"
         return ""
 
+    def exact_problem(self) -> str:
+        """Why the policies of its seats cannot be read in every information state; empty where they can."""
+        if self.view != "state" or not self.enforce:
+            return "its NashConv needs view: state and enforce: true"
+        return "" if self.order == "fixed" else "its NashConv needs order: fixed"
+
     def problems(self) -> list[tuple[str, str]]:
         found = [] if self.seats else [("seats", "needs a seat for each player of the game")]
         found += template_problems("prompt", self.prompt, _NAMES)
