@@ -6,5 +6,6 @@ from tasks.base import TaskSource
 from tasks.lists import Lists
 from tasks.pixels import Pixels
 from tasks.spiel import OpenSpiel
+from tasks.textarena import TextArena
 
-SOURCES: dict[str, type[TaskSource]] = {source.kind: source for source in (Pixels, Lists, OpenSpiel)}
+SOURCES: dict[str, type[TaskSource]] = {source.kind: source for source in (Pixels, Lists, OpenSpiel, TextArena)}
