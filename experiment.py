@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from actors.console import Seating
 from actors.ledger import Ledger
+from actors.nash import curve_summary
 from actors.remote import BudgetSpent, check_keys
 from actors.system import start_ray
 from actors.tracker import Tracker
@@ -142,6 +143,8 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         found["arms"] = run.health
     if run.guards.configs:
         found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
+    if run.exact:
+        found["nash_conv"] = {name: curve_summary(points) for name, points in run.exact.items()}
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found

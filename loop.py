@@ -73,6 +73,7 @@ class Run:
         self.measured: dict[tuple[str, int], float] = {}  # (arm, updates) -> its newest score during training
         self.health: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean rewards by role, and how good its judges were."""
+        self.exact: dict[str, dict[str, float]] = {}  # exact measurement -> policy updates -> its value then
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self.skipped = 0
@@ -119,7 +120,8 @@ class Run:
             batch = [await anext(lessons) for _ in range(warm.batch)]  # while the learner takes the last one
             if running is not None:
                 self._warmed(name, step - 1, await running)
-            self._check_stop()
+            if self.stop.is_set():
+                raise Stopped
             lr = warm.lr * min(1.0, 20 * step / warm.steps, 2 * (warm.steps - step + 1) / warm.steps)
             running = asyncio.ensure_future(learner.step(batch, loss="sft", lr=lr))
             await asyncio.sleep(0)
@@ -290,9 +292,7 @@ class Run:
         """Figures of one step to the tracker; the live line; a sample of transcripts now and then."""
         episodes = [episode for play in plays for episode in play]
         means = step_figures(episodes)
-        figures = figures | means | {f"plays_{status}": float(n) for status, n in rollouts.statuses.items()}
-        figures["archive"] = float(len(rollouts.archive))
-        figures["proposal_duplicates"] = rollouts.archive.duplicate_share
+        figures = figures | means | rollouts.figures()
         for policy in self.system.served.values():
             figures |= policy.router.counters.figures(policy.name)
         figures["episodes"] = float(self.ledger.counts["episodes"])
@@ -330,7 +330,7 @@ class Run:
         return {
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
-            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
+            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines, "exact": self.exact,
             "skipped": self.skipped, "guards": self.guards.state(), "health": self.health,
         }  # fmt: skip
 
@@ -349,7 +349,7 @@ class Run:
             setattr(self, key, state[key])
         self.baselines, self.skipped = state.get("baselines", {}), state.get("skipped", 0)
         self.guards.restore(state.get("guards", {}))
-        self.health = state.get("health", {})
+        self.health, self.exact = state.get("health", {}), state.get("exact", {})
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
@@ -380,6 +380,6 @@ class Run:
         """Plays the arms at the end again with the weights of a checkpoint."""
         await self.prepare()
         await self.restore(folder, learners=False)
-        self.accuracy, self.buckets, self.health = {}, {}, {}
+        self.accuracy, self.buckets, self.health, self.exact = {}, {}, {}, {}
         await measure_arms(self, "end")
         await measure_ceiling(self)
