@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 from actors.console import Seating
 from actors.ledger import Ledger
 from actors.nash import curve_summary
+from actors.ratings import table
 from actors.remote import BudgetSpent, check_keys
 from actors.system import start_ray
 from actors.tracker import Tracker
 from configs.machine import Machine, resolve_device
+from configs.opponents import as_served, opponents_in
 from configs.schema import RunConfig
 from learners import checkpoint
 from loop import CHECKPOINTS, Run, Stopped
@@ -112,7 +114,7 @@ def _open(config: RunConfig, folder: Path) -> Run:
     saved = folder / "config.yaml"
     tracker = Tracker(folder, config, saved.read_text() if saved.exists() else "")
     ledger = Ledger(folder)
-    start_ray(config.cluster, actors=2 * len(config.policies) + 2)
+    start_ray(config.cluster, actors=2 + sum(1 + policy.engine.replicas for policy in config.policies.values()))
     run = Run(config, tracker, ledger)
     _stop_on_signals(run.stop)
     return run
@@ -145,6 +147,8 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
     if run.exact:
         found["nash_conv"] = {name: curve_summary(points) for name, points in run.exact.items()}
+    if len(run.league.results):
+        found["league"] = table(run.league.results)
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found
@@ -154,8 +158,8 @@ def _seatings(config: RunConfig) -> list[Seating]:
     """Every role of every stage: who plays it, on what."""
     machine, found = Machine.here(), {}
     for name, stage in config.stages.items():
-        for role, policy_name in stage.roles.items():
-            policy = config.policies[policy_name]
+        for role, policy_name in [*stage.roles.items(), *(("opponent", name) for name in opponents_in(stage))]:
+            policy = as_served(config.policies, config.policies[policy_name])
             device = "driver"
             if policy.kind == "lm":
                 device = f"{resolve_device(policy.engine.device, machine)} x{policy.engine.replicas}"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 OURS = frozenset(
-    {"launch", "__main__", "loop", "measure", "experiment", "actors", "configs", "learners", "protocols", "tasks"}
+    {"launch", "__main__", "loop", "measure", "season", "experiment"}
+    | {"actors", "configs", "learners", "protocols", "tasks"}
 )
 
 

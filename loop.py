@@ -21,6 +21,7 @@ from actors.chat import ChatCodec
 from actors.console import Progress
 from actors.figures import step_figures
 from actors.guards import Guards
+from actors.league import League
 from actors.ledger import Ledger
 from actors.players import UniformPlayer
 from actors.rollouts import Rollouts, play_all, trusted_task
@@ -40,9 +41,10 @@ from learners.pairs import build_lessons, sequences
 from learners.samples import imitation_samples
 from learners.truth import Answers
 from learners.types import Sample
-from measure import measure_arms, measure_ceiling, measure_progress
+from measure import EVAL_SEED, measure_arms, measure_ceiling, measure_progress
 from protocols.types import Episode
 from recovery import CHECKPOINTS, RollBack, Stopped, heed, roll_back
+from season import Season, cross_play, forget_results, sweep
 from tasks.archive import Archive
 from tasks.base import TaskSource
 
@@ -65,6 +67,7 @@ class Run:
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
         self.versions: dict[str, int] = {}
         self.archives = {name: Archive() for name in self.config.stages}
+        self.league = League()
         self.baselines: dict[str, dict[str, float]] = {}  # policy -> moving averages of its rewards (role_ema)
         self.accuracy: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean score on held-out tasks and its interval."""
@@ -201,26 +204,31 @@ class Run:
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
         if any(guard.action == "roll_back" for guard in self.config.guards):
             await self.save()  # so that there is something to go back to
+        season = Season(self, name, stage)
+        await season.begin(done["step"])
         while True:
             try:
-                await self._play_and_learn(name, stage, done)
+                await self._play_and_learn(name, stage, done, season)
                 break
             except RollBack:
                 await roll_back(self, name)
+        await season.end()
         for policy in self.trained_in(stage):
             self.models[policy] = str(self.dir / "models" / policy / name)
             await self.learners[policy].save_hf(self.models[policy])
             self.dismiss(policy)
         await self.save()
 
-    async def _play_and_learn(self, name: str, stage: StageConfig, done: dict[str, Any]) -> None:
+    async def _play_and_learn(self, name: str, stage: StageConfig, done: dict[str, Any], season: Season) -> None:
         """The two loops until one ends; then the other is ended."""
         source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
             self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic,
         )  # fmt: skip
-        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(self.learn_loop(name, stage, rollouts))]
+        rollouts.seating = season.seating
+        learning = self.learn_loop(name, stage, rollouts, season)
+        loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(learning)]
         try:
             finished, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in finished:
@@ -233,9 +241,9 @@ class Run:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
 
-    async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts) -> None:
+    async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts, season: Season) -> None:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
-        every engine has acknowledged the new weights. Produces policy versions."""
+        every engine has acknowledged the new weights. Produces policy versions, and past selves for the season."""
         trained = self.trained_in(stage)
         done, tried = self.progress[name], False
         updates_before = done.setdefault("updates_before", self.updates)  # also where it is taken up again
@@ -250,6 +258,7 @@ class Run:
             tried = tried or bool(due)
             reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in due])
             learned = dict(zip(due, reports))
+            await season.after(step + 1, plays)
             rollouts.release(plays)
             done.update(rollouts.state(), step=step + 1)
             seconds = {"wait_s": waited, "step_s": time.monotonic() - begun}
@@ -324,6 +333,7 @@ class Run:
             (folder / "run.json").write_text(json.dumps(self.state()))
         if (track.best, self.updates) in self.measured:
             checkpoint.mark_best(root, name, self.measured[track.best, self.updates])
+        sweep(self, self.dir / CHECKPOINTS)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
@@ -332,6 +342,7 @@ class Run:
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
             "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines, "exact": self.exact,
             "skipped": self.skipped, "guards": self.guards.state(), "health": self.health,
+            "league": self.league.state(),
         }  # fmt: skip
 
     async def or_stop(self, awaitable: Any) -> Any:
@@ -350,6 +361,7 @@ class Run:
         self.baselines, self.skipped = state.get("baselines", {}), state.get("skipped", 0)
         self.guards.restore(state.get("guards", {}))
         self.health, self.exact = state.get("health", {}), state.get("exact", {})
+        self.league = League.restore(state["league"]) if "league" in state else League()
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
@@ -373,6 +385,7 @@ class Run:
         for name in self.config.stages:
             await self.train_stage(name)
         await measure_arms(self, "end")
+        await cross_play(self, EVAL_SEED)
         await measure_ceiling(self)
         await self.save()
 
@@ -381,5 +394,7 @@ class Run:
         await self.prepare()
         await self.restore(folder, learners=False)
         self.accuracy, self.buckets, self.health, self.exact = {}, {}, {}, {}
+        forget_results(self)
         await measure_arms(self, "end")
+        await cross_play(self, EVAL_SEED)
         await measure_ceiling(self)

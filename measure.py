@@ -15,6 +15,7 @@ from actors.nash import nash_conv
 from configs.schema import ArmConfig, StageConfig
 from learners.scorer import ChoiceScorer
 from protocols.types import Episode
+from season import arm_with_past
 
 if TYPE_CHECKING:
     from loop import Run
@@ -42,8 +43,11 @@ async def heldout_plays(run: Run, name: str, arm: ArmConfig, episodes: int) -> l
     """Held-out plays of an arm, recorded but never trained on."""
     await run.serve(arm.roles.values())
     tasks = heldout_tasks(run.source, run.protocols[arm.protocol], episodes, EVAL_SEED)
-    players = run.system.players(arm.roles, arm.temperature)
-    plays = await play_arm(run.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
+    if any(run.config.policies[policy].kind == "past" for policy in arm.roles.values()):
+        plays = await arm_with_past(run, name, arm, tasks, EVAL_SEED)
+    else:
+        players = run.system.players(arm.roles, arm.temperature)
+        plays = await play_arm(run.protocols[arm.protocol], tasks, players, name, EVAL_SEED)
     for play in plays:
         run.ledger.commit(play[0].id, play, train=False)
     return plays

@@ -182,6 +182,22 @@ def histogram(groups: Mapping[str, Sequence[float]], bins: int = 9) -> str:
     return _svg(buffer)
 
 
+def heat(scores: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
+    """A square of scores in [0, 1], one half white; None is left empty."""
+    size = 0.9 + 0.42 * len(names)
+    values = np.array([[np.nan if value is None else value for value in row] for row in scores], float)
+    with _figure(size + 0.7, size + 0.2, "heat", left=1.2, bottom=0.75) as (axis, buffer):
+        axis.imshow(values, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
+        for row, column in np.argwhere(np.isfinite(values)):
+            value = values[row, column]
+            colour = "white" if abs(value - 0.5) > 0.3 else INK
+            axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        axis.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), [_plain(name) for name in names], color=INK)
+        axis.grid(False)
+    return _svg(buffer)
+
+
 def reliability(groups: Mapping[str, Sequence[Any]]) -> str:
     """Confidence against accuracy (stats.Bin); the size of a dot is the share of verdicts in it."""
     with _figure(3.9, 2.6, "reliability", bottom=0.42) as (axis, buffer):

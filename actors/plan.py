@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from configs.machine import Machine, Need, needs, parameters, peak
+from configs.opponents import as_served
 from configs.schedule import says
 from configs.schema import ModelConfig, PolicyConfig, RemoteConfig, RunConfig
 from protocols.base import Answer, Protocol, SubPlay
@@ -103,6 +104,11 @@ def _policy(config: RunConfig, name: str, policy: PolicyConfig, found: list[Need
         return PolicyPlan(
             name, roles, f"{policy.remote.model} at {host}", 0, False, own, key_state(policy.remote)
         )
+    if policy.kind == "past":
+        model = as_served(config.policies, policy).model
+        seats = [s.opponents.seats for s in config.stages.values() if s.opponents and s.opponents.past == name]
+        taken = tuple(dict.fromkeys([*roles, *(seat for some in seats for seat in some)]))
+        return PolicyPlan(name, taken, f"past {', '.join(policy.of)}", parameters(model), False, own)
     return PolicyPlan(name, roles, _model(policy.model), parameters(policy.model), policy.trained, own)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from actors import charts, html, records, report_curves, report_plays, stats
+from actors import charts, html, records, report_curves, report_league, report_plays, stats
 from actors.console import arm_label, duration
 from actors.files import write_atomically
 from actors.tracker import read_metrics
@@ -52,6 +52,7 @@ def write_report(run_dir: Path | str) -> Path:
         _headline(run),
         _lengths(run),
         _judge(run),
+        report_league.section(run.summary),
         *report_curves.sections(run.metrics, {"Play": list(_solve_rates(run))}),
         html.section("Sample plays", report_plays.cards(plays), says),
         report_curves.others(run.metrics),
@@ -245,7 +246,7 @@ def _facts(run: Run) -> list[str]:
 
 def _about(run: Run) -> str:
     """The rest of the summary, and the config."""
-    known = ("name", "judge_accuracy", "accuracy", "accuracy_by_length")
+    known = ("name", "judge_accuracy", "accuracy", "accuracy_by_length", "league")
     left = {key: value for key, value in run.summary.items() if key not in known}
     body = ""
     if left:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,15 @@ from tasks.trust import trusted
 
 MAX_ATTEMPTS = 3
 MAX_DRAWS = 100_000
+
+
+Seating = Callable[[int], AbstractAsyncContextManager[Mapping[str, Seated]]]
+
+
+@asynccontextmanager
+async def as_bound(group: int) -> AsyncIterator[Mapping[str, Seated]]:
+    """Every seat is taken by who plays its role."""
+    yield {}
 
 
 class TooManyInvalid(RuntimeError):
@@ -77,6 +87,8 @@ class Rollouts:
         self._running: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
+        self.seating: Seating = as_bound
+        """Who takes which seat in the plays of a group, in place of who plays its role."""
 
     def release(self, plays: Sequence[Sequence[Episode]]) -> None:
         """Called when these plays have been learned from and the engines have the result."""
@@ -134,7 +146,8 @@ class Rollouts:
         """All plays of one task. They reach the learner together, or not at all: what came out invalid is left
         away, and a play whose siblings all did has no one to be compared with."""
         repeats = self.stage.repeats
-        plays = await gather_or_cancel([self._one(repeats * group + i) for i in range(repeats)])
+        async with self.seating(group) as seats:
+            plays = await gather_or_cancel([self._one(repeats * group + i, seats) for i in range(repeats)])
         sound = [play for play in plays if play[0].status == "ok"]
         if len(sound) >= min(2, repeats):
             self.ledger.queue(sound)
@@ -144,7 +157,7 @@ class Rollouts:
         self._open.discard(group)
         self._slots.release()  # it reaches no learner: a replacement may start at once
 
-    async def _one(self, index: int) -> list[Episode]:
+    async def _one(self, index: int, seats: Mapping[str, Seated]) -> list[Episode]:
         """One root play, tried again when its engines were lost. Lost attempts are recorded, never rewarded."""
         task = self.draw(index)
         rng = random.Random(f"{self.seed}/{self.name}/play/{index}")
@@ -155,7 +168,7 @@ class Rollouts:
                 return self._noted(self.ledger.recall(id))
             meta = {"stage": self.name, "index": index}
             try:
-                episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta)
+                episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta, seats=seats)
             except EngineLost as error:
                 self._count("lost")
                 lost = Outcome(status="lost", reason=str(error))
@@ -226,17 +239,21 @@ def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, wa
 
 
 async def play_all(
-    protocol: Protocol, tasks: Sequence[Task], players: Mapping[str, Seated], name: str, seed: int, width: int = 256
-) -> list[list[Episode]]:
+    protocol: Protocol, tasks: Sequence[Task], players: Mapping[str, Seated], name: str, seed: int, width: int = 256,
+    seats: Mapping[str, Seated] | None = None, only: range | None = None,
+) -> list[list[Episode]]:  # fmt: skip
     """Plays `protocol` once on every task, at most `width` at a time; one list (root first) per task.
 
     Plays are seeded by position: two calls with the same arguments but other players meet the same draws.
+    `seats`: seat -> who takes it in place of who plays its role. `only`: positions to play.
     """
     gate = asyncio.Semaphore(width)
 
     async def one(index: int, task: Task) -> list[Episode]:
         async with gate:
             play_seed = random.Random(f"{seed}/{index}").randrange(2**63)
-            return await run_play(protocol, task, play_seed, players, f"{name}-{index}", meta={"arm": name})
+            return await run_play(
+                protocol, task, play_seed, players, f"{name}-{index}", meta={"arm": name}, seats=seats
+            )
 
-    return await gather_or_cancel([one(index, task) for index, task in enumerate(tasks)])
+    return await gather_or_cancel([one(index, tasks[index]) for index in only or range(len(tasks))])

@@ -87,13 +87,17 @@ class System:
         self.remote: dict[str, RemotePlayer] = {}
         """One player per remote policy: its budget is that of the whole run."""
 
-    async def serve(self, name: str, model_dir: str, codec: ChatCodec, version: int = 0) -> ServedPolicy:
-        """Starts the engines of policy `name` on the weights in `model_dir` and waits until they answer."""
+    async def serve(
+        self, name: str, model_dir: str, codec: ChatCodec, version: int = 0,
+        config: PolicyConfig | None = None, seed: int | None = None,
+    ) -> ServedPolicy:  # fmt: skip
+        """Starts the engines of policy `name` on the weights in `model_dir` and waits until they answer.
+        `config`: where `name` is none of the run's policies. `seed`: of its first engine, in place of the run's."""
         import ray
 
         from actors.engine import Engine
 
-        config = self.policies[name]
+        config, seed = config or self.policies[name], self.seed if seed is None else seed
         cuda = config.engine.device == "cuda" or (config.engine.device == "auto" and cuda_offered())
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
         remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
@@ -101,7 +105,7 @@ class System:
         if config.model.trust_remote_code:
             engine = replace(engine, extra={"trust_remote_code": True, **engine.extra})
         handles = [
-            remote.remote(name, model_dir, engine, version, self.seed + index)
+            remote.remote(name, model_dir, engine, version, seed + index)
             for index in range(config.engine.replicas)
         ]
         details = await gather_or_cancel([handle.ready.remote() for handle in handles])

@@ -30,6 +30,7 @@ AXES = {
     "rollout": "episodes",
     "eval": "step",
     "guards": "step",
+    "league": "step",
     "system": "step",
 }
 """First part of a metric's name -> what it is plotted over (`learner/*` over `learner/step`)."""

@@ -13,6 +13,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.opponents import PAST, USED, cross_play_problems, idle, opponents_problems, past_problems
 from configs.promises import best_problems, repeatable_problems
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
@@ -65,6 +66,10 @@ class Checker:
             self.searchable(self.config.eval.ceiling, ("eval", "ceiling"))
         else:
             self.unused(("eval",), ["ceiling_episodes"], "without eval.ceiling", ("eval", "ceiling"))
+        if self.config.eval.cross_play:
+            self.noted(cross_play_problems(self.config), ("eval",))
+        else:
+            self.unused(("eval",), ["cross_play_episodes"], "without eval.cross_play", ("eval", "cross_play"))
         if self.config.track.wandb == "disabled":
             self.unused(("track",), ["project"], "with wandb: disabled", ("track", "wandb"))
         if self.machine is not None and not self.config.cluster.address:
@@ -116,6 +121,12 @@ class Checker:
                     self.error((*path, field.name), f"{below:g} is out of range", show_range(low, high))
                 self.ranges(below, (*path, field.name))
 
+    def noted(self, problems: Iterable[tuple[str, str, str]], path: KeyPath) -> None:
+        """Notes (setting below `path`, message, what would be valid)."""
+        for key, message, valid in problems:
+            parts = (int(part) if part.isdigit() else part for part in key.split(".") if part)
+            self.error((*path, *parts), message, valid)
+
     # policies
 
     def policy(self, name: str, policy: PolicyConfig, path: KeyPath) -> None:
@@ -125,14 +136,17 @@ class Checker:
             used = (
                 {"kind", "remote", "temperature", "max_tokens", "trained"}
                 if policy.kind == "remote"
-                else {"kind"}
+                else {*USED} if policy.kind == PAST else {"kind"}
             )
             others = (f.name for f in dataclasses.fields(PolicyConfig) if f.name not in used)
             self.unused(path, others, f"on a {policy.kind} policy", (*path, "kind"))
             for key, message, valid in remote_problems(policy) if policy.kind == "remote" else ():
                 self.error((*path, *key.split(".")), message, valid)
+            if policy.kind == PAST:
+                self.noted(past_problems(self.config, name), path)
             return
         self.unused(path, ["remote"], "on a policy that is not remote", (*path, "kind"))
+        self.unused(path, ["of"], "on a policy that is not past", (*path, "kind"))
         warm, model = policy.warm_start, policy.model
         self.model(model, (*path, "model"))
         self.engine(policy, path)
@@ -314,6 +328,9 @@ class Checker:
 
     def stage(self, stage: StageConfig, path: KeyPath) -> None:
         self.bindings(stage.protocol, stage.roles, path)
+        self.noted(opponents_problems(self.config, stage, self.protocols.get(stage.protocol)), path)
+        for key, why in idle(stage.opponents) if stage.opponents else ():
+            self.unused((*path, "opponents"), [key], why, (*path, "opponents", "mix"))
         for index, name in enumerate(stage.train):
             here = (*path, "train", index)
             if not self.named(name, self.config.policies, "policy", here):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs.opponents import as_served, opponents_in
 from configs.schema import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
 
 TINY_VOCABULARY = 600
@@ -89,6 +90,7 @@ def used_policies(config: RunConfig) -> list[str]:
         arm.roles for arm in config.eval.arms.values()
     ]
     names = {name for roles in bound for name in roles.values()}
+    names |= {name for stage in config.stages.values() for name in opponents_in(stage)}
     return [name for name in config.policies if name in names]
 
 
@@ -96,6 +98,7 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
     """What the run starts: an engine group per used policy, a learner group per trained one."""
     found = []
     for name, policy in config.policies.items():
+        policy = as_served(config.policies, policy)
         if policy.kind != "lm":
             continue
         learner = policy.learner

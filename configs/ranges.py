@@ -13,6 +13,7 @@ from configs.schema import (
     LoraConfig,
     LossConfig,
     ModelConfig,
+    OpponentsConfig,
     PolicyConfig,
     ReferenceConfig,
     RemoteConfig,
@@ -69,8 +70,9 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     },
     UpdateConfig: {**dict.fromkeys(("every", "span"), _COUNT), **dict.fromkeys(("after", "until"), _FROM_0)},
     GuardConfig: {"steps": _COUNT, "times": _COUNT},
+    OpponentsConfig: {**dict.fromkeys(("every", "keep", "redraw_every"), _COUNT), "power": (TINY, INF)},
     ArmConfig: {"episodes": _COUNT, "temperature": _FROM_0},
-    EvalConfig: {"ceiling_episodes": _COUNT},
+    EvalConfig: {"ceiling_episodes": _COUNT, "cross_play_episodes": (2, INF)},
     TrackConfig: {"transcripts_every": _FROM_0, "save_every": _FROM_0, "keep": _COUNT},
     ClusterConfig: {"cpus": _FROM_0, "gpus": (-1, INF)},
 }

@@ -267,9 +267,11 @@ class RemoteConfig:
 class PolicyConfig:
     """Named weights behind one or several roles."""
 
-    kind: Literal["lm", "uniform", "remote"] = "lm"
+    kind: Literal["lm", "uniform", "remote", "past"] = "lm"
     """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control). remote: a model
-    behind a URL, never trained."""
+    behind a URL, never trained. past: the past selves of the policies `of`, on engines of its own."""
+    of: list[str] = field(default_factory=list)
+    """past: trained policies, all with the same model. Each engine replica holds one past self at a time."""
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
@@ -302,6 +304,36 @@ class UpdateConfig:
     """Frozen from this step on; 0: never."""
 
 
+OPPONENT_RULES = ("latest", "uniform", "pfsp", "pfsp_even")
+"""How past selves are chosen (actors.league.RULES)."""
+
+
+@dataclass
+class OpponentsConfig:
+    """Whom the policies of a stage play against, besides themselves. Drawn once for all plays of a task."""
+
+    seats: list[str] = field(default_factory=list)
+    """Seats that an opponent takes, one in each play, in turn. The others are played as `roles` says, and so is this
+    one in self-play."""
+    mix: dict[str, float] = field(default_factory=lambda: {"self": 0.5, "pfsp": 0.5})
+    """What share of plays is against whom: self (the newest weights; both sides learn), fixed (one of the policies
+    `fixed`), or past selves: latest, uniform, pfsp (those that are hard to beat), pfsp_even (those about as strong)."""
+    past: str = ""
+    """Policy of kind past that plays them."""
+    against: list[str] = field(default_factory=list)
+    """Policies whose past selves are met; empty: all that `past` is of. An exploiter names the one that it exploits."""
+    fixed: list[str] = field(default_factory=list)
+    """Policies that learn nothing here: controls, other models."""
+    every: int = 20
+    """Learner steps between snapshots."""
+    keep: int = 8
+    """Past selves of a policy that are kept: the first, the newest, and others spread evenly between."""
+    redraw_every: int = 1
+    """Learner steps after which other past selves take the engines of `past`."""
+    power: float = 1.0
+    """pfsp: exponent of the chance to lose."""
+
+
 @dataclass
 class StageConfig:
     """One stretch of training: a protocol, who plays it, for how long."""
@@ -309,6 +341,8 @@ class StageConfig:
     protocol: str = ""
     roles: dict[str, str] = field(default_factory=dict)
     """role -> policy"""
+    opponents: OpponentsConfig | None = None
+    """Past selves and others in the opponent's place. Unset: every seat is played as `roles` says."""
     tasks: dict[str, Any] = field(default_factory=dict)
     """Settings of the task source that differ in this stage."""
     train: list[str] = field(default_factory=list)
@@ -357,6 +391,10 @@ class EvalConfig:
     ceiling: str = ""
     """Protocol whose exact minimax value is computed on the judge; empty: none."""
     ceiling_episodes: int = 500
+    cross_play: str = ""
+    """Stage whose past selves play each other at the end, for ratings and a payoff matrix; empty: none."""
+    cross_play_episodes: int = 64
+    """Plays of each pair, half of them with seats exchanged."""
 
 
 @dataclass

@@ -9,7 +9,9 @@ checkpoint, dtype as "float32" or "bfloat16"; `data`: numpy uint8 array of all o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,8 @@ Bucket = dict[str, Any]
 Named = tuple[str, "torch.Tensor"]
 
 BUCKET_BYTES = 64 * 1024 * 1024
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""safetensors' names of those that engines take."""
 
 
 def bucket_names(sizes: Iterable[tuple[str, int]], limit: int = BUCKET_BYTES) -> list[list[str]]:
@@ -65,3 +69,34 @@ def unpack(bucket: Bucket) -> list[Named]:
         (name, torch.from_numpy(data[start : start + size].copy()).view(getattr(torch, dtype)).reshape(shape))
         for name, shape, dtype, start, size in bucket["entries"]
     ]
+
+
+def read_folder(folder: str | Path, limit: int = BUCKET_BYTES) -> list[Bucket]:
+    """The weights of a folder in Hugging Face format as buckets, without torch: the body of a safetensors file is its
+    tensors back to back. Raises ValueError for a folder without such files, and for dtypes that engines do not take."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights (*.safetensors)")
+    return [bucket for file in files for bucket in _file_buckets(file, limit)]
+
+
+def _file_buckets(file: Path, limit: int) -> Iterator[Bucket]:
+    """Format: 8 bytes with the header's length, the header in JSON, the body (safetensors README, "Format")."""
+    raw = np.memmap(file, dtype=np.uint8, mode="r")
+    length = int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8 : 8 + length].tobytes())
+    body = raw[8 + length :]
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    unknown = {entry["dtype"] for entry in tensors.values()} - set(DTYPES)
+    if unknown:
+        raise ValueError(f"{file}: dtype {', '.join(sorted(unknown))}; engines take {', '.join(DTYPES)}")
+    order = sorted(tensors, key=lambda name: tensors[name]["data_offsets"])
+    sizes = [(name, tensors[name]["data_offsets"][1] - tensors[name]["data_offsets"][0]) for name in order]
+    for names in bucket_names(sizes, limit):
+        start, end = tensors[names[0]]["data_offsets"][0], tensors[names[-1]]["data_offsets"][1]
+        data = np.array(body[start:end])
+        entries = []
+        for name in names:
+            entry, (first, last) = tensors[name], tensors[name]["data_offsets"]
+            entries.append((name, tuple(entry["shape"]), DTYPES[entry["dtype"]], first - start, last - first))
+        yield {"entries": entries, "data": data, "sha256": hashlib.sha256(data.data).hexdigest()}
