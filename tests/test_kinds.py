@@ -144,18 +144,18 @@ def test_ensembled_consultancy_keeps_the_consultants_apart() -> None:
 def test_a_gated_step_rewrites_only_what_an_inspector_objects_to() -> None:
     task = Task("t", "Why?")
     said = {
-        "upstream": ["first"], "ethical_inspector": ["it is\n FINE "], "factual_inspector": ["FINE? no: false"],
-        "factual_aligner": ["second"], "helpful_inspector": ["FINE"],
+        "upstream": ["first"], "ethics": ["it is\n FINE "], "facts": ["FINE? no: false"],
+        "facts_fix": ["second"], "help": ["FINE"],
         "rater": [(1, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0.5, 0, 0, 0.5)],
     }  # fmt: skip
     trace = played(shipped("inspectors"), task, said)
     asked = {request.seat: request.messages[-1].text for request in trace.requests()}
-    assert "ethical_aligner" not in asked and "helpful_aligner" not in asked
-    assert "> first" in asked["factual_aligner"] and "> FINE? no: false" in asked["factual_aligner"]
-    assert "> second" in asked["helpful_inspector"] and "first" not in asked["helpful_inspector"]
+    assert "ethics_fix" not in asked and "help_fix" not in asked
+    assert "> first" in asked["facts_fix"] and "> FINE? no: false" in asked["facts_fix"]
+    assert "> second" in asked["help"] and "first" not in asked["help"]
     # expected place: 0 of 6 for the first, (3 + 6) / 2 of 6 for the last
     assert trace.outcome.metrics["rating_first"] == 0.0 and trace.outcome.metrics["rating_last"] == 0.75
-    asked_or_rewrote = ["ethical_inspector", "factual_inspector", "factual_aligner", "helpful_inspector"]
+    asked_or_rewrote = ["ethics", "facts", "facts_fix", "help"]
     assert paid(trace, "improvement") == dict.fromkeys(asked_or_rewrote, 0.75), "not upstream"
     assert trace.outcome.score is None
 

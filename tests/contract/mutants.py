@@ -368,12 +368,17 @@ def child_of_the_wrong_task(sub_play: Any) -> Any:
 
 @mutant(PROPOSED, "too few sub-plays", propose_solve.ProposeSolve, "_conclude")
 def missing_data_scores_zero(conclude: Any) -> Any:
-    def broken(self: Any, moves: Any, answers: list[Outcome | Reply]) -> Outcome:
+    def broken(self: Any, moves: Any, answers: list[Outcome | Reply], admission: Any) -> Outcome:
         filled = [Outcome(score=0.0) if getattr(a, "score", None) is None else a for a in answers]
-        done: Outcome = conclude(self, moves, filled)
+        done: Outcome = conclude(self, moves, filled, admission)
         return done
 
     return broken
+
+
+@mutant(SHIPPED / "round_table.yaml", "by votes", table, "vote_shares")
+def votes_weigh_alike(shares: Any) -> Any:
+    return lambda votes, levels, claims: shares(votes, None, claims)
 
 
 def noticed(name: str, seeds: int = 6) -> list[str]:
