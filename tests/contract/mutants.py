@@ -378,7 +378,7 @@ def missing_data_scores_zero(conclude: Any) -> Any:
 
 @mutant(SHIPPED / "round_table.yaml", "by votes", table, "vote_shares")
 def votes_weigh_alike(shares: Any) -> Any:
-    return lambda votes, levels, claims: shares(votes, None, claims)
+    return lambda votes, levels, claims: shares({s: v for s, v in votes.items() if s in levels}, None, claims)
 
 
 def noticed(name: str, seeds: int = 6) -> list[str]:
