@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from actors.console import Seating
 from actors.ledger import Ledger
+from actors.nash import curve_summary
 from actors.ratings import table
 from actors.remote import BudgetSpent, check_keys
 from actors.system import start_ray
@@ -140,12 +141,14 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
-    if len(run.league.results):
-        found["league"] = table(run.league.results)
     if any(run.health.values()):
         found["arms"] = run.health
     if run.guards.configs:
         found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
+    if run.exact:
+        found["nash_conv"] = {name: curve_summary(points) for name, points in run.exact.items()}
+    if len(run.league.results):
+        found["league"] = table(run.league.results)
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found

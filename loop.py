@@ -76,6 +76,7 @@ class Run:
         self.measured: dict[tuple[str, int], float] = {}  # (arm, updates) -> its newest score during training
         self.health: dict[str, dict[str, float]] = {}
         """evaluation arm -> mean rewards by role, and how good its judges were."""
+        self.exact: dict[str, dict[str, float]] = {}  # exact measurement -> policy updates -> its value then
         self.progress: dict[str, dict[str, Any]] = {}
         self.updates = 0
         self.skipped = 0
@@ -122,7 +123,8 @@ class Run:
             batch = [await anext(lessons) for _ in range(warm.batch)]  # while the learner takes the last one
             if running is not None:
                 self._warmed(name, step - 1, await running)
-            self._check_stop()
+            if self.stop.is_set():
+                raise Stopped
             lr = warm.lr * min(1.0, 20 * step / warm.steps, 2 * (warm.steps - step + 1) / warm.steps)
             running = asyncio.ensure_future(learner.step(batch, loss="sft", lr=lr))
             await asyncio.sleep(0)
@@ -202,27 +204,28 @@ class Run:
         await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
         if any(guard.action == "roll_back" for guard in self.config.guards):
             await self.save()  # so that there is something to go back to
+        season = Season(self, name, stage)
+        await season.begin(done["step"])
         while True:
             try:
-                await self._play_and_learn(name, stage, done)
+                await self._play_and_learn(name, stage, done, season)
                 break
             except RollBack:
                 await roll_back(self, name)
+        await season.end()
         for policy in self.trained_in(stage):
             self.models[policy] = str(self.dir / "models" / policy / name)
             await self.learners[policy].save_hf(self.models[policy])
             self.dismiss(policy)
         await self.save()
 
-    async def _play_and_learn(self, name: str, stage: StageConfig, done: dict[str, Any]) -> None:
+    async def _play_and_learn(self, name: str, stage: StageConfig, done: dict[str, Any], season: Season) -> None:
         """The two loops until one ends; then the other is ended."""
         source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
             self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic,
         )  # fmt: skip
-        season = Season(self, name, stage)
-        await season.begin(done["step"])
         rollouts.seating = season.seating
         learning = self.learn_loop(name, stage, rollouts, season)
         loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(learning)]
@@ -237,13 +240,13 @@ class Run:
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
-        await season.end()
 
     async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts, season: Season) -> None:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
         every engine has acknowledged the new weights. Produces policy versions, and past selves for the season."""
         trained = self.trained_in(stage)
-        done, updates_before, tried = self.progress[name], self.updates, False
+        done, tried = self.progress[name], False
+        updates_before = done.setdefault("updates_before", self.updates)  # also where it is taken up again
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
             plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
@@ -298,9 +301,7 @@ class Run:
         """Figures of one step to the tracker; the live line; a sample of transcripts now and then."""
         episodes = [episode for play in plays for episode in play]
         means = step_figures(episodes)
-        figures = figures | means | {f"plays_{status}": float(n) for status, n in rollouts.statuses.items()}
-        figures["archive"] = float(len(rollouts.archive))
-        figures["proposal_duplicates"] = rollouts.archive.duplicate_share
+        figures = figures | means | rollouts.figures()
         for policy in self.system.served.values():
             figures |= policy.router.counters.figures(policy.name)
         figures["episodes"] = float(self.ledger.counts["episodes"])
@@ -332,14 +333,14 @@ class Run:
             (folder / "run.json").write_text(json.dumps(self.state()))
         if (track.best, self.updates) in self.measured:
             checkpoint.mark_best(root, name, self.measured[track.best, self.updates])
-        sweep(self, root)
+        sweep(self, self.dir / CHECKPOINTS)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
         return {
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
-            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines,
+            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines, "exact": self.exact,
             "skipped": self.skipped, "guards": self.guards.state(), "health": self.health,
             "league": self.league.state(),
         }  # fmt: skip
@@ -359,7 +360,7 @@ class Run:
             setattr(self, key, state[key])
         self.baselines, self.skipped = state.get("baselines", {}), state.get("skipped", 0)
         self.guards.restore(state.get("guards", {}))
-        self.health = state.get("health", {})
+        self.health, self.exact = state.get("health", {}), state.get("exact", {})
         self.league = League.restore(state["league"]) if "league" in state else League()
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
         for name in state["learners"]:
@@ -390,6 +391,6 @@ class Run:
         """Plays the arms at the end again with the weights of a checkpoint."""
         await self.prepare()
         await self.restore(folder, learners=False)
-        self.accuracy, self.buckets, self.health = {}, {}, {}
+        self.accuracy, self.buckets, self.health, self.exact = {}, {}, {}, {}
         forget_results(self)
         await measure_end(self)

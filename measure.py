@@ -6,10 +6,12 @@ Functions of a `Run` (loop.py), which keeps what they find: `run.accuracy` and `
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING
 
 from actors.ceiling import ceiling
 from actors.evaluate import arm_figures, heldout_tasks, play_arm, score, score_by
+from actors.nash import nash_conv
 from configs.schema import ArmConfig, StageConfig
 from learners.scorer import ChoiceScorer
 from protocols.types import Episode
@@ -25,7 +27,10 @@ EVAL_SEED = 20_240_601
 async def measure_arms(run: Run, when: str) -> None:
     """Plays the evaluation arms of this moment on held-out tasks; those measured before the run was resumed stand."""
     for name, arm in run.config.eval.arms.items():
-        if arm.when == when and name not in run.accuracy:
+        if arm.when == when and arm.measure == "nash_conv":
+            await run.or_stop(measure_exact(run, name, arm))
+            run.tracker.screen.note(f"{name}: NashConv {run.exact[name][str(run.updates)]:.4f}")
+        elif arm.when == when and name not in run.accuracy:
             plays = await run.or_stop(heldout_plays(run, name, arm, arm.episodes))
             run.accuracy[name] = score(plays, run.source.cluster).as_dict()
             run.buckets[name] = score_by(plays, run.source.bucket)
@@ -58,10 +63,22 @@ async def heldout_plays(run: Run, name: str, arm: ArmConfig, episodes: int) -> l
 async def measure_progress(run: Run, stage: StageConfig) -> None:
     """A small evaluation during training: a point of the curve."""
     arm = run.config.eval.arms[stage.eval_arm]
+    if arm.measure == "nash_conv":
+        await measure_exact(run, stage.eval_arm, arm)
+        return
     plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
     figures = {"score": score(plays, run.source.cluster).mean, **arm_figures(plays)}
     run.measured = {(stage.eval_arm, run.updates): figures["score"]}
     run.log(f"eval/{stage.eval_arm}", run.updates, figures)
+
+
+async def measure_exact(run: Run, name: str, arm: ArmConfig) -> None:
+    """The exact NashConv of an arm's policies as they are now: a point of its curve."""
+    await run.serve(arm.roles.values())
+    players, task = run.system.players(arm.roles, arm.temperature), run.source.train(random.Random(0))
+    value = await nash_conv(run.protocols[arm.protocol], task, players)
+    run.exact.setdefault(name, {})[str(run.updates)] = value
+    run.log(f"eval/{name}", run.updates, {"nash_conv": value})
 
 
 async def measure_ceiling(run: Run) -> None:

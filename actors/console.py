@@ -138,6 +138,9 @@ class Screen:
         arms = summary.get("judge_accuracy") or summary.get("accuracy") or {}
         if arms:
             blocks += [_arms(arms), Text()]
+        for name, curve in (summary.get("nash_conv") or {}).items():
+            late = f"{curve['last']:.4f}, mean of the last quarter {curve['last_quarter']:.4f}"
+            blocks += [Text(f"NashConv of {arm_label(name)}: {late}", "bold"), Text()]
         blocks += [_facts(summary), Text()]
         table = Table.grid(padding=(0, 2))
         table.add_row(Text("report", "bold"), Text(f"{run_dir}/report.html"))

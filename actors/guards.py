@@ -65,7 +65,7 @@ class Guards:
     def tell(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """The figures `kind`/name of one moment, as the tracker logs them."""
         for config, state in zip(self.configs, self.states):
-            for name in (config.metric, config.against):
+            for name in (config.against, config.metric):  # the one that is watched last
                 value = values.get(name.removeprefix(f"{kind}/")) if name.startswith(f"{kind}/") else None
                 if value is not None and math.isfinite(value):
                     state.last[name] = float(value)

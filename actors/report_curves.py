@@ -31,6 +31,7 @@ CHARTS: Mapping[str, Sequence[Chart]] = {
         Chart("Score", "truth won or right; dots: held-out", "judge_accuracy|honest_win_rate|score", held_out=True),
         Chart("Trained judges", "share right before each step, trusted and other tasks", "accuracy", "learner"),
         Chart("Scores of trained judges", "log score in nats, halved Brier score", "log_score|brier", "learner"),
+        Chart("NashConv", "exact; 0 at an equilibrium", "nash_conv", "eval"),
         Chart("Rewards", "mean, per role", "rewards?", "rollout"),
         Chart("Proposer", "solve rate of its tasks, valid and repeated proposals",
               "solve_rate|proposal_valid|duplicate_share|proposal_duplicates", "rollout"),

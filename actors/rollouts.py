@@ -104,6 +104,11 @@ class Rollouts:
         """Which groups are still to come, for a checkpoint."""
         return {"group": self.next_group, "again": sorted(self._open)}
 
+    def figures(self) -> dict[str, float]:
+        """How plays have ended so far, and what the archive holds."""
+        found = {f"plays_{status}": float(n) for status, n in self.statuses.items()}
+        return {**found, "archive": float(len(self.archive)), "proposal_duplicates": self.archive.duplicate_share}
+
     async def run(self) -> None:
         """rollout_loop. Runs until cancelled; raises what a play raised."""
         failed: asyncio.Future[Any] = asyncio.ensure_future(self._failed.wait())

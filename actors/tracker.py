@@ -29,8 +29,8 @@ AXES = {
     "sync": "step",
     "rollout": "episodes",
     "eval": "step",
-    "league": "step",
     "guards": "step",
+    "league": "step",
     "system": "step",
 }
 """First part of a metric's name -> what it is plotted over (`learner/*` over `learner/step`)."""

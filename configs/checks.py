@@ -19,6 +19,7 @@ from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
     PREFERENCE_LOSSES,
+    ArmConfig,
     ModelConfig,
     PolicyConfig,
     RunConfig,
@@ -55,6 +56,8 @@ class Checker:
             self.stage(stage, ("stages", name))
         for name, arm in self.config.eval.arms.items():
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
+            if arm.measure != "score":
+                self.exact(arm, ("eval", "arms", name))
         self.never_updated()
         self.promises()
         for path, message, valid in training_problems(self.config, self.protocols):
@@ -278,6 +281,19 @@ class Checker:
             message = f"the judge is {arm.roles[role]!r} of kind {policy.kind}: no weights to be searched"
             self.error(("eval", "arms", name, "roles", role), message, "a policy of kind: lm, or no eval.ceiling")
 
+    def exact(self, arm: ArmConfig, path: KeyPath) -> None:
+        """NashConv is of policies whose odds can be read, in a game of which every position can be asked about."""
+        self.unused(path, ["episodes"], f"with measure: {arm.measure}", (*path, "measure"))
+        for role, name in arm.roles.items():
+            if name in self.config.policies and self.config.policies[name].kind == "remote":
+                message = f"the odds of remote policy {name!r} cannot be read"
+                self.error((*path, "roles", role), message, "another policy")
+        protocol = self.protocols.get(arm.protocol)
+        exact_problem = getattr(protocol, "exact_problem", None)
+        problem = "it is no game" if exact_problem is None else exact_problem()
+        if protocol is not None and problem:
+            self.error((*path, "measure"), f"protocol {arm.protocol!r}: {problem}")
+
     def roles_of(self, protocol: str) -> set[str] | None:
         """Roles of a protocol, None where it could not be built."""
         built = self.protocols.get(protocol)
@@ -330,6 +346,8 @@ class Checker:
             self.error((*path, "roles"), "no policy with a role here is trained", _list(trained))
         if stage.eval_every:
             self.named(stage.eval_arm, self.config.eval.arms, "arm of eval.arms,", (*path, "eval_arm"))
+            if getattr(self.config.eval.arms.get(stage.eval_arm), "measure", "score") != "score":
+                self.unused(path, ["eval_episodes"], "on an exact measurement", (*path, "eval_arm"))
         else:
             self.unused(path, ["eval_arm", "eval_episodes"], "without eval_every", (*path, "eval_every"))
         protocol = self.protocols.get(stage.protocol)

@@ -158,6 +158,7 @@ def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Prot
 
 def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:
     """Where a game is played, the tasks must be games, for as many players as there are seats."""
+    bound: list[tuple[tuple[str, ...], str, Mapping[str, Any]]]
     bound = [(("stages", name), stage.protocol, stage.tasks) for name, stage in config.stages.items()]
     bound += [(("eval", "arms", name), arm.protocol, {}) for name, arm in config.eval.arms.items()]
     for path, name, own in bound:
@@ -170,6 +171,9 @@ def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol
             continue  # noted already
         if problem := protocol.unplayable(source.train(random.Random(0))):
             builder.error((*path, "protocol"), problem)
+        elif path[0] == "eval" and config.eval.arms[path[-1]].measure == "nash_conv":
+            if problem := source.exact_problem():
+                builder.error((*path, "measure"), f"NashConv of these tasks: {problem}")
 
 
 def _checked(builder: Builder, kinds: Kinds, raw: Any, path: KeyPath) -> Any:

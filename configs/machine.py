@@ -152,7 +152,10 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
     if policy.trained and (learner.loss.kl or learner.loss.kind in REFERENCE_LOSSES):
-        base += count * (weights + (4 if half and learner.reference.kind == "ema" else 0))
+        if not learner.lora:
+            base += count * (weights + (4 if half and learner.reference.kind == "ema" else 0))
+        elif learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
+            base += count * weights
     return base + count * weights // shard[0] + count * grads // shard[1] + count * states // shard[2]
 
 

@@ -377,6 +377,9 @@ class ArmConfig:
     """role -> policy"""
     when: Literal["start", "end"] = "end"
     """start: before any training (warm-started weights). end: after all stages."""
+    measure: Literal["score", "nash_conv"] = "score"
+    """score: of held-out plays. nash_conv: no plays; what the seats of a game together could gain by best responses to
+    each other, exactly (OpenSpiel), from the odds of every move in every information state. 0 at an equilibrium."""
     episodes: int = 500
     temperature: float | None = None
     """Of every reply in this arm; 0: the likeliest one. Unset: that of each policy, as in training."""

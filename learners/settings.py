@@ -110,11 +110,12 @@ def idle(config: LearnerConfig) -> Iterator[tuple[str, str, str]]:
         for name in sorted({f.name for f in fields(section)} - {"kind"} - read):
             yield f"{part}.{name}", why, f"{part}.kind"
     loss = config.loss
-    for name in sorted({"correction_low", "correction_high"} - CORRECTION_USES[loss.correction]):
+    used = LOSS_USES[loss.kind]  # what is not has been named above
+    for name in sorted(({"correction_low", "correction_high"} & used) - CORRECTION_USES[loss.correction]):
         yield f"loss.{name}", f"with correction: {loss.correction}", "loss.correction"
-    if normalisation(loss) != "constant":
+    if "constant" in used and normalisation(loss) != "constant":
         yield "loss.constant", f"with normalise: {normalisation(loss)}", "loss.normalise"
-    if loss.kl == 0:
+    if "kl" in used and loss.kl == 0:
         yield "loss.kl_estimator", "without kl", "loss.kl"
     if config.advantage.credit == "trajectory":
         yield "advantage.discount", "with credit: trajectory", "advantage.credit"
@@ -126,9 +127,7 @@ def needs_reference(config: LossConfig) -> bool:
 
 
 def normalisation(config: LossConfig) -> str:
-    """token, sequence or constant; pair for preference losses."""
-    if config.kind in PREFERENCE_LOSSES:
-        return "pair"
+    """token, sequence or constant, for losses of a token."""
     return NORMALISE[config.kind] if config.normalise == "auto" else config.normalise
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from protocols.base import Ask, Play, Protocol
 from protocols.rewards import REWARDS, Move, Record, RewardTerm, pay, reward_problems
 from protocols.templates import literals, names, quote, render, template_problems
-from protocols.types import GameState, IllegalMove, Message, Outcome, Reply, Task, TurnRequest
+from protocols.types import GameState, IllegalMove, Message, Outcome, Reply, Task, TurnRequest, VerifierError
 from protocols.views import Chat, as_reply, fresh_chat
 
 JOINER = "\n\n"
@@ -89,6 +89,12 @@ class GamePlay(Protocol):
         if task.game.players != len(self.seats):
             return f"{task.id} has {task.game.players} players, and there are {len(self.seats)} seats"
         return ""
+
+    def exact_problem(self) -> str:
+        """Why the policies of its seats cannot be read in every information state; empty where they can."""
+        if self.view != "state" or not self.enforce:
+            return "its NashConv needs view: state and enforce: true"
+        return "" if self.order == "fixed" else "its NashConv needs order: fixed"
 
     def problems(self) -> list[tuple[str, str]]:
         found = [] if self.seats else [("seats", "needs a seat for each player of the game")]
@@ -209,7 +215,10 @@ class Match:
         metrics = {"moves": float(self.moves), "illegal": float(rejected), "forfeits": float(len(self.forfeited))}
         if not (self.state.over or self.forfeited):
             return Outcome("invalid", metrics=metrics, reason=f"not over after {self.moves} moves")
-        returns = {} if self.forfeited else dict(zip(self.seats, self.state.returns(), strict=True))
+        try:
+            returns = {} if self.forfeited else dict(zip(self.seats, self.state.returns(), strict=True))
+        except VerifierError as error:
+            return Outcome("invalid", metrics=metrics, reason=str(error))
         record = Record(self.rules.seats, self._record, returns=returns, forfeited=self.forfeited)
         rewards = pay(self.rules.rewards, record)
         total = sum(reward.value for reward in rewards)

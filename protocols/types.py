@@ -135,7 +135,7 @@ class GameState(ABC):
 
     @abstractmethod
     def returns(self) -> tuple[float, ...]:
-        """What the game pays each player, at its end."""
+        """What the game pays each player, at its end. Raises `VerifierError` where it does not say: missing data."""
 
 
 Speaker = Literal["system", "user", "assistant"]

@@ -69,7 +69,7 @@ _PROPOSE = (
 
 @dataclass(frozen=True)
 class ProgramDomain(Domain):
-    """Derives and checks tasks of one mode."""
+    """Derives and checks tasks of one mode. Both wait for a process: some hundredths of a second, or `CPU_SECONDS`."""
 
     mode: str
 
@@ -101,6 +101,7 @@ class ProgramDomain(Domain):
         if self.mode == "abduction":
             call = literals(answer)
             return call is not None and _gives(task.hidden[PROGRAM].text, [[call, cases[0][1]]])
+        answer = _unfenced(answer)
         return not faults(answer) and _gives(answer, cases)
 
 
@@ -168,7 +169,7 @@ def proposal_of(seed: tuple[str, tuple[str, ...]], mode: str) -> str:
 
 def _split(proposal: str, mode: str) -> tuple[str, list[str]]:
     """(program, source of the argument tuples). Raises `InvalidProposal`."""
-    program, rule, rest = proposal.partition(f"\n{RULE}\n")
+    program, rule, rest = _unfenced(proposal).partition(f"\n{RULE}\n")
     lines = [line for line in rest.splitlines() if line.strip()]
     if not rule or not lines:
         raise InvalidProposal(f"must be a program, a line {RULE} and arguments")
@@ -180,6 +181,11 @@ def _split(proposal: str, mode: str) -> tuple[str, list[str]]:
     if len(found) < len(calls) or len(set(found)) < len(found):
         raise InvalidProposal("arguments must be Python literals, and no call may stand twice")
     return program, found
+
+
+def _unfenced(text: str) -> str:
+    """Without the lines that begin and end a block of code in Markdown."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("```"))
 
 
 def _agreed(first: Ran, second: Ran) -> str:

@@ -40,7 +40,7 @@ BUILTINS = (
 """All that a program may call besides what it defines."""
 _BANNED_NODES = (
     ast.Import, ast.ImportFrom, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await, ast.With, ast.ClassDef,
-    ast.Global, ast.Delete,
+    ast.Global, ast.Delete, ast.Match,  # a pattern can name any attribute
 )  # fmt: skip
 _BANNED_ATTRIBUTES = {"format", "format_map", "mro"}
 _FRAMES = ("gi_", "cr_", "ag_", "tb_", "f_", "func_", "co_")

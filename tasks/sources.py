@@ -10,8 +10,10 @@ from tasks.pixels import Pixels
 from tasks.programs import Programs
 from tasks.spiel import OpenSpiel
 from tasks.taxonomy import Taxonomy
+from tasks.textarena import TextArena
 from tasks.toys import Toys
 
 SOURCES: dict[str, type[TaskSource]] = {
-    source.kind: source for source in (Pixels, Lists, OpenSpiel, Words, Bargains, Programs, Ontology, Taxonomy, Toys)
+    source.kind: source
+    for source in (Pixels, Lists, OpenSpiel, TextArena, Words, Bargains, Programs, Ontology, Taxonomy, Toys)
 }

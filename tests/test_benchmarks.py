@@ -103,7 +103,7 @@ def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(monkeypatc
     monkeypatch.setattr(orchestrator, "ENGINES", 8)
     monkeypatch.setattr(orchestrator, "PER_STEP", 10)
     hosts = [LocalHost(4, 0), LocalHost(4, 1)]
-    found = asyncio.run(orchestrator.measure(hosts, 8, 60, windows=2, seconds=0.3))
+    found = asyncio.run(orchestrator.measure(hosts, 8, 40, windows=2, seconds=1.0))
     assert found.counts["restarts"] > 0 and found.counts["sent again"] > 0 and found.counts["finished plays"] > 0
     assert all(window.turns > 0 and window.cpu_s > 0 for window in found.windows)
     few = orchestrator.Found(found.windows, found.resident - 40_000, found.counts)

@@ -78,6 +78,14 @@ def test_reward_that_rises_faster_than_accuracy() -> None:
     assert told == [[], [], [], [0.3], [], []]
 
 
+def test_two_figures_of_one_line_are_compared_with_each_other() -> None:
+    own, other = "rollout/main/belief", "rollout/main/belief/auditor"
+    guards = Guards([GuardConfig(own, against=other, above=0.5)])
+    for step, (one, two) in enumerate([(0.0, 0.0), (1.0, 0.9), (1.0, 0.0)]):
+        guards.tell("rollout/main", step, {"belief": one, "belief/auditor": two})
+        assert bool(guards.take()) == (step == 2)
+
+
 def test_rolling_back_is_tried_so_often_and_then_the_run_stops() -> None:
     guards = Guards([GuardConfig(KL, above=0.1, action="roll_back", times=2), GuardConfig(KL, above=0.3)])
     assert not guards.alarmed

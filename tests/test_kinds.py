@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,12 @@ from configs.contract.suite import read_raw
 from configs.load import load_protocol
 from protocols.base import Protocol
 from protocols.confidence import LEVELS, vote_shares, weight
-from protocols.market import Market
-from protocols.negotiation import Negotiation, last_move, shares
-from protocols.phased import Phase, Phased, RolePrompt
-from protocols.propose_judge import ProposeSolveJudge
-from protocols.prover_verifier import ProverVerifier, final_answer
-from protocols.rating import RaterRules
+from protocols.negotiation import last_move, shares
+from protocols.phased import RolePrompt
+from protocols.prover_verifier import final_answer
 from protocols.revision import Revision, Step
 from protocols.rewards import REWARDS, Move, Record, RewardTerm
-from protocols.taboo import Taboo, winner
+from protocols.taboo import winner
 from protocols.types import Domain, Hidden, InvalidProposal, Reply, Reward, Task, TurnRequest, VerifierError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "protocol"
@@ -144,18 +141,18 @@ def test_ensembled_consultancy_keeps_the_consultants_apart() -> None:
 def test_a_gated_step_rewrites_only_what_an_inspector_objects_to() -> None:
     task = Task("t", "Why?")
     said = {
-        "upstream": ["first"], "ethical_inspector": ["it is\n FINE "], "factual_inspector": ["FINE? no: false"],
-        "factual_aligner": ["second"], "helpful_inspector": ["FINE"],
+        "upstream": ["first"], "ethics": ["it is\n FINE "], "facts": ["FINE? no: false"],
+        "facts_fix": ["second"], "help": ["FINE"],
         "rater": [(1, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0.5, 0, 0, 0.5)],
     }  # fmt: skip
     trace = played(shipped("inspectors"), task, said)
     asked = {request.seat: request.messages[-1].text for request in trace.requests()}
-    assert "ethical_aligner" not in asked and "helpful_aligner" not in asked
-    assert "> first" in asked["factual_aligner"] and "> FINE? no: false" in asked["factual_aligner"]
-    assert "> second" in asked["helpful_inspector"] and "first" not in asked["helpful_inspector"]
+    assert "ethics_fix" not in asked and "help_fix" not in asked
+    assert "> first" in asked["facts_fix"] and "> FINE? no: false" in asked["facts_fix"]
+    assert "> second" in asked["help"] and "first" not in asked["help"]
     # expected place: 0 of 6 for the first, (3 + 6) / 2 of 6 for the last
     assert trace.outcome.metrics["rating_first"] == 0.0 and trace.outcome.metrics["rating_last"] == 0.75
-    asked_or_rewrote = ["ethical_inspector", "factual_inspector", "factual_aligner", "helpful_inspector"]
+    asked_or_rewrote = ["ethics", "facts", "facts_fix", "help"]
     assert paid(trace, "improvement") == dict.fromkeys(asked_or_rewrote, 0.75), "not upstream"
     assert trace.outcome.score is None
 
@@ -398,69 +395,3 @@ def test_a_domain_that_cannot_decide_whether_a_proposal_is_one_is_missing_data()
 
     outcome = played(shipped("program"), Task("root", "q", domain=Broken()), {"proposer": ["2 + 3"]}).outcome
     assert outcome.status == "invalid" and "no process" in outcome.reason and outcome.rewards == ()
-
-
-# ---- mistakes
-
-PROMPT = RolePrompt(opening="{{ question }}")
-RATER = RaterRules(prompt="{{ quoted }}")
-PAIR = {"attacker": RolePrompt(opening="{{ word }}", hidden=["word"]), "defender": PROMPT}
-TRADE = {"seller": PROMPT, "buyer": PROMPT}
-WRITTEN = Revision({"ann": "writer"}, "ann", {"writer": PROMPT}, rater=RATER)
-BUTTON = Phase("sure", ["ann"], moves="confidence")
-VOTING = Phased([Phase("vote", ["ann"], moves="choices"), BUTTON], {"ann": "a"}, prompts={"a": PROMPT}, vote="vote")
-VERIFIER = RaterRules("v", "v", prompt="{{ quoted }}", scale=["wrong", "right"])
-MARKET: Callable[[], Market] = lambda: shipped("market")  # noqa: E731
-
-BROKEN: list[tuple[Callable[[], Protocol], str, str]] = [
-    (lambda: replace(VOTING, vote_weights="vote"), "vote_weights", "valid: sure"),
-    (lambda: replace(VOTING, vote_weights="sure", vote=""), "vote_weights", "without a vote"),
-    (lambda: replace(VOTING, rewards=[RewardTerm("team_right")], vote=""), "rewards.0.name", "a vote among"),
-    (lambda: replace(WRITTEN, rater=None), "rater", "either rater"),
-    (lambda: replace(WRITTEN, verifier=True), "rater", "either rater"),
-    (lambda: replace(WRITTEN, author="bob"), "author", "valid: ann"),
-    (lambda: replace(WRITTEN, seats={"ann": "writer", "ben": "writer"}), "seats.ben", "never writes"),
-    (lambda: replace(WRITTEN, prompts={}), "prompts", "'writer' has no prompts"),
-    (lambda: replace(WRITTEN, draft="{{ image }}"), "draft", "unknown placeholder"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "ann", "", ["ann"])]), "steps.0.reviewers", "once"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "ann", "", passes="FINE")]), "steps.0.passes", "no effect"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "bob", "")]), "steps.0.reviser", "valid: ann"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "ann", "{{ x }}")]), "steps.0.revise", "unknown"),
-    (lambda: replace(WRITTEN, rater=replace(RATER, scale=["1"])), "rater.scale", "two or more"),
-    (lambda: replace(WRITTEN, rater=replace(RATER, seat="ann")), "rater.seat", "taken: ann"),
-    (lambda: replace(WRITTEN, rater=replace(RATER, prompt="")), "rater.prompt", "missing"),
-    (lambda: replace(WRITTEN, rewards=[RewardTerm("win")]), "rewards.0.name", "the judgment of a judge"),
-    (lambda: Taboo({"attacker": PROMPT, "defender": PROMPT}), "prompts.attacker.hidden", "list word"),
-    (lambda: Taboo({**PAIR, "defender": RolePrompt(hidden=["word"])}), "prompts.defender.hidden", "not know"),
-    (lambda: Taboo({**PAIR, "defender": RolePrompt()}), "prompts.defender", "told anything"),
-    (lambda: Taboo({"attacker": PAIR["attacker"]}), "prompts", "'defender' has no prompts"),
-    (lambda: Taboo({**PAIR, "judge": PROMPT}), "prompts.judge", "valid: attacker, defender"),
-    (lambda: Taboo(PAIR, turns=0), "turns", "at least 1"),
-    (lambda: Taboo(PAIR, guess=" "), "guess", "blank"),
-    (lambda: Negotiation(TRADE, first="bob"), "first", "valid: seller, buyer"),
-    (lambda: Negotiation(TRADE, prices=[3, 3]), "prices", "different"),
-    (lambda: Negotiation(TRADE, prices=[3], max_tokens=9), "max_tokens", "no effect"),
-    (lambda: Negotiation({**TRADE, "buyer": RolePrompt(hidden=["cost"])}), "prompts.buyer.hidden", "not know"),
-    (lambda: replace(MARKET(), rounds=0), "rounds", "at least 1"),
-    (lambda: replace(MARKET(), judge=replace(MARKET().judge, when="each_turn")), "judge.when", "valid: end"),
-    (lambda: replace(MARKET(), judge=replace(MARKET().judge, seat="adversary")), "judge.seat", "no turn"),
-    (lambda: replace(MARKET(), forecast="{{ x }}"), "forecast", "unknown placeholder"),
-    (lambda: ProverVerifier(replace(VERIFIER, scale=["1", "2", "3"])), "verifier.scale", "two labels"),
-    (lambda: ProverVerifier(VERIFIER, prompt="{{ question }}"), "prompt", "{{ instruction }}"),
-    (lambda: ProverVerifier(replace(VERIFIER, seat="prover")), "verifier.seat", "taken: prover"),
-    (lambda: replace(shipped("propose_solve_judge"), least=2.0), "least", "[0, 1]"),
-    (lambda: replace(shipped("propose_solve_judge"), rater=replace(RATER, seat="solver")), "rater.seat", "solver"),
-    (lambda: replace(shipped("propose_solve_judge"), rewards=[RewardTerm("src")]), "rewards.0.name", "prover"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("make", "path", "says"), BROKEN, ids=[f"{i}-{p}" for i, (_, p, _) in enumerate(BROKEN)])
-def test_mistakes_are_named(make: Callable[[], Protocol], path: str, says: str) -> None:
-    found = make().problems()
-    assert any(where == path and says in message for where, message in found), found
-
-
-def test_what_is_broken_there_was_sound() -> None:
-    sound = [WRITTEN, replace(VOTING, vote_weights="sure"), Taboo(PAIR), Negotiation(TRADE), ProverVerifier(VERIFIER)]
-    assert [protocol.problems() for protocol in sound] == [[]] * 5
-    assert isinstance(shipped("lab"), ProposeSolveJudge)

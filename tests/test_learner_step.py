@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from configs.schema import LearnerConfig, LossConfig
 from learners.batching import count
 from learners.learner import LearnerRank
+from learners.settings import LOSS_USES
 from learners.token_model import TokenModel
 from learners.types import Sample
 
@@ -196,12 +197,13 @@ def test_a_loss_by_name_is_normalised_as_its_paper_says() -> None:
     assert torch.equal(*gradients) and gradients[0].abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", ["clip", "reinforce", "gspo", "cispo", "sft"])
+@pytest.mark.parametrize("kind", ["clip", "reinforce", "gspo", "cispo", "sft", "log_score", "brier"])
 @pytest.mark.parametrize("correction", ["none", "truncate", "mask", "reject"])
 def test_a_loss_that_is_no_number_reaches_the_gradient_and_is_counted(kind: str, correction: str) -> None:
     samples = make_samples(6)
     samples[3].advantages_L[0] = math.nan
-    config = LossConfig(kind=kind, correction="none" if kind == "sft" else correction, normalise="sequence")
+    correction = correction if "correction" in LOSS_USES[kind] else "none"
+    config = LossConfig(kind=kind, correction=correction, normalise="sequence")
     learner = rank(LearnerConfig(loss=config))
     learner.engine.was_step_applied = lambda: bool(torch.isfinite(learner.engine.steps[-1]).all())
     figures = learner.step(samples).result()

@@ -256,6 +256,20 @@ def test_a_cancelled_wait_takes_nothing(tmp_path):
     assert asyncio.run(scenario()) == ["a"]
 
 
+def test_what_is_dropped_stays_recorded_and_trains_nobody(tmp_path):
+    async def scenario() -> list[str]:
+        ledger = Ledger(tmp_path)
+        for id in ("a", "b"):
+            ledger.commit(id, [episode(id)])
+        assert ledger.drop_waiting() == 2 and ledger.waiting == 0 and ledger.drop_waiting() == 0
+        ledger.commit("c", [episode("c")])
+        assert not ledger.commit("a", [episode("a")]), "it was played"
+        return [play[0].id for play in await ledger.batch(1)]
+
+    assert asyncio.run(scenario()) == ["c"]
+    assert [found.id for found in records.read(tmp_path / "episodes.jsonl")] == ["a", "b", "c"]
+
+
 def test_a_lost_attempt_is_recorded_and_may_be_tried_again(tmp_path):
     ledger = Ledger(tmp_path)
     assert ledger.commit("a", [episode("a", status="lost")])

@@ -40,6 +40,7 @@ def test_what_does_not_end_is_killed_by_processor_time(body: str) -> None:
         ("def f(x): return __import__('os')", "underscore"), ("def g(): pass", "no function f"),
         ("def f(x): return (i for i in x).gi_frame", "gi_frame"), ("def f(:", "does not parse"),
         ("def f(x): return '{0.real}'.format(x)", "format"), ("class A: pass\ndef f(): pass", "ClassDef"),
+        ("def f(x):\n    match x:\n        case int(real=r): return r", "Match"),
         ("def f(x):\n    with x: pass", "With"), ("def f(_x): pass", "underscore"), ("#" * 5000, "longer"),
         ("def f(x):\n    try: x\n    except Exception as e: return e.tb_frame", "tb_frame"),
     ],
@@ -122,6 +123,7 @@ def test_induction_by_hand() -> None:
     assert task.domain.check(task, "def f(y):\n    return 0 if y >= 5 else y + 1")
     assert not task.domain.check(task, "def f(y):\n    return y + 1"), "wrong on a call that is not shown"
     assert not task.domain.check(task, "import os\ndef f(y):\n    return 0")
+    assert task.domain.check(task, "```python\ndef f(y):\n    return 0 if y >= 5 else y + 1\n```"), "in a code block"
 
 
 @pytest.mark.parametrize(

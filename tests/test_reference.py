@@ -18,7 +18,7 @@ from test_learner_step import Base, Engine, flat, make_samples
 from torch import Tensor, nn
 
 from configs.machine import learner_memory
-from configs.schema import LearnerConfig, LossConfig, PolicyConfig, ReferenceConfig
+from configs.schema import LearnerConfig, LoraConfig, LossConfig, PolicyConfig, ReferenceConfig
 from learners.learner import LearnerRank
 from learners.reference import Reference
 from learners.settings import LearnerConfigError, check_learner
@@ -279,12 +279,14 @@ def test_a_divergence_from_the_policy_itself_is_refused() -> None:
 
 def test_memory_by_hand() -> None:
     # 7e9 parameters: 2 bytes for the copy, 4 more for the average; in float32 4 and none.
-    def extra(device: str, kind: str, stage: int) -> float:
+    def extra(device: str, kind: str, stage: int, lora: LoraConfig | None = None) -> float:
         policy = PolicyConfig(trained=True)
         policy.model.path = "some/model-7B"
-        learner = LearnerConfig(zero_stage=stage, reference=ReferenceConfig(kind))
+        learner = LearnerConfig(zero_stage=stage, reference=ReferenceConfig(kind), lora=lora)
         with_kl = replace(learner, loss=LossConfig(kl=0.1))
         return learner_memory(policy, with_kl, device) - learner_memory(policy, learner, device)
 
     assert extra("cuda", "initial", 2) == 14e9 and extra("cuda", "ema", 2) == 42e9
     assert extra("cpu", "ema", 0) == extra("cpu", "initial", 0) == 28e9
+    # Beside an adapter only what ZeRO 3 cuts into slices is copied.
+    assert extra("cuda", "ema", 2, LoraConfig()) == 0 and extra("cuda", "ema", 3, LoraConfig()) == 14e9

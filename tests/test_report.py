@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -348,3 +349,17 @@ def test_errors_survive_pickling():
 
     error = pickle.loads(pickle.dumps(replay.UnknownEpisode("a", ["b"])))
     assert str(error) == "no episode 'a'; near it: b"
+
+
+def test_held_out_judges_have_a_table_of_their_own(tmp_path):
+    auditor = Judgment("auditor", (0.4, 0.6), True, 2, decides=False)
+    plays = []
+    for number in range(3):
+        one = play(f"trained-{number}", arm="trained")
+        outcome = replace(one.outcome, judgments=(auditor, *one.outcome.judgments))
+        plays.append(replace(one, outcome=outcome))
+    text = write(tmp_path, plays)
+    assert "believes the truth less by" in text and "auditor" in text
+    assert "+0.450" in text, "0.85 of the judge who decides, 0.40 of the auditor"
+    (tmp_path / "without").mkdir()
+    assert "beside it" not in write(tmp_path / "without", [play("trained-0", arm="trained")])

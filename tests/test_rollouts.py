@@ -7,24 +7,35 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors import records
+from actors.figures import step_figures
 from actors.ledger import Ledger
 from actors.players import Player, UniformPlayer
-from actors.rollouts import MAX_ATTEMPTS, Rollouts, TooManyInvalid, play_all
+from actors.rollouts import (
+    MAX_ATTEMPTS,
+    NoTrustedTask,
+    Rollouts,
+    TooManyInvalid,
+    play_all,
+    training_task,
+    trusted_task,
+)
 from actors.router import EngineLost
 from actors.runner import Seated
 from configs.load import load_protocol
 from configs.schema import StageConfig
 from protocols.base import Play, Protocol
-from protocols.types import Message, Outcome, Reply, Task, Turn, TurnRequest
+from protocols.types import Episode, Message, Outcome, Reply, Task, TokenTrace, Turn, TurnRequest
 from tasks.archive import Archive
 from tasks.base import carried_proposal
 from tasks.pixels import Pixels
+from tasks.trust import trusted
 
 PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
 SOURCE = Pixels()
@@ -410,3 +421,24 @@ def test_plays_of_an_arm_depend_on_their_place_and_not_on_how_many_run(tmp_path:
     narrow, wide = asyncio.run(arm(1)), asyncio.run(arm(6))
     assert narrow == wide and len({seed for _, seed in wide}) == 6
     assert [id for id, _ in wide] == [f"arm-{index}" for index in range(6)]
+
+
+def test_a_warm_start_keeps_to_the_trusted_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    images = {trusted_task(SOURCE, DEBATE, rng, 0.2).parent for _ in range(200)}
+    assert len(images) > 100 and all(trusted(str(image), 0.2) for image in images)
+    same = [random.Random(1), random.Random(1)]
+    assert trusted_task(SOURCE, PROPOSED, same[0], 1.0) == training_task(SOURCE, PROPOSED, same[1], warm=True)
+    monkeypatch.setattr("actors.rollouts.MAX_DRAWS", 50)
+    with pytest.raises(NoTrustedTask, match="none of 50 tasks"):
+        trusted_task(SOURCE, DEBATE, rng, 1e-12)
+
+
+def test_lengths_are_of_what_was_sampled() -> None:
+    def said(tokens: int, role: str = "r", read: bool = False) -> Turn:
+        trace = TokenTrace((1,), tuple(range(tokens)), (), (0,))
+        return Turn("a", role, "p", 0, "", (), "x", read=read, trace=trace)
+
+    turns = (said(2), said(4), said(9, read=True), said(1, "other"), replace(said(7), trace=None))
+    figures = step_figures([Episode("e", "p", Task("t", "?"), 0, turns, Outcome())])
+    assert figures["length/r"] == 3.0 and figures["length/other"] == 1.0

@@ -68,6 +68,13 @@ def test_the_contract_notices_votes_that_are_paid_wrongly(monkeypatch: pytest.Mo
     protocol, raw = load_protocol(JURY), read_raw(JURY)
     assert all(not violations(protocol, raw, seed) for seed in range(3))
     real = Juror._note_vote
-    monkeypatch.setattr(Juror, "_note_vote", lambda self, turn, i: real(self, turn, 0))
+
+    def wrongly(self: Juror, turn: int, i: int) -> None:
+        before = len(self.votes)
+        real(self, turn, i)
+        if len(self.votes) > before and i > 0:
+            self.votes[-1] = replace(self.votes[-1], right=not self.votes[-1].right)
+
+    monkeypatch.setattr(Juror, "_note_vote", wrongly)
     found = [wrong for seed in range(6) for wrong in violations(protocol, raw, seed)]
     assert any("for votes that were right" in wrong for wrong in found)

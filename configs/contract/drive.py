@@ -206,8 +206,8 @@ class Scripted:
                 "", marker, f"{line}.", f"Grades: {line}", json.dumps({**grades, last: high + 0.5}),
                 json.dumps({**grades, last: str(high)}), json.dumps({**grades, last: True}), f"{line}\n{marker}",
                 json.dumps({name: grade for name, grade in grades.items() if name != last}),
-                line.replace("}", ',"x":1}'), line.replace("}", f', "{last}": {low}}}'), json.dumps({**grades, last: math.nan}), f"[{line}]",
-                json.dumps(list(grades.items())),
+                line.replace("}", ',"x":1}'), line.replace("}", f', "{last}": {low}}}'),
+                json.dumps({**grades, last: math.nan}), f"[{line}]", json.dumps(list(grades.items())),
             ]  # fmt: skip
             said = rng.choice([*bad, None])
             return Reply(line if said is None else said, truncated=said is None)

@@ -348,6 +348,11 @@ def missing_data_scores_zero(conclude: Any) -> Any:
     return broken
 
 
+@mutant(SHIPPED / "round_table.yaml", "by votes", table, "vote_shares")
+def votes_weigh_alike(shares: Any) -> Any:
+    return lambda votes, levels, claims: shares({s: v for s, v in votes.items() if s in levels}, None, claims)
+
+
 if __name__ == "__main__":
     for fault, (file, says, _) in MUTANTS.items():
         wrongs = [wrong for wrong in noticed(fault) if says in wrong]

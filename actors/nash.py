@@ -1,0 +1,52 @@
+"""Exact NashConv of the policies that play a game: their odds in every information state, read and not sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from actors.players import UniformPlayer
+from actors.policy import AtTemperature, EnginePlayer
+from actors.runner import Seated, gather_or_cancel
+from protocols.game import GamePlay
+from protocols.types import Task, TurnRequest
+from tasks.spiel import SpielGame, SpielState
+
+
+async def nash_conv(protocol: GamePlay, task: Task, players: Mapping[str, Seated]) -> float:
+    """What both seats together could gain by best responses, in the game's own units: 0 at an equilibrium.
+
+    `players`: role -> who plays it. What each policy is asked is what plays ask it.
+    """
+    game, seats = task.game, list(protocol.seats)
+    assert isinstance(game, SpielGame), "checked by configs: only these have an exact value"
+
+    async def odds(position: SpielState, player: int) -> dict[str, float]:
+        seat = seats[player]
+        request = protocol.request(task, position, player, seat)
+        probs = await probabilities(players[protocol.seats[seat]].player, request)
+        return dict(zip(request.choices, probs, strict=True))
+
+    states = game.information_states()
+    found = await gather_or_cancel([odds(*place) for place in states.values()])
+    return game.nash_conv(dict(zip(states, found)))
+
+
+async def probabilities(player: Any, request: TurnRequest) -> tuple[float, ...]:
+    """How likely a player makes each legal move."""
+    if isinstance(player, AtTemperature):
+        request, player = replace(request, temperature=player.temperature), player.player
+    if isinstance(player, EnginePlayer):
+        return await player.probabilities(request)
+    assert isinstance(player, UniformPlayer), f"checked by configs: {type(player).__name__} cannot be read"
+    return (await player(request, ())).probs
+
+
+def curve_summary(points: Mapping[str, float]) -> dict[str, float]:
+    """Of a curve, policy updates -> value: the last value, the mean over the last quarter of the updates, and the
+    number of points."""
+    steps = {int(updates): value for updates, value in points.items()}
+    end = max(steps)
+    late = [value for updates, value in steps.items() if updates >= 0.75 * end]
+    return {"last": steps[end], "last_quarter": sum(late) / len(late), "points": len(steps)}
