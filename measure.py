@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from actors.ceiling import ceiling
 from actors.evaluate import arm_figures, heldout_tasks, play_arm, score, score_by
-from actors.nash import nash_conv
+from actors.nash import average_nash_conv, nash_conv, strategy
 from configs.schema import ArmConfig, StageConfig
 from learners.scorer import ChoiceScorer
 from protocols.types import Episode
-from season import arm_with_past, cross_play
+from season import arm_with_past, cross_play, each_past, plays_past
 
 if TYPE_CHECKING:
     from loop import Run
@@ -50,7 +50,7 @@ async def heldout_plays(run: Run, name: str, arm: ArmConfig, episodes: int) -> l
     """Held-out plays of an arm, recorded but never trained on."""
     await run.serve(arm.roles.values())
     tasks = heldout_tasks(run.source, run.protocols[arm.protocol], episodes, EVAL_SEED)
-    if any(run.config.policies[policy].kind == "past" for policy in arm.roles.values()):
+    if plays_past(run, arm):
         plays = await arm_with_past(run, name, arm, tasks, EVAL_SEED)
     else:
         players = run.system.players(arm.roles, arm.temperature)
@@ -73,10 +73,15 @@ async def measure_progress(run: Run, stage: StageConfig) -> None:
 
 
 async def measure_exact(run: Run, name: str, arm: ArmConfig) -> None:
-    """The exact NashConv of an arm's policies as they are now: a point of its curve."""
+    """The exact NashConv of an arm's policies as they are now, of past selves that of their average: a point of its
+    curve."""
     await run.serve(arm.roles.values())
-    players, task = run.system.players(arm.roles, arm.temperature), run.source.train(random.Random(0))
-    value = await nash_conv(run.protocols[arm.protocol], task, players)
+    protocol, task = run.protocols[arm.protocol], run.source.train(random.Random(0))
+    if plays_past(run, arm):
+        found = [await strategy(protocol, task, players) async for _, _, players in each_past(run, arm)]
+        value = average_nash_conv(task.game, found)
+    else:
+        value = await nash_conv(protocol, task, run.system.players(arm.roles, arm.temperature))
     run.exact.setdefault(name, {})[str(run.updates)] = value
     run.log(f"eval/{name}", run.updates, {"nash_conv": value})
 

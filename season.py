@@ -203,9 +203,24 @@ async def _match(run: Run, stage: StageConfig, tasks: Sequence[Task], pair: tupl
         run.league.results.add(*entry)
 
 
+def plays_past(run: Run, arm: ArmConfig) -> bool:
+    """Whether past selves have a role in an arm."""
+    return any(run.config.policies[policy].kind == PAST for policy in arm.roles.values())
+
+
 async def arm_with_past(run: Run, name: str, arm: ArmConfig, tasks: Sequence[Task], seed: int) -> list[list[Episode]]:
     """An arm in which past selves have a role: each plays an equal share of the tasks, so the arm measures their
     average. Drawing one past self per play is playing the average of their strategies (Kuhn 1953)."""
+    plays: list[list[Episode]] = []
+    async for share, shares, players in each_past(run, arm):
+        only = range(share, len(tasks), shares)
+        plays += await play_all(run.protocols[arm.protocol], tasks, players, name, seed, only=only)
+    return plays
+
+
+async def each_past(run: Run, arm: ArmConfig) -> AsyncIterator[tuple[int, int, dict[str, Seated]]]:
+    """(number, of how many, role -> who plays it), with one past self after another in its role. Between stages only:
+    nobody may be playing against past selves."""
     past = [policy for policy in dict.fromkeys(arm.roles.values()) if run.config.policies[policy].kind == PAST]
     holders = {policy: (await start_holders(run, policy))[0] for policy in past}
     for learner in (learner for policy in past for learner in run.config.policies[policy].of):
@@ -213,7 +228,7 @@ async def arm_with_past(run: Run, name: str, arm: ArmConfig, tasks: Sequence[Tas
             await snapshot(run, learner, 1)
     pools = {policy: run.league.of(run.config.policies[policy].of) for policy in past}
     bound = {role: policy for role, policy in arm.roles.items() if policy not in past}
-    shares, plays = max(map(len, pools.values())), []
+    shares = max(map(len, pools.values()))
     for share in range(shares):
         players = run.system.players(bound, arm.temperature)
         for policy, holder in holders.items():
@@ -225,9 +240,7 @@ async def arm_with_past(run: Run, name: str, arm: ArmConfig, tasks: Sequence[Tas
                     if arm.temperature is not None:
                         player = AtTemperature(player, arm.temperature)
                     players[role] = replace(seated, player=player)
-        only = range(share, len(tasks), shares)
-        plays += await play_all(run.protocols[arm.protocol], tasks, players, name, seed, only=only)
-    return plays
+        yield share, shares, players
 
 
 def forget_results(run: Run) -> None:

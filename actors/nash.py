@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from actors.league import average_strategy
+from actors.opponents import PastPlayer
 from actors.players import UniformPlayer
 from actors.policy import AtTemperature, EnginePlayer
 from actors.runner import Seated, gather_or_cancel
@@ -19,6 +21,12 @@ async def nash_conv(protocol: GamePlay, task: Task, players: Mapping[str, Seated
 
     `players`: role -> who plays it. What each policy is asked is what plays ask it.
     """
+    assert isinstance(task.game, SpielGame), "checked by configs: only these have an exact value"
+    return task.game.nash_conv(await strategy(protocol, task, players))
+
+
+async def strategy(protocol: GamePlay, task: Task, players: Mapping[str, Seated]) -> dict[str, dict[str, float]]:
+    """Information state, by OpenSpiel's name -> move -> how likely whoever moves there makes it."""
     game, seats = task.game, list(protocol.seats)
     assert isinstance(game, SpielGame), "checked by configs: only these have an exact value"
 
@@ -30,13 +38,21 @@ async def nash_conv(protocol: GamePlay, task: Task, players: Mapping[str, Seated
 
     states = game.information_states()
     found = await gather_or_cancel([odds(*place) for place in states.values()])
-    return game.nash_conv(dict(zip(states, found)))
+    return dict(zip(states, found))
+
+
+def average_nash_conv(game: SpielGame, strategies: Sequence[Mapping[str, Mapping[str, float]]]) -> float:
+    """That of drawing one of these strategies for each play, all alike."""
+    paths = {name: game.own_path(*place) for name, place in game.information_states().items()}
+    return game.nash_conv(average_strategy(strategies, paths))
 
 
 async def probabilities(player: Any, request: TurnRequest) -> tuple[float, ...]:
     """How likely a player makes each legal move."""
     if isinstance(player, AtTemperature):
         request, player = replace(request, temperature=player.temperature), player.player
+    if isinstance(player, PastPlayer):
+        player = player.player
     if isinstance(player, EnginePlayer):
         return await player.probabilities(request)
     assert isinstance(player, UniformPlayer), f"checked by configs: {type(player).__name__} cannot be read"

@@ -188,6 +188,17 @@ class SpielGame(Game):
             found.setdefault(position.state.information_state_string(player), (position, player))
         return found
 
+    def own_path(self, position: SpielState, player: int) -> list[tuple[str, str]]:
+        """What that player knew and did on the way to a position: (OpenSpiel's name of the information state, move).
+        It is the same for all positions of an information state, where the game forgets nothing."""
+        state, path = load_game(self.name).new_initial_state(), []
+        for entry in position.state.full_history():
+            if entry.player == player:
+                moves = {number: move for move, number in SpielState(state, self.words).actions(player).items()}
+                path.append((str(state.information_state_string(player)), moves[entry.action]))
+            state.apply_action(entry.action)
+        return path
+
     def nash_conv(self, policy: Mapping[str, Mapping[str, float]]) -> float:
         """Sum over players of what each could gain by a best response to the others, in the game's own units; 0 at
         an equilibrium. `policy`: information state -> move -> probability."""

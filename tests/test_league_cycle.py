@@ -95,3 +95,41 @@ def test_where_nobody_comes_the_plain_mean_stands_in() -> None:
     strategies = [{**never, "later": {"x": share, "y": 1 - share}} for share in (0.2, 0.6)]
     average = average_strategy(strategies, {"first": [], "later": [("first", "go")]})
     assert average["later"] == pytest.approx({"x": 0.4, "y": 0.6})
+
+
+def test_openspiel_agrees_on_kuhn_poker_and_on_averages_over_its_tree() -> None:
+    pytest.importorskip("pyspiel")
+    from actors.nash import average_nash_conv
+    from tasks.spiel import SpielGame
+
+    game, rng = SpielGame("kuhn_poker"), np.random.default_rng(3)
+    parts = {"": 0, "pass bet": 1, "pass": 2, "bet": 3}
+
+    def strategy(logits: np.ndarray) -> dict[str, dict[str, float]]:
+        chances, found = 1 / (1 + np.exp(-logits)), {}
+        for name, (position, player) in game.information_states().items():
+            _, card, *moves = position.known(player).split()
+            chance = float(chances[3 * parts[" ".join(moves)] + "JQK".index(card)])
+            found[name] = {"bet": chance, "pass": 1 - chance}
+        return found
+
+    members = [2 * rng.normal(size=12) for _ in range(4)]
+    for member in members:
+        assert game.nash_conv(strategy(member)) == pytest.approx(KUHN.exploitability(member))
+    value = average_nash_conv(game, [strategy(member) for member in members])
+    assert value == pytest.approx(KUHN.exploitability(KUHN.average(members)))
+    plain = strategy(np.mean(members, axis=0))
+    assert abs(game.nash_conv(plain) - value) > 0.01, "the mean of the logits is another policy"
+
+
+def test_openspiel_agrees_on_rock_paper_scissors() -> None:
+    """Its own pays 1 for every win: the uniform policy cannot be exploited, rock alone by 1 in either seat."""
+    pytest.importorskip("pyspiel")
+    from tasks.spiel import SpielGame
+
+    game = SpielGame("turn_based_simultaneous_game(game=matrix_rps())")
+    states = game.information_states()
+    assert len(states) == 2, "the second player does not learn what the first has chosen"
+    even = {name: dict.fromkeys(("Rock", "Paper", "Scissors"), 1 / 3) for name in states}
+    rock = {name: {"Rock": 1.0, "Paper": 0.0, "Scissors": 0.0} for name in states}
+    assert game.nash_conv(even) == pytest.approx(0.0) and game.nash_conv(rock) == pytest.approx(2.0)
