@@ -79,7 +79,7 @@ async def measure_exact(run: Run, name: str, arm: ArmConfig) -> None:
     protocol, task = run.protocols[arm.protocol], run.source.train(random.Random(0))
     if plays_past(run, arm):
         found = [await strategy(protocol, task, players) async for _, _, players in each_past(run, arm)]
-        value = average_nash_conv(task.game, found)
+        value = average_nash_conv(task, found)
     else:
         value = await nash_conv(protocol, task, run.system.players(arm.roles, arm.temperature))
     run.exact.setdefault(name, {})[str(run.updates)] = value

@@ -41,8 +41,10 @@ async def strategy(protocol: GamePlay, task: Task, players: Mapping[str, Seated]
     return dict(zip(states, found))
 
 
-def average_nash_conv(game: SpielGame, strategies: Sequence[Mapping[str, Mapping[str, float]]]) -> float:
+def average_nash_conv(task: Task, strategies: Sequence[Mapping[str, Mapping[str, float]]]) -> float:
     """That of drawing one of these strategies for each play, all alike."""
+    game = task.game
+    assert isinstance(game, SpielGame), "checked by configs: only these have an exact value"
     paths = {name: game.own_path(*place) for name, place in game.information_states().items()}
     return game.nash_conv(average_strategy(strategies, paths))
 

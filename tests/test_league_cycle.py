@@ -100,6 +100,7 @@ def test_where_nobody_comes_the_plain_mean_stands_in() -> None:
 def test_openspiel_agrees_on_kuhn_poker_and_on_averages_over_its_tree() -> None:
     pytest.importorskip("pyspiel")
     from actors.nash import average_nash_conv
+    from protocols.types import Task
     from tasks.spiel import SpielGame
 
     game, rng = SpielGame("kuhn_poker"), np.random.default_rng(3)
@@ -116,7 +117,7 @@ def test_openspiel_agrees_on_kuhn_poker_and_on_averages_over_its_tree() -> None:
     members = [2 * rng.normal(size=12) for _ in range(4)]
     for member in members:
         assert game.nash_conv(strategy(member)) == pytest.approx(KUHN.exploitability(member))
-    value = average_nash_conv(game, [strategy(member) for member in members])
+    value = average_nash_conv(Task("kuhn", "", game=game), [strategy(member) for member in members])
     assert value == pytest.approx(KUHN.exploitability(KUHN.average(members)))
     plain = strategy(np.mean(members, axis=0))
     assert abs(game.nash_conv(plain) - value) > 0.01, "the mean of the logits is another policy"
