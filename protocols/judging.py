@@ -96,11 +96,11 @@ class JudgeRules:
         return (*self.deciding, *self.held_out)
 
 
-def read_graded(reply: Reply, answers: Sequence[str], grade: GradeRules) -> Belief:
-    """Shares of the points of the claims under the labels `answers`, or else the grades of the seats, from 0 to 1.
-    Raises `UnreadableVerdict`."""
+def read_graded(reply: Reply, names: Sequence[str], grade: GradeRules) -> Belief:
+    """Shares of the points of the claims under the labels `names`, or else the grades of the seats of these names, from
+    0 to 1. Raises `UnreadableVerdict`."""
     try:
-        grades = read_grades(reply, answers if grade.of == "claims" else grade.seats, grade)
+        grades = read_grades(reply, names, grade)
     except UnreadableGrades as error:
         raise UnreadableVerdict(str(error)) from None
     return shares(grades) if grade.of == "claims" else grades

@@ -17,7 +17,7 @@ Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
     "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verifier", "sub-plays",
-    "grades", "two judgments",
+    "grades", "two judgments", "quotes",
 ]  # fmt: skip
 """What a reward reads, and what a protocol may have to offer."""
 
@@ -49,6 +49,8 @@ class Move:
     """Not written in the parts that its phase asks for: nobody heard it."""
     off_length: float = 0.0
     """By what share of the limit the words that were to be heard are more than soft_words or fewer than min_words."""
+    unverified: int = 0
+    """How many of its quotes do not stand in what it was to quote from."""
     right: bool | None = None
     """Whether it chose the right answer; None where it was not to choose, or which is right is not known."""
     before: int | None = None
@@ -71,6 +73,8 @@ class Record:
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
+    truth: int | None = None
+    """Index of the right claim, where it is known."""
     graded: Sequence[str] = ()
     """Seats that a judge grades: then `beliefs` are their grades in [0, 1], in this order."""
 
@@ -202,6 +206,11 @@ REWARDS: dict[str, Rule] = {
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
     "grade": Rule(judged.grade, "grades"),
     "revision_gain": Rule(judged.revision_gain, "two judgments"),
+    "brier_change": Rule(judged.brier_change, "beliefs"),
+    "src": Rule(judged.src, "final belief", {"helpful": 1.0}),
+    "azr": Rule(judged.azr, "sub-plays"),
+    "r_zero": Rule(judged.r_zero, "sub-plays"),
+    "unverified_quotes": Rule(judged.unverified_quotes, "quotes"),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
@@ -251,6 +260,8 @@ def reward_problems(
         for key, unit in (("clip", "nats"), ("cap", "share of the limit")):
             if not term.params.get(key, 1.0) > 0.0:
                 found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
+        if term.params.get("helpful", 1.0) not in (0.0, 1.0):
+            found.append((f"rewards.{i}.params.helpful", "must be 1 (a helpful prover) or 0 (a sneaky one)"))
         if not math.isfinite(term.weight) or term.weight == 0.0:
             found.append((f"rewards.{i}.weight", "must be finite and not 0"))
         for who in term.to:
@@ -268,6 +279,7 @@ _LACKING: dict[Source, str] = {
     "final belief": "the judgment of a judge",
     "verifier": "an exact verifier",
     "sub-plays": "sub-plays",
+    "quotes": "a phase whose quotes are checked (quotes: [MATERIAL])",
     "grades": "a judge that grades seats (judge.grade.of: seats)",
     "two judgments": "a judge who is asked more than once (judge.when: each_turn, or phases with two in after)",
 }

@@ -10,10 +10,10 @@ from protocols.base import Answer, Ask
 from protocols.bench import Bench
 from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
-from protocols.speech import first_words, off_length, says, shown_parts, words
+from protocols.speech import first_words, off_length, says, shown_parts, tag_quotes, words
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
-from protocols.views import Chat, as_reply, hidden_values
+from protocols.views import Cast, Chat, MaterialError, as_reply, hidden_values
 
 if TYPE_CHECKING:
     from protocols.phased import Phase, Phased
@@ -42,11 +42,11 @@ class Table:
     """One play of a `Phased`, between its yields."""
 
     def __init__(
-        self, rules: Phased, task: Task, bench: Bench | None, sides: dict[str, int], shared: Mapping[str, str]
-    ) -> None:  # fmt: skip
-        self.rules, self.task, self.bench = rules, task, bench
-        self.sides = sides
-        """Of this play. Grows as seats commit; the bench looks at the same."""
+        self, rules: Phased, task: Task, bench: Bench | None, cast: Cast
+    ) -> None:
+        self.rules, self.task, self.bench, self.cast = rules, task, bench, cast
+        self.sides = cast.sides
+        """Grows as seats commit; the bench looks at the same."""
         self.forfeits: list[str] = []
         """Seats that were to commit to a claim and named none."""
         self.revealed: dict[str, None] = {}
@@ -58,6 +58,10 @@ class Table:
         self._chats: dict[str, Chat] = {}
         self._moves: list[Move] = []
         self._cuts = 0
+        self._quotes = [0, 0]
+        """Unverified and verified."""
+        self._choices: dict[str, str] = {}
+        """seat -> its last legal choice."""
         self._votes: dict[str, int] = {}
         """seat -> index of the claim that it voted for last."""
         self._pending: list[Move] = []
@@ -65,8 +69,12 @@ class Table:
         judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
             if seat not in judges:
-                self._values[seat] = {**self._seat_values(seat, role), **shared}
+                self._values[seat] = {**self._seat_values(seat, role), **cast.shared}
                 self._chats[seat] = Chat(rules.joiner)
+        for name in (name for phase in rules.phases for name in phase.quotes):
+            if name not in task.hidden:
+                there = ", ".join(sorted(task.hidden)) or "none"
+                raise MaterialError(f"task {task.id} has no hidden material {name!r} to quote; it has: {there}")
 
     @property
     def over(self) -> bool:
@@ -117,10 +125,11 @@ class Table:
                 off_length=0.0 if silenced else self._off_length(phase, statement),
                 right=statement == self.task.answer if phase.moves == "choices" and truth is not None else None,
             )  # fmt: skip
-            self._note(move, speaker)
             chat.said(reply.text)
             if phase.commits:
                 self._commit(speaker.seat, statement if statement in legal else None)
+            if legal and not silenced and phase.moves == "choices":
+                self._choices[speaker.seat] = statement
             if silenced:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
@@ -129,6 +138,9 @@ class Table:
                 self._votes[speaker.seat] = self.task.choices.index(statement)
             elif phase.max_words is not None:
                 statement = self._cut(statement, phase.max_words)
+            if phase.quotes and not silenced:
+                statement, move = self._verified(phase, statement, move)
+            self._note(move, speaker)
             if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
                 if says(statement, phase.stop.says):
                     self.stopped.add(phase.name)
@@ -141,6 +153,17 @@ class Table:
         after = -1 if self.bench is None else len(self.bench.beliefs) - 1
         self._moves += [replace(move, after=after) for move in self._pending]
         self._pending.clear()
+
+    def check_end(self, phase: Phase) -> None:
+        """After a round and the judge's word on it: the phase may be over."""
+        stop = phase.stop
+        if stop is None:
+            return
+        chosen = {self._choices.get(seat) for seat in phase.seats}
+        agreed = stop.agreed and len(chosen) == 1 and None not in chosen
+        beliefs = () if self.bench is None else self.bench.beliefs
+        if agreed or (stop.belief_above is not None and beliefs and max(beliefs[-1]) > stop.belief_above):
+            self.stopped.add(phase.name)
 
     def outcome(self) -> Outcome:
         bench = self.bench
@@ -196,6 +219,8 @@ class Table:
             counts["cut"] = float(self._cuts)
         if any(phase.stop is not None for phase in self.rules.phases):
             counts["stopped"] = float(len(self.stopped))
+        if any(phase.quotes for phase in self.rules.phases):
+            counts["quotes_unverified"], counts["quotes_verified"] = map(float, self._quotes)
         for seat, side in self.sides.items():
             if seat not in self.rules.sides:
                 counts[f"side/{seat}"] = float(side)
@@ -221,6 +246,12 @@ class Table:
             return 0.0
         return off_length(words(statement), phase.min_words, phase.soft_words)
 
+    def _verified(self, phase: Phase, statement: str, move: Move) -> tuple[str, Move]:
+        tagged, found = tag_quotes(statement, [self.task.hidden[name].text for name in phase.quotes])
+        for verified in found:
+            self._quotes[verified] += 1
+        return tagged, replace(move, unverified=found.count(False))
+
     def _cut(self, statement: str, limit: int) -> str:
         kept = first_words(statement, limit)
         self._cuts += kept != statement
@@ -229,7 +260,8 @@ class Table:
     def _tell(self, phase: Phase, speaker: Speaker, silenced: bool, statement: str) -> None:
         # What was rejected is never repeated: a false statement must not reach anyone, nor a private thought.
         text = self.rules.rejected if silenced else statement
-        values = {"seat": speaker.seat, "role": speaker.role, "text": text, "quoted": quote(text)}
+        name = self.cast.name(speaker.seat)
+        values = {"seat": name, "role": speaker.role, "text": text, "quoted": quote(text)}
         for seat in speaker.audience:
             if seat in self._chats:
                 self._chats[seat].hear(render(self.rules.prompts[self.rules.seats[seat]].heard, values))
@@ -255,7 +287,7 @@ class Table:
     def _record(self) -> Record:
         beliefs = () if self.bench is None else self.bench.beliefs
         graded = () if self.bench is None else self.bench.rules.graded
-        return Record(self.rules.seats, self._moves, self.sides, beliefs, graded=graded)
+        return Record(self.rules.seats, self._moves, self.sides, beliefs, graded=graded, truth=self._truth())
 
     def _truth(self) -> int | None:
         answer, choices = self.task.answer, self.task.choices
@@ -263,7 +295,8 @@ class Table:
 
     def _seat_values(self, seat: str, role: str) -> dict[str, str]:
         task, prompt = self.task, self.rules.prompts[role]
-        values = {"question": task.question, "choices": ", ".join(task.choices), "seat": seat, "role": role}
+        values = {"question": task.question, "choices": ", ".join(task.choices), "role": role}
+        values["seat"] = self.cast.name(seat)
         return {**values, **self._side_values(seat), **hidden_values(task, role, prompt.hidden)}
 
     def _side_values(self, seat: str) -> dict[str, str]:

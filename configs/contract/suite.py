@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from configs.contract.drive import Scripted, Trace, drive, parts_of, phases_of
+from configs.contract.drive import Scripted, Trace, aliases, drive, parts_of, phases_of
 from configs.contract.oracle import PhasedOracle
 from configs.contract.oracle_bench import seats_of
 from configs.contract.tasks import NOBODY, synthetic
@@ -115,9 +116,17 @@ def check_trace(raw: Raw, trace: Trace) -> list[str]:
 
 
 def _check_phased(raw: Raw, trace: Trace) -> list[str]:
-    """Whichever principle was drawn, it must be one and the same all through the play."""
-    drawn = raw.get("principles") or [""]
-    return min((PhasedOracle(raw, trace.task, principle).run(trace) for principle in drawn), key=len)
+    """Whatever was drawn, principle and names, it must be one and the same all through the play."""
+    given = aliases(raw)
+    speaking = [seat for seat, name in given.items() if name != seat]
+    orders = permutations(speaking) if raw.get("names") == "drawn" else [tuple(speaking)]
+    found: list[list[str]] = []
+    for order, principle in product(orders, raw.get("principles") or [""]):
+        names = {**given, **{seat: given[at] for seat, at in zip(order, speaking)}}
+        found.append(PhasedOracle(raw, trace.task, names, principle).run(trace))
+        if not found[-1]:
+            break
+    return min(found, key=len)
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:
@@ -255,7 +264,8 @@ def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     assert NOBODY in task.hidden
     base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
     for name, hidden in task.hidden.items():
-        changed = {**task.hidden, name: Hidden("changed", hidden.roles)}
+        kept = re.findall(r"quo\w+", hidden.text)  # what a seat that sees it may quote to others
+        changed = {**task.hidden, name: Hidden(" ".join(["changed", *kept]), hidden.roles)}
         twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
             if role not in hidden.roles and chat != twin_chat:
@@ -272,10 +282,12 @@ def private_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
 
     def thinks_otherwise(request: TurnRequest) -> Reply:
         reply, text = scripted(request), ""
+        if request.phase not in parts:
+            return reply
         for piece in re.split(r"(<(\w+)>.*?</\2>)", reply.text, flags=re.DOTALL)[1::3]:
             name = piece[1 : piece.index(">")]
             text += piece if parts[request.phase][name] == "shown" else f"<{name}>another thought</{name}>"
-        return replace(reply, text=text) if request.phase in parts else reply
+        return replace(reply, text=text)
 
     task = synthetic(raw, seed)
     first, other = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from configs.contract.drive import nested
+from configs.contract.drive import nested, phases_of
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
 NOBODY = "nobody"
@@ -33,7 +33,12 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     words = iter(f"w{n:06x}" for n in rng.sample(range(16**6), 200))
     roles: dict[str, set[str]] = {}
     hidden_names(raw, roles)
-    hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
+    quotable = {name for phase in phases_of(raw) for name in phase.get("quotes", [])}
+    hidden = {}
+    for name, seen in roles.items():
+        text = f"hid{next(words)}"
+        more = f" quo{next(words)[1:]}\n  quo{next(words)[1:]}" if name in quotable else ""
+        hidden[name] = Hidden(text + more, tuple(sorted(seen)))
     hidden[NOBODY] = Hidden(f"hid{next(words)}", ())
     choices = tuple(f"cl{next(words)}" for _ in range(_claims(raw)))
     solves = raw["kind"] == "solve" or raw.get("child", {}).get("kind") == "solve"
@@ -60,5 +65,8 @@ def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
     for role, prompt in prompts.items():
         for name in prompt.get("hidden", []):
             roles.setdefault(name, set()).add(role)
+    for phase in raw.get("phases", []):
+        for name in phase.get("quotes", []):
+            roles.setdefault(name, set())
     if "child" in raw:
         hidden_names(raw["child"], roles)
