@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from protocols.checks_sides import name_problems, side_problems, sided_at
+from protocols.checks_subplays import sub_play_problems
 from protocols.judging import judge_problems
 from protocols.rewards import REWARDS, Source, reward_problems
 from protocols.speech import words
@@ -36,6 +37,7 @@ def phased_problems(rules: Phased) -> list[Problem]:
         speaking = {s for phase in rules.phases for s in phase.seats}
         found += judge_problems(rules.judge, rules.seats, speaking, _shared(rules))
     found += [*_when_problems(rules), *_principle_problems(rules), *name_problems(rules)]
+    found += sub_play_problems(rules)
     found += [*_vote_problems(rules), *_listen_problems(rules), *side_problems(rules)]
     return [*found, *_pay_problems(rules)]
 

@@ -18,6 +18,7 @@ from protocols.bench import Bench
 from protocols.checks import phased_problems
 from protocols.judging import JudgeRules, mean_belief, read_probs
 from protocols.rewards import Belief, RewardTerm
+from protocols.subplays import Delegate, rerun
 from protocols.table import Speaker, Table
 from protocols.templates import literals
 from protocols.types import Task, TurnRequest
@@ -83,6 +84,8 @@ class Phase:
     Others hear the shown ones alone. Of a turn that is not so written they hear nothing but `rejected`."""
     visible_to: list[str] = field(default_factory=lambda: ["all"])
     """all, or the seats and roles that hear it besides the speaker; []: a private scratchpad."""
+    delegate: Delegate | None = None
+    """What a seat says here is a question that a play of another protocol answers, before its next turn."""
     quotes: list[str] = field(default_factory=list)
     """Hidden material of the task: others read <quote>...</quote> as <v_quote> where what it quotes stands there word for
     word (white space aside), and as <u_quote> where it does not (Khan et al. 2024)."""
@@ -137,6 +140,8 @@ class Phased(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
+        if self.judge is not None and self.judge.orders == "rerun":
+            return (yield from rerun(self, task, rng))
         cast = Cast(dict(self.sides), self._shared(rng), self._names(rng))
         bench = self._bench(task, cast)
         table = Table(self, task, bench, cast)
@@ -151,6 +156,8 @@ class Phased(Protocol):
                 if not asks:
                     continue  # nobody has a legal move left
                 table.take(phase, (yield asks))
+                if plays := table.delegated(phase, rng):
+                    table.answered(phase, (yield plays))
                 if bench is not None and when == "each_turn" and bench.changed and not table.over:
                     yield from bench.poll(table.public_turns)
                 table.settle()
@@ -172,7 +179,10 @@ class Phased(Protocol):
         return {"principles": listed, "principle": rng.choice(self.principles)}
 
     def roles(self) -> Mapping[str, str]:
-        return self.seats
+        roles = dict(self.seats)
+        for phase in self.phases:
+            roles |= {} if phase.delegate is None else phase.delegate.protocol.roles()
+        return roles
 
     def problems(self) -> list[tuple[str, str]]:
         return phased_problems(self)
@@ -187,7 +197,10 @@ class Phased(Protocol):
         if self.judge is not None:
             texts += [self.judge.system, self.judge.prompt, self.judge.ask, *self.judge.labels]
             texts += [] if self.judge.view == "evidence" else [self.judge.entry]
-        return [literals(text) for text in texts if literals(text).strip()]
+        found = [literals(text) for text in texts if literals(text).strip()]
+        for delegate in (phase.delegate for phase in self.phases if phase.delegate is not None):
+            found += [literals(delegate.heard), *delegate.protocol.literal_texts()]
+        return found
 
     def judge_requests(self, task: Task, revealed: Sequence[str]) -> list[TurnRequest]:
         """What the judge would be asked after `revealed`, one request per order of the claims: the leaves of an
@@ -207,6 +220,8 @@ class Phased(Protocol):
             return "only a judge with view: evidence can be asked about a set of reveals"
         if self.judge.panel or self.judge.samples:
             return "only the probabilities of one judge can be searched, not a panel, votes or grades"
+        if self.judge.orders == "rerun":
+            return "a debate that is played twice is not one game that could be searched"
         if any(phase.commits for phase in self.phases):
             return "sides that seats choose for themselves are not one game that could be searched"
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):

@@ -11,11 +11,14 @@ from protocols.bench import Bench
 from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
 from protocols.speech import first_words, off_length, says, shown_parts, tag_quotes, words
+from protocols.subplays import posed
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Cast, Chat, MaterialError, as_reply, hidden_values
 
 if TYPE_CHECKING:
+    import random
+
     from protocols.phased import Phase, Phased
 
 
@@ -58,6 +61,12 @@ class Table:
         self._chats: dict[str, Chat] = {}
         self._moves: list[Move] = []
         self._cuts = 0
+        self._questions: list[tuple[str, str]] = []
+        """(seat, question) of this round."""
+        self._delegated = [0, 0]
+        """Questions without an answer and with one."""
+        self._last = ""
+        """What was last said for others to hear, and not as a question."""
         self._quotes = [0, 0]
         """Unverified and verified."""
         self._choices: dict[str, str] = {}
@@ -71,10 +80,12 @@ class Table:
             if seat not in judges:
                 self._values[seat] = {**self._seat_values(seat, role), **cast.shared}
                 self._chats[seat] = Chat(rules.joiner)
-        for name in (name for phase in rules.phases for name in phase.quotes):
-            if name not in task.hidden:
-                there = ", ".join(sorted(task.hidden)) or "none"
-                raise MaterialError(f"task {task.id} has no hidden material {name!r} to quote; it has: {there}")
+        for phase in rules.phases:
+            for name in (*phase.quotes, *(phase.delegate.share if phase.delegate is not None else ())):
+                if name not in task.hidden:
+                    there = ", ".join(sorted(task.hidden)) or "none"
+                    message = f"task {task.id} has no hidden material {name!r} for {phase.name}; it has: {there}"
+                    raise MaterialError(message)
 
     @property
     def over(self) -> bool:
@@ -141,12 +152,35 @@ class Table:
             if phase.quotes and not silenced:
                 statement, move = self._verified(phase, statement, move)
             self._note(move, speaker)
-            if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
-                if says(statement, phase.stop.says):
-                    self.stopped.add(phase.name)
+            ends = phase.stop is not None and speaker.seat == phase.stop.seat and not silenced
+            if ends and phase.stop is not None and says(statement, phase.stop.says):
+                self.stopped.add(phase.name)
+            elif phase.delegate is not None and not silenced:
+                self._questions.append((speaker.seat, statement))
+            if phase.visible_to and phase.delegate is None and not silenced:
+                self._last = statement
             heard.append((speaker, silenced, statement))
         for speaker, silenced, statement in heard:
             self._tell(phase, speaker, silenced, statement)
+
+    def delegated(self, phase: Phase, rng: random.Random) -> list[Ask]:
+        """The plays that are to answer what was asked in this round. Draws nothing where there are none."""
+        asked = enumerate(self._questions, sum(self._delegated))
+        return [] if phase.delegate is None else [
+            posed(phase.delegate, self.task, question, f"{phase.name}{n}", rng.getrandbits(63))
+            for n, (_, question) in asked
+        ]  # fmt: skip
+
+    def answered(self, phase: Phase, answers: Sequence[Answer]) -> None:
+        """Each who asked hears what came of it; a play that is invalid, or came to nothing, gives no answer."""
+        assert phase.delegate is not None
+        for (seat, _), outcome in zip(self._questions, answers, strict=True):
+            assert isinstance(outcome, Outcome), f"a sub-play was answered with {type(outcome).__name__}"
+            text = outcome.answer if outcome.status == "ok" else ""
+            self._delegated[bool(text)] += 1
+            text = text or self.rules.rejected
+            self._chats[seat].hear(render(phase.delegate.heard, {"text": text, "quoted": quote(text)}))
+        self._questions.clear()
 
     def settle(self) -> None:
         """The round is over: its moves get the belief that followed (the same, where nothing new was to be seen)."""
@@ -188,7 +222,10 @@ class Table:
                     metrics[f"belief_truth/{judgment.seat}"] = judgment.scores[truth]
         if bench.rules.orders == "both":
             metrics["swap_gap"] = bench.swap_gap
-        return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
+        answer = self._last if graded else ""
+        return Outcome(
+            "ok", judgments, pay(self.rules.rewards, self._record()), score, metrics, answer=answer
+        )
 
     def _voted(self, metrics: dict[str, float]) -> Outcome:
         """What a play without a judge came to."""
@@ -202,7 +239,8 @@ class Table:
             metrics["agreement"] = max(shares)
             if (truth := self._truth()) is not None:
                 score, metrics["votes_truth"] = _won(shares, truth), shares[truth]
-        return Outcome("ok", (), pay(self.rules.rewards, self._record()), score, metrics)
+        rewards = pay(self.rules.rewards, self._record())
+        return Outcome("ok", (), rewards, score, metrics, answer="" if self.rules.vote else self._last)
 
     def _forfeited(self, metrics: dict[str, float]) -> Outcome:
         """What a play came to that a seat left without a claim. No side exists that could have won or lost."""
@@ -219,6 +257,8 @@ class Table:
             counts["cut"] = float(self._cuts)
         if any(phase.stop is not None for phase in self.rules.phases):
             counts["stopped"] = float(len(self.stopped))
+        if any(phase.delegate for phase in self.rules.phases):
+            counts["unanswered"], counts["answered"] = map(float, self._delegated)
         if any(phase.quotes for phase in self.rules.phases):
             counts["quotes_unverified"], counts["quotes_verified"] = map(float, self._quotes)
         for seat, side in self.sides.items():

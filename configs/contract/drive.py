@@ -76,7 +76,9 @@ def drive(protocol: Protocol, task: Task, seed: int, player: Player, limit: int 
 
 def nested(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A protocol's YAML and that of what it plays, and so on."""
-    return [raw, *(nested(raw["child"]) if raw.get("child") else [])]
+    delegates = [phase["delegate"]["protocol"] for phase in raw.get("phases") or [] if phase.get("delegate")]
+    played = [raw["child"], *delegates] if raw.get("child") else delegates
+    return [raw, *(below for each in played for below in nested(each))]
 
 
 def phases_of(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -139,6 +141,10 @@ class Scripted:
     """phase -> the seat that may end it, and what it says to do so."""
     grades: Mapping[str, tuple[list[str], float, float]] = field(default_factory=dict)
     """judge -> the names that it grades, the lowest and the highest grade."""
+    helpers: frozenset[str] = frozenset()
+    """Seats of plays that answer questions."""
+    reads_differ: bool = False
+    """Whether sub-plays differ in verdicts that are read, too."""
     quotes: frozenset[str] = frozenset()
     """Phases whose quotes are checked."""
     votes: frozenset[str] = frozenset()
@@ -151,11 +157,16 @@ class Scripted:
         stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw) if (p.get("stop") or {}).get("says")}
         votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
         quotes = frozenset(phase["name"] for phase in phases_of(raw) if phase.get("quotes"))
-        return cls(seed, **settings, quotes=quotes, parts=parts_of(raw), stops=stops, votes=votes, grades=grades_of(raw))
+        helpers = frozenset(s for each in nested(raw)[1:] if each["kind"] == "phased" and "child" not in raw
+                            for s in each["seats"])  # fmt: skip
+        twice = (raw.get("judge") or {}).get("orders") == "rerun"
+        helpers = frozenset(raw["seats"]) if twice else helpers
+        return cls(seed, **settings, helpers=helpers, reads_differ=twice, quotes=quotes, parts=parts_of(raw), stops=stops, votes=votes, grades=grades_of(raw))
 
     def __call__(self, request: TurnRequest) -> Reply:
         key = f"{self.seed}/{request.seat}/{request.turn}"
-        if not request.read and request.phase in ("solve", "propose"):  # sub-plays differ from each other
+        several = request.phase in ("solve", "propose") or request.seat in self.helpers
+        if several and (not request.read or self.reads_differ):  # sub-plays differ from each other
             key += f"/{len(self.said)}"
         rng = random.Random(key)
         marker = "zq" + hashlib.sha256(key.encode()).hexdigest()[:10]

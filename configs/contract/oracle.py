@@ -45,6 +45,10 @@ class PhasedOracle:
         """Grows with what seats commit to."""
         self.forfeit = False
         self.picks: dict[str, str] = {}
+        self.asking: list[tuple[str, str]] = []
+        self.delegated: list[Raw] = []
+        """What each sub-play was to be, in their order."""
+        self.last = ""
         self.misquotes: dict[tuple[str, int], int] = {}
         self.stopped: set[str] = set()
         self.bench = BenchOracle(self)
@@ -57,11 +61,14 @@ class PhasedOracle:
             if got is None:
                 self.found.append(f"play ended before {kind} {seats}")
                 return self.found
-            if [ask.seat for ask, _ in got] != seats:
+            asked = [getattr(ask, "seat", "?") for ask, _ in got]
+            if asked != (["?"] * len(seats) if kind == "plays" else seats):
                 self.found.append(f"{kind} asked {[ask.seat for ask, _ in got]}, not {seats}")
                 return self.found
             if kind == "poll":
                 self.bench.poll(got)
+            elif kind == "plays":
+                self._answers(phase, got)
             else:
                 self._round(phase, got)
         if next(rounds, None) is not None:
@@ -103,7 +110,10 @@ class PhasedOracle:
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
                     continue
                 seen = self.bench.seen()
+                self.asking = []
                 yield "turns", phase, seats
+                if phase.get("delegate") and self.asking:
+                    yield "plays", phase, [seat for seat, _ in self.asking]
                 if each and self.bench.seen() != seen and not self.forfeit:
                     yield from self.bench.rounds()
                 self._conditions(phase)
@@ -152,9 +162,32 @@ class PhasedOracle:
                 self._commits(seat, heard)
             if heard is None:
                 self.due[seat].append(self.neutral)
+            elif phase.get("delegate") and phase["name"] not in self.stopped:
+                self.asking.append((seat, heard))
+            if heard is not None and phase.get("visible_to", ["all"]) and not phase.get("delegate"):
+                self.last = heard
             told.append((seat, self.neutral if heard is None else heard))
         for seat, text in told:
             self._deliver(phase, seat, text)
+
+    def _answers(self, phase: Raw, got: list[tuple[Any, Any]]) -> None:
+        """Each question is put to a play of its own, and who asked hears the answer."""
+        delegate = phase["delegate"]
+        shared = {name: self.task.hidden[name] for name in delegate.get("share", [])}
+        for (seat, question), (ask, outcome) in zip(self.asking, got):
+            task = ask.task
+            if (task.question, dict(task.hidden), task.parent) != (question, shared, self.task.id):
+                self.found.append(f"a play was to answer {question!r} with {sorted(shared)}, not {task.question!r}")
+            if task.choices or task.answer or task.evidence or task.proposals:
+                self.found.append("a play that answers a question has more than the question")
+            self.delegated.append({"phase": phase["name"], "protocol": delegate["protocol"]})
+            text = outcome.answer if outcome.status == "ok" and outcome.answer else self.neutral
+            self.markers[seat] |= traces(text)
+            self.said |= traces(text)
+            heard = delegate.get("heard", "The answer:\n{{ quoted }}")
+            self.due[seat].append(fill(heard, {"quoted": quoted(text), "text": text}))
+        if len({ask.task.id for ask, _ in got}) < len(got):
+            self.found.append("plays that answer questions share a name")
 
     def _conditions(self, phase: Raw) -> None:
         """Ends the phase where its seats agree, or the judge is sure enough."""
@@ -274,6 +307,9 @@ class PhasedOracle:
             counts = [sum(vote == claim for vote in self.votes.values()) for claim in self.task.choices]
             self._score(outcome, counts, "votes")
         self.bench.outcome(outcome)
+        open_ended = not self.raw.get("vote") and bool(self.bench.graded or not self.judge)
+        if outcome.status == "ok" and outcome.answer != (self.last if open_ended else ""):
+            self.found.append(f"the play came to {outcome.answer!r}, not {self.last!r}")
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
 

@@ -55,6 +55,11 @@ def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     child = raw.get("child")
     if child is not None:
         raw["child"] = _read(folder / child) if isinstance(child, str) else _expanded(child, folder)
+    for phase in raw.get("phases") or []:
+        if phase.get("delegate"):
+            own = phase["delegate"]["protocol"]
+            read = _read(folder / own) if isinstance(own, str) else _expanded(own, folder)
+            phase["delegate"] = {**phase["delegate"], "protocol": read}
     bases = raw.pop("extends", [])
     below: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -117,16 +122,49 @@ def check_trace(raw: Raw, trace: Trace) -> list[str]:
 
 def _check_phased(raw: Raw, trace: Trace) -> list[str]:
     """Whatever was drawn, principle and names, it must be one and the same all through the play."""
+    if raw.get("judge", {}).get("orders") == "rerun":
+        return _check_rerun(raw, trace)
     given = aliases(raw)
     speaking = [seat for seat, name in given.items() if name != seat]
     orders = permutations(speaking) if raw.get("names") == "drawn" else [tuple(speaking)]
     found: list[list[str]] = []
     for order, principle in product(orders, raw.get("principles") or [""]):
         names = {**given, **{seat: given[at] for seat, at in zip(order, speaking)}}
-        found.append(PhasedOracle(raw, trace.task, names, principle).run(trace))
+        oracle = PhasedOracle(raw, trace.task, names, principle)
+        found.append(oracle.run(trace))
+        found[-1] += [
+            f"{delegate['phase']}: {wrong}"
+            for delegate, child in zip(oracle.delegated, trace.children)
+            for wrong in check_trace(delegate["protocol"], child)
+        ]
         if not found[-1]:
             break
     return min(found, key=len)
+
+
+def _check_rerun(raw: Raw, trace: Trace) -> list[str]:
+    """Played twice, the second time with every order of speaking reversed, and believed in the mean."""
+    judge = {**raw["judge"], "orders": "both"}
+    runs = [{**raw, "judge": judge}]
+    runs.append({**runs[0], "phases": [{**phase, "seats": phase["seats"][::-1]} for phase in raw["phases"]]})
+    asks = [ask for asks in trace.rounds for ask, _ in asks]
+    if len(trace.children) != 2 or len(asks) != 2 or any(child.task != trace.task for child in trace.children):
+        return [f"{len(trace.children)} plays of {len(asks)} asked for, not two of the same task"]
+    found = [f"run {i}: {wrong}" for i, run in enumerate(runs) for wrong in check_trace(run, trace.children[i])]
+    outcome, below = trace.outcome, [child.outcome for child in trace.children]
+    if any(each.status != "ok" for each in below):
+        wrong = outcome.status != "invalid" or bool(outcome.rewards) or outcome.score is not None
+        return [*found, "one of two plays is invalid, and yet it counts"] if wrong else found
+    if any("forfeit" in each.metrics for each in below):
+        return [*found, "a forfeit scored"] if outcome.score is not None or outcome.judgments else found
+    first, second = ([j for j in each.judgments if j.decides][-1].scores for each in below)
+    mean = [(p + q) / 2 for p, q in zip(first, second)]
+    best = [claim for claim, p in zip(trace.task.choices, mean) if max(mean) - p < 1e-9]
+    score = 0.0 if trace.task.answer not in best else 1.0 if len(best) == 1 else 0.5
+    got = outcome.judgments[-1].scores if outcome.judgments else ()
+    if len(got) != len(mean) or any(abs(p - q) > 1e-9 for p, q in zip(got, mean)) or outcome.score != score:
+        found.append(f"believed {got} with score {outcome.score}, not {mean} with {score}")
+    return found
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:

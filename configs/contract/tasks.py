@@ -52,9 +52,11 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
 
 def _claims(raw: Mapping[str, Any]) -> int:
     """How many claims compete in what is played in the end: one per label of the judge, and for every side."""
-    played = nested(raw)[-1]
-    labels = (played.get("judge") or {}).get("labels") or ()
-    return max(2, len(labels), *(1 + side for side in (played.get("sides") or {}).values()))
+    counts = [2]
+    for played in nested(raw):
+        counts += [1 + side for side in (played.get("sides") or {}).values()]
+        counts.append(len((played.get("judge") or {}).get("labels") or ()))
+    return max(counts)
 
 
 def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
@@ -68,5 +70,9 @@ def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
     for phase in raw.get("phases", []):
         for name in phase.get("quotes", []):
             roles.setdefault(name, set())
+        if phase.get("delegate"):
+            for name in phase["delegate"].get("share", []):
+                roles.setdefault(name, set())
+            hidden_names(phase["delegate"]["protocol"], roles)
     if "child" in raw:
         hidden_names(raw["child"], roles)
