@@ -147,7 +147,7 @@ def _hidden_names(part: object) -> set[str]:
         return _hidden_names(list(part.values()))
     if not is_dataclass(part):
         return set()
-    own = set(getattr(part, "hidden", ()))
+    own = {*getattr(part, "hidden", ()), *getattr(part, "quotes", ()), *getattr(part, "share", ())}
     return own.union(*(_hidden_names(getattr(part, field.name)) for field in fields(part)))
 
 

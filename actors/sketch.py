@@ -141,7 +141,7 @@ def _parts_seen(raw: Raw, turns: Turns, index: int, seats: Mapping[str, str]) ->
 
 def _ends(protocol: Protocol, raw: Raw, task: Task, turns: Turns, index: int) -> bool:
     """Whether the play is shorter if the word that ends the phase is said in turn `index`."""
-    words = {phase["name"]: phase["stop"]["says"] for phase in phases_of(raw) if phase.get("stop")}
+    words = {phase["name"]: phase["stop"]["says"] for phase in phases_of(raw) if (phase.get("stop") or {}).get("says")}
     word = words.get(turns[index][1].phase)
     if word is None:
         return False

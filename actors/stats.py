@@ -296,7 +296,8 @@ def accuracy_by_round(episodes: Iterable[Episode]) -> dict[int, float]:
         truth = truth_index(episode.task)
         for judgment in episode.outcome.judgments:
             readable = judgment.valid and judgment.decides
-            if truth is not None and readable and len(judgment.scores) == len(episode.task.choices):
+            belief = len(judgment.scores) == len(episode.task.choices) and abs(sum(judgment.scores) - 1) < 1e-3
+            if truth is not None and readable and belief:  # grades of seats are none
                 verdict = Verdict(judgment.scores, truth, "", None)
                 right[judgment.after_turn].append(verdict.correct)
     return {turn: float(np.mean(values)) for turn, values in sorted(right.items())}

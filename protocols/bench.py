@@ -24,7 +24,7 @@ from protocols.judging import (
 from protocols.rewards import Belief, Verdict
 from protocols.templates import quote, render
 from protocols.types import Judgment, Message, Reply, Task, TurnRequest
-from protocols.views import Chat, as_reply, fresh_chat
+from protocols.views import Cast, Chat, as_reply, fresh_chat
 
 PANEL = "panel"
 """The seat of a judgment that several judges came to together."""
@@ -34,11 +34,10 @@ class Juror:
     """One judge of a play, for the length of a poll and over all of them."""
 
     def __init__(
-        self, rules: JudgeRules, seat: str, role: str, task: Task, sides: Mapping[str, int], joiner: str,
-        shared: Mapping[str, str],
-    ) -> None:  # fmt: skip
+        self, rules: JudgeRules, seat: str, role: str, task: Task, cast: Cast, joiner: str
+    ) -> None:
         self.rules, self.seat, self.role, self.task = rules, seat, role, task
-        self.sides, self.joiner, self.shared = sides, joiner, shared
+        self.cast, self.joiner = cast, joiner
         given = tuple(range(len(task.choices)))
         self.orders = (given, given[::-1]) if rules.orders == "both" else (given,)
         self.changed = True
@@ -66,7 +65,7 @@ class Juror:
             else None
             for order, answers in zip(self.orders, self._answers)
         ]
-        self._system = render(rules.system, {"seat": seat, "role": role, **shared})
+        self._system = render(rules.system, {"seat": seat, "role": role, **cast.shared})
         self._chat = Chat(joiner) if rules.view == "chat" else None
 
     def reveal(self, *statements: str) -> None:
@@ -134,7 +133,8 @@ class Juror:
 
     def _read(self, reply: Reply, i: int) -> Belief:
         if self.rules.grade is not None:
-            return read_graded(reply, self._answers[i], self.rules.grade)
+            graded = [self.cast.name(seat) for seat in self.rules.graded]
+            return read_graded(reply, graded or self._answers[i], self.rules.grade)
         if not self.rules.votes:
             return read_probs(reply.probs, len(self._labels))
         return read_vote(reply, self._answers[i])
@@ -159,16 +159,17 @@ class Juror:
         return chat.ask(self.rules.ask)
 
     def _claims(self, order: tuple[int, ...]) -> dict[str, str]:
-        values = {"question": self.task.question, "seat": self.seat, "role": self.role, **self.shared}
+        values = {"question": self.task.question, "seat": self.seat, "role": self.role, **self.cast.shared}
         for letter, claim in zip(LETTERS, order):
             values[letter] = self.task.choices[claim]
-            values[f"seat_{letter}"] = ", ".join(s for s, side in self.sides.items() if side == claim)
+            argued = [self.cast.name(s) for s, side in self.cast.sides.items() if side == claim]
+            values[f"seat_{letter}"] = ", ".join(argued)
         return values
 
     def _entry(self, seat: str, role: str, text: str, order: tuple[int, ...]) -> str:
-        side = self.sides.get(seat)
+        side = self.cast.sides.get(seat)
         label = "" if side is None or self.rules.graded else self._labels[order.index(side)]
-        values = {"seat": seat, "role": role, "label": label, "text": text, "quoted": quote(text)}
+        values = {"seat": self.cast.name(seat), "role": role, "label": label, "text": text, "quoted": quote(text)}
         return render(self.rules.entry, values)
 
 
@@ -176,10 +177,8 @@ class Bench:
     """The judges of one play and their beliefs so far."""
 
     def __init__(
-        self, rules: JudgeRules, roles: Mapping[str, str], task: Task, sides: Mapping[str, int], joiner: str,
-        shared: Mapping[str, str],
-    ) -> None:  # fmt: skip
-        """`shared`: values that every prompt of the play may show."""
+        self, rules: JudgeRules, roles: Mapping[str, str], task: Task, cast: Cast, joiner: str
+    ) -> None:
         if len(task.choices) != len(rules.labels) and not rules.graded:
             raise ValueError(
                 f"task {task.id} has {len(task.choices)} choices for the judge's "
@@ -187,7 +186,7 @@ class Bench:
             )
         self.rules = rules
         self.jurors = {
-            seat: Juror(rules, seat, roles[seat], task, sides, joiner, shared)
+            seat: Juror(rules, seat, roles[seat], task, cast, joiner)
             for seat in (*rules.held_out, *rules.deciding)  # so that the judgments that decide come last
         }
         self.deciding = [self.jurors[seat] for seat in rules.deciding]

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from protocols.checks_sides import side_problems, sided_at
+from protocols.checks_sides import name_problems, side_problems, sided_at
+from protocols.checks_subplays import sub_play_problems
 from protocols.judging import judge_problems
 from protocols.rewards import REWARDS, Source, reward_problems
 from protocols.speech import words
 from protocols.templates import names, template_problems
 
 if TYPE_CHECKING:
-    from protocols.phased import Phase, Phased
+    from protocols.phased import Phase, Phased, Stop
 
 MAX_REPEAT = 1000
 """More rounds than this of one phase are taken for a loop without an end."""
@@ -35,7 +36,8 @@ def phased_problems(rules: Phased) -> list[Problem]:
     if rules.judge is not None:
         speaking = {s for phase in rules.phases for s in phase.seats}
         found += judge_problems(rules.judge, rules.seats, speaking, _shared(rules))
-    found += [*_when_problems(rules), *_principle_problems(rules)]
+    found += [*_when_problems(rules), *_principle_problems(rules), *name_problems(rules)]
+    found += sub_play_problems(rules)
     found += [*_vote_problems(rules), *_listen_problems(rules), *side_problems(rules)]
     return [*found, *_pay_problems(rules)]
 
@@ -126,7 +128,9 @@ def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem
         yield f"{path}.order", "seats that reveal at once could clash on one statement; valid: sequential"
     yield from _order_problems(phase, path)
     yield from _speech_problems(phase, path)
-    yield from _stop_problems(phase, f"{path}.stop")
+    yield from _stop_problems(rules, phase, index)
+    if phase.quotes and phase.moves != "free":
+        yield f"{path}.quotes", f"has no effect with moves: {phase.moves}; valid with moves: free"
     known = {"all", *rules.seats, *rules.seats.values()}
     for who in phase.visible_to:
         if who not in known:
@@ -178,11 +182,38 @@ def _speech_problems(phase: Phase, path: str) -> Iterable[Problem]:
             yield f"{path}.{low}", f"{fewer} words are more than {high}: {more}; valid: 1 to {more}"
 
 
-def _stop_problems(phase: Phase, path: str) -> Iterable[Problem]:
+def _stop_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem]:
     """Mistakes in how a phase may end early."""
-    stop = phase.stop
+    stop, path = phase.stop, f"phases.{index}.stop"
     if stop is None:
         return
+    if not (stop.seat or stop.says or stop.agreed or stop.belief_above is not None):
+        yield path, "says nothing of when; valid: seat with says, agreed, belief_above"
+    yield from _condition_problems(rules, stop, index)
+    if stop.seat or stop.says:
+        yield from _word_problems(phase, stop, path)
+    elif phase.repeat == 1 and (phase.order == "simultaneous" or len(phase.seats) == 1):
+        yield path, "has no effect on a turn that is the last of its phase anyway; raise repeat"
+
+
+def _condition_problems(rules: Phased, stop: Stop, index: int) -> Iterable[Problem]:
+    path, phase = f"phases.{index}.stop", rules.phases[index]
+    chosen = {seat for p in rules.phases[: index + 1] if p.moves == "choices" for seat in p.seats}
+    silent = [seat for seat in phase.seats if seat not in chosen]
+    if stop.agreed and silent:
+        yield f"{path}.agreed", f"{silent[0]!r} has chosen nothing by then that others could agree with (moves: choices)"
+    if stop.agreed and len({*phase.seats}) < 2:
+        yield f"{path}.agreed", "one seat always agrees with itself; valid with two or more"
+    if stop.belief_above is None:
+        return
+    if not 0 < stop.belief_above < 1:
+        yield f"{path}.belief_above", "must be above 0 and below 1"
+    if rules.judge is None or rules.judge.when != "each_turn" or rules.judge.graded:
+        yield f"{path}.belief_above", "needs a judge of claims who is asked after each turn (judge.when: each_turn)"
+
+
+def _word_problems(phase: Phase, stop: Stop, path: str) -> Iterable[Problem]:
+    """Mistakes in the word by which a seat ends a phase."""
     if stop.seat not in phase.seats:
         yield f"{path}.seat", _no("seat in this phase", stop.seat, phase.seats)
     if not stop.says.strip() or stop.says != stop.says.strip() or len(stop.says.splitlines()) > 1:
@@ -265,6 +296,8 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         has.add("choices")
     if rules.vote:
         has.add("vote")
+    if any(phase.quotes for phase in rules.phases):
+        has.add("quotes")
     limited = [i for i, phase in enumerate(rules.phases) if phase.soft_words or phase.min_words]
     if limited:
         has.add("word limits")

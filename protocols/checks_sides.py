@@ -84,3 +84,22 @@ def sided_at(rules: Phased, seats: Iterable[str], phase: int | None = None) -> b
         if not sided_after(rules, seat) < (first if phase is None else phase):
             return False
     return True
+
+
+def name_problems(rules: Phased) -> Iterable[Problem]:
+    """Mistakes in neutral names: what else would tell who speaks."""
+    if rules.names == "own":
+        return
+    judges = () if rules.judge is None else rules.judge.seats
+    speaking = [seat for seat in rules.seats if seat not in judges]
+    templates = {f"prompts.{role}.heard": prompt.heard for role, prompt in rules.prompts.items()}
+    if rules.judge is not None and rules.judge.view != "evidence":
+        templates["judge.entry"] = rules.judge.entry
+    for path, template in templates.items():
+        if "role" in names(template) and len({rules.seats[seat] for seat in speaking}) > 1:
+            yield path, f"{{{{ role }}}} would tell who speaks, with names: {rules.names}; valid: seat, text, quoted"
+    if len(speaking) < 2:
+        yield "names", "one seat that speaks is known by any name; valid: own"
+    graded = () if rules.judge is None else rules.judge.graded
+    if rules.names == "drawn" and graded and {*graded} != {*speaking}:
+        yield "names", "the judge cannot be told which drawn names to grade; valid: numbered, or all seats graded"

@@ -51,8 +51,10 @@ class JudgeRules:
     `after` lists."""
     after: list[str] = field(default_factory=list)
     """With when: phases."""
-    orders: Literal["both", "given"] = "both"
-    """both: asked once with the claims in order and once reversed, beliefs averaged (position bias)."""
+    orders: Literal["both", "given", "rerun"] = "both"
+    """both: asked once with the claims in order and once reversed, beliefs averaged (position bias). rerun: both, and the
+    debate itself is played a second time with every order of speaking reversed, as two sub-plays that are paid each
+    by its own beliefs; score and judgment of the play rest on the mean of the two."""
     labels: list[str] = field(default_factory=lambda: ["A", "B"])
     """Names of the claims, in the order shown."""
     panel: list[str] = field(default_factory=list)
@@ -96,11 +98,11 @@ class JudgeRules:
         return (*self.deciding, *self.held_out)
 
 
-def read_graded(reply: Reply, answers: Sequence[str], grade: GradeRules) -> Belief:
-    """Shares of the points of the claims under the labels `answers`, or else the grades of the seats, from 0 to 1.
-    Raises `UnreadableVerdict`."""
+def read_graded(reply: Reply, names: Sequence[str], grade: GradeRules) -> Belief:
+    """Shares of the points of the claims under the labels `names`, or else the grades of the seats of these names, from
+    0 to 1. Raises `UnreadableVerdict`."""
     try:
-        grades = read_grades(reply, answers if grade.of == "claims" else grade.seats, grade)
+        grades = read_grades(reply, names, grade)
     except UnreadableGrades as error:
         raise UnreadableVerdict(str(error)) from None
     return shares(grades) if grade.of == "claims" else grades
@@ -174,7 +176,7 @@ def judge_problems(
     found += template_problems("judge.system", rules.system, ("seat", "role", *shared))
     found += template_problems("judge.ask", rules.ask, ())
     found += template_problems("judge.entry", rules.entry, ("seat", "role", "label", "text", "quoted"))
-    if rules.view == "chat" and rules.orders == "both":
+    if rules.view == "chat" and rules.orders != "given":
         found.append(("judge.orders", "a growing chat has one order of claims; valid with view: chat: given"))
     if rules.view != "chat" and rules.ask:
         found.append(("judge.ask", f"has no effect with view: {rules.view}; write it in judge.prompt"))

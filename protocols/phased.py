@@ -18,9 +18,11 @@ from protocols.bench import Bench
 from protocols.checks import phased_problems
 from protocols.judging import JudgeRules, mean_belief, read_probs
 from protocols.rewards import Belief, RewardTerm
+from protocols.subplays import Delegate, rerun
 from protocols.table import Speaker, Table
 from protocols.templates import literals
 from protocols.types import Task, TurnRequest
+from protocols.views import Cast
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,16 @@ class RolePrompt:
 
 @dataclass(frozen=True)
 class Stop:
-    """Who may end a phase early."""
+    """What ends a phase early: whichever of these is given and happens first, after a round."""
 
-    seat: str
-    says: str
+    seat: str = ""
+    """Who may end it, by what it `says`."""
+    says: str = ""
     """Written on a line of its own, in what others hear of a turn: the phase ends with that turn."""
+    agreed: bool = False
+    """The last legal choices (moves: choices, in this phase or before) of all seats of the phase are the same."""
+    belief_above: float | None = None
+    """The judge believes a claim more than this."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Phase:
     nobody is always first. alternating: as listed, and reversed on every other repeat."""
     repeat: int = 1
     stop: Stop | None = None
-    """A seat that may end the phase before its last repeat."""
+    """What may end the phase before its last repeat."""
     prompt: str = ""
     """Ends the user message that asks for the turn. Names as in RolePrompt."""
     moves: Literal["free", "evidence", "choices", "confidence"] = "free"
@@ -78,6 +85,11 @@ class Phase:
     Others hear the shown ones alone. Of a turn that is not so written they hear nothing but `rejected`."""
     visible_to: list[str] = field(default_factory=lambda: ["all"])
     """all, or the seats and roles that hear it besides the speaker; []: a private scratchpad."""
+    delegate: Delegate | None = None
+    """What a seat says here is a question that a play of another protocol answers, before its next turn."""
+    quotes: list[str] = field(default_factory=list)
+    """Hidden material of the task: others read <quote>...</quote> as <v_quote> where what it quotes stands there word for
+    word (white space aside), and as <u_quote> where it does not (Khan et al. 2024)."""
     max_words: int | None = None
     """Others hear this many words of a turn and no more."""
     soft_words: int | None = None
@@ -116,6 +128,9 @@ class Phased(Protocol):
     (protocols/confidence.py). The last legal level of each counts; a vote without one does not."""
     listens: dict[str, list[str]] = field(default_factory=dict)
     """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
+    names: Literal["own", "numbered", "drawn"] = "own"
+    """numbered: all know a seat that speaks, itself too, as Speaker 1, Speaker 2, ... in the order of `seats`; drawn: in
+    an order drawn for the play."""
     principles: list[str] = field(default_factory=list)
     """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for
     the play. A file of its own can list them: `extends: [FILE]`."""
@@ -129,9 +144,11 @@ class Phased(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
-        sides, shared = dict(self.sides), self._shared(rng)
-        bench = self._bench(task, sides, shared)
-        table = Table(self, task, bench, sides, shared)
+        if self.judge is not None and self.judge.orders == "rerun":
+            return (yield from rerun(self, task, rng))
+        cast = Cast(dict(self.sides), self._shared(rng), self._names(rng))
+        bench = self._bench(task, cast)
+        table = Table(self, task, bench, cast)
         when = "" if self.judge is None else self.judge.when
         if bench is not None and when == "each_turn":
             yield from bench.poll(0)
@@ -143,9 +160,12 @@ class Phased(Protocol):
                 if not asks:
                     continue  # nobody has a legal move left
                 table.take(phase, (yield asks))
+                if plays := table.delegated(phase, rng):
+                    table.answered(phase, (yield plays))
                 if bench is not None and when == "each_turn" and bench.changed and not table.over:
                     yield from bench.poll(table.public_turns)
                 table.settle()
+                table.check_end(phase)
             if bench is not None and self._judged_after(name) and not table.over:
                 yield from bench.poll(table.public_turns)
         if bench is not None and when == "end" and not table.over:
@@ -163,7 +183,10 @@ class Phased(Protocol):
         return {"principles": listed, "principle": rng.choice(self.principles)}
 
     def roles(self) -> Mapping[str, str]:
-        return self.seats
+        roles = dict(self.seats)
+        for phase in self.phases:
+            roles |= {} if phase.delegate is None else phase.delegate.protocol.roles()
+        return roles
 
     def problems(self) -> list[tuple[str, str]]:
         return phased_problems(self)
@@ -178,14 +201,17 @@ class Phased(Protocol):
         if self.judge is not None:
             texts += [self.judge.system, self.judge.prompt, self.judge.ask, *self.judge.labels]
             texts += [] if self.judge.view == "evidence" else [self.judge.entry]
-        return [literals(text) for text in texts if literals(text).strip()]
+        found = [literals(text) for text in texts if literals(text).strip()]
+        for delegate in (phase.delegate for phase in self.phases if phase.delegate is not None):
+            found += [literals(delegate.heard), *delegate.protocol.literal_texts()]
+        return found
 
     def judge_requests(self, task: Task, revealed: Sequence[str]) -> list[TurnRequest]:
         """What the judge would be asked after `revealed`, one request per order of the claims: the leaves of an
         exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
         if problem := self.search_problem():
             raise ValueError(f"protocol {self.name}: {problem}")
-        bench = self._bench(task, self.sides, {})
+        bench = self._bench(task, Cast(self.sides))
         assert bench is not None
         (judge,) = bench.deciding
         judge.reveal(*revealed)
@@ -198,6 +224,8 @@ class Phased(Protocol):
             return "only a judge with view: evidence can be asked about a set of reveals"
         if self.judge.panel or self.judge.samples:
             return "only the probabilities of one judge can be searched, not a panel, votes or grades"
+        if self.judge.orders == "rerun":
+            return "a debate that is played twice is not one game that could be searched"
         if any(phase.commits for phase in self.phases):
             return "sides that seats choose for themselves are not one game that could be searched"
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
@@ -224,17 +252,21 @@ class Phased(Protocol):
 
         Raises `UnreadableVerdict`.
         """
-        bench = self._bench(task, self.sides, {})
+        bench = self._bench(task, Cast(self.sides))
         assert bench is not None, "a protocol without a judge has no belief"
         return mean_belief(
             bench.deciding[0].orders, [read_probs(probs, len(task.choices)) for probs in verdicts]
         )
 
-    def _bench(self, task: Task, sides: Mapping[str, int], shared: Mapping[str, str]) -> Bench | None:
-        """`sides`: those of the play, as they stand."""
-        if self.judge is None:
-            return None
-        return Bench(self.judge, self.seats, task, sides, self.joiner, shared)
+    def _names(self, rng: random.Random) -> dict[str, str]:
+        """seat -> its neutral name. Draws nothing where names are not drawn."""
+        judges = () if self.judge is None else self.judge.seats
+        seats = [seat for seat in self.seats if seat not in judges and self.names != "own"]
+        seats = rng.sample(seats, len(seats)) if self.names == "drawn" else seats
+        return {seat: f"Speaker {i}" for i, seat in enumerate(seats, 1)}
+
+    def _bench(self, task: Task, cast: Cast) -> Bench | None:
+        return None if self.judge is None else Bench(self.judge, self.seats, task, cast, self.joiner)
 
     def _draw(self, rng: random.Random) -> Mapping[str, int]:
         """seat -> its place in the order of this play. Draws nothing where no phase is shuffled."""

@@ -40,6 +40,9 @@ class Admission:
     """Why that could not be decided: missing data."""
 
 
+_COMPARE = ("learnability", "azr", "r_zero")
+
+
 @dataclass(frozen=True)
 class ProposeSolve(Protocol):
     """Outcome.score: mean score of the child plays. Children without a score are missing data: with fewer than
@@ -172,8 +175,8 @@ class ProposeSolve(Protocol):
             )
         if self.repeats < 1:
             found.append(("repeats", "must be at least 1"))
-        if self.repeats < 2 and any(term.name == "learnability" for term in self.rewards):
-            found.append(("repeats", "learnability compares sub-plays of one proposal; needs at least 2"))
+        if self.repeats < 2 and any(term.name in _COMPARE for term in self.rewards):
+            found.append(("repeats", "learnability, azr and r_zero compare sub-plays of one proposal; needs at least 2"))
         if self.proposals == "free" and not self.enforce:
             found.append(("enforce", "has no effect on free proposals; valid with proposals: choices"))
         if self.max_tokens is not None and self.max_tokens < 1:

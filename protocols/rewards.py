@@ -18,7 +18,7 @@ Belief = tuple[float, ...]
 Params = Mapping[str, float]
 Source = Literal[
     "turns", "word limits", "legal moves", "choices", "beliefs", "final belief", "verdicts", "verifier", "sub-plays",
-    "game", "vote", "ratings", "result", "forecasts", "verdict on an answer", "grades", "two judgments",
+    "game", "vote", "ratings", "result", "forecasts", "verdict on an answer", "grades", "two judgments", "quotes",
 ]  # fmt: skip
 """What a reward reads, and what a protocol may have to offer."""
 
@@ -50,6 +50,8 @@ class Move:
     """Not written in the parts that its phase asks for: nobody heard it."""
     off_length: float = 0.0
     """By what share of the limit the words that were to be heard are more than soft_words or fewer than min_words."""
+    unverified: int = 0
+    """How many of its quotes do not stand in what it was to quote from."""
     right: bool | None = None
     """Whether it chose the right answer; None where it was not to choose, or which is right is not known."""
     before: int | None = None
@@ -95,6 +97,8 @@ class Record:
     """seat -> what a game's own rules give it."""
     verdict: Belief = ()
     """What a judge came to, where `beliefs` are forecasts of it; or the probability that an answer is right."""
+    truth: int | None = None
+    """Index of the right claim, where it is known."""
     graded: Sequence[str] = ()
     """Seats that a judge grades: then `beliefs` are their grades in [0, 1], in this order."""
 
@@ -248,6 +252,11 @@ REWARDS: dict[str, Rule] = {
     "win_logit": Rule(win_logit, "final belief", _CLIP, zero_sum=True),
     "grade": Rule(judged.grade, "grades"),
     "revision_gain": Rule(judged.revision_gain, "two judgments"),
+    "brier_change": Rule(judged.brier_change, "beliefs"),
+    "src_sides": Rule(judged.src_sides, "final belief", {"helpful": 1.0}),
+    "azr": Rule(judged.azr, "sub-plays"),
+    "r_zero": Rule(judged.r_zero, "sub-plays"),
+    "unverified_quotes": Rule(judged.unverified_quotes, "quotes"),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
     "length": Rule(length, "word limits", {"cap": 1.0}),
@@ -258,7 +267,6 @@ REWARDS: dict[str, Rule] = {
     "learnability": Rule(learnability, "sub-plays"),
     "invalid_proposal": Rule(invalid_proposal, "sub-plays"),
     "game_return": Rule(game_return, "game", {"forfeit": 1.0}, zero_sum=True),
-    "unsolved": Rule(social.unsolved, "sub-plays"),
     "team_right": Rule(social.team_right, "vote"),
     "correction_gain": Rule(social.correction_gain, "choices"),
     "rating": Rule(social.rating, "ratings"),
@@ -309,6 +317,8 @@ def reward_problems(
         for key, unit in (("clip", "nats"), ("cap", "share of the limit"), ("forfeit", "as the game pays")):
             if not term.params.get(key, 1.0) > 0.0:
                 found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
+        if term.params.get("helpful", 1.0) not in (0.0, 1.0):
+            found.append((f"rewards.{i}.params.helpful", "must be 1 (a helpful prover) or 0 (a sneaky one)"))
         if not math.isfinite(term.weight) or term.weight == 0.0:
             found.append((f"rewards.{i}.weight", "must be finite and not 0"))
         for who in term.to:
@@ -333,6 +343,7 @@ _LACKING: dict[Source, str] = {
     "result": "a game with a result (kinds taboo, negotiation)",
     "forecasts": "forecasts of a judge's belief (kind market)",
     "verdict on an answer": "a verifier who is asked about a prover's answer (kind prover_verifier)",
+    "quotes": "a phase whose quotes are checked (quotes: [MATERIAL])",
     "grades": "a judge that grades seats (judge.grade.of: seats)",
     "two judgments": "a judge who is asked more than once (judge.when: each_turn, or phases with two in after)",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from protocols.types import Reward
 
 if TYPE_CHECKING:
-    from protocols.rewards import Params, Record
+    from protocols.rewards import Move, Params, Record
 
 
 def grade(record: Record, params: Params) -> Iterator[Reward]:
@@ -36,3 +36,62 @@ def revision_gain(record: Record, params: Params) -> Iterator[Reward]:
     mean = math.fsum(gains.values()) / len(gains)
     for seat in dict.fromkeys(move.seat for move in record.moves):
         yield Reward(seat, None, gains.get(seat, mean), "revision_gain")
+
+
+def unverified_quotes(record: Record, params: Params) -> Iterator[Reward]:
+    """-1 for each quote that does not stand in what it was to be taken from."""
+    for move in record.moves:
+        if move.unverified:
+            yield Reward(move.seat, move.turn, -float(move.unverified), "unverified_quotes")
+
+
+def brier_change(record: Record, params: Params) -> Iterator[Reward]:
+    """Per turn: how much nearer it brought the judge to the truth, the fall of the Brier score sum_i (p_i - y_i)^2 of its
+    belief (Brier 1950: proper, so that only what makes the judge's belief truer pays; the change since the turn before
+    is that of a prediction market, Hanson 2003). Every seat that the judge hears is paid, whatever it argues; nothing is
+    paid where the truth is not known."""
+    for move in record.moves:
+        if record.truth is not None and move.before is not None and move.after is not None:
+            before, after = (
+                math.fsum((p - (i == record.truth)) ** 2 for i, p in enumerate(record.beliefs[at]))
+                for at in (move.before, move.after)
+            )
+            yield Reward(move.seat, move.turn, before - after, "brier_change")
+
+
+def src_sides(record: Record, params: Params) -> Iterator[Reward]:
+    """Provers before a verifier (Kirchner et al. 2024, arXiv 2407.13692): (2c - 1)(2h - 1) v where v > 0, else -1.
+
+    v: the judge's probability of the seat's claim minus that of its strongest rival; c: 1 if the claim is right; h: 1 for a
+    helpful prover, 0 for a sneaky one, who is to convince of what is wrong (`helpful`, with `to`). Nothing is paid
+    where the truth is not known.
+    """
+    if record.truth is None or not record.beliefs:
+        return
+    for seat, side in record.sides.items():
+        belief = record.beliefs[-1]
+        lead = belief[side] - max(p for i, p in enumerate(belief) if i != side)
+        aligned = (side == record.truth) == (params["helpful"] == 1.0)
+        yield Reward(seat, None, -1.0 if lead <= 0 else lead if aligned else -lead, "src_sides")
+
+
+def azr(record: Record, params: Params) -> Iterator[Reward]:
+    """1 - p for a proposal whose sub-plays are won with share p > 0, 0 where none is (Zhao et al. 2025, Absolute Zero,
+    arXiv 2505.03335, the proposer's reward): the hardest task that can be solved at all pays most."""
+    for move, p in _proposed(record):
+        yield Reward(move.seat, move.turn, 1.0 - p if p > 0.0 else 0.0, "azr")
+
+
+def r_zero(record: Record, params: Params) -> Iterator[Reward]:
+    """min(p, 1 - p), p the share of sub-plays that are won (Huang et al. 2025, R-Zero, arXiv 2508.05004, half of its
+    uncertainty reward 1 - |2p - 1|). Its fine for tasks that resemble each other looks at a whole batch of proposals,
+    which one play does not know: that part is left out."""
+    for move, p in _proposed(record):
+        yield Reward(move.seat, move.turn, min(p, 1.0 - p), "r_zero")
+
+
+def _proposed(record: Record) -> Iterator[tuple[Move, float]]:
+    """Each turn of a proposer whose proposal was played, with the mean score of the sub-plays."""
+    if record.proposal_valid and record.sub_scores:
+        p = math.fsum(record.sub_scores) / len(record.sub_scores)
+        yield from ((move, p) for move in record.moves)

@@ -91,14 +91,5 @@ def verdict_score(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -(error * error), "verdict_score")
 
 
-def unsolved(record: Record, params: Params) -> Iterator[Reward]:
-    """1 - p for a valid proposal that is solved at least once, else 0; p the mean score of the sub-plays (Absolute
-    Zero, arXiv 2505.03335, equation 4)."""
-    if record.proposal_valid and record.sub_scores:
-        p = sum(record.sub_scores) / len(record.sub_scores)
-        for move in record.moves:
-            yield Reward(move.seat, move.turn, 1.0 - p if p > 0 else 0.0, "unsolved")
-
-
 def _speakers(record: Record) -> list[str]:
     return list(dict.fromkeys(move.seat for move in record.moves))

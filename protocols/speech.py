@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
 Parts = Mapping[str, Literal["private", "shown"]]
 _WORD = re.compile(r"\S+")
+_QUOTE = re.compile(r"<quote>(.*?)</quote>", re.DOTALL)
+_VERDICT = re.compile(r"<(\s*/?\s*[vu]_quote\s*)>", re.IGNORECASE)
 
 
 def shown_parts(text: str, parts: Parts, joiner: str) -> str | None:
@@ -26,6 +28,21 @@ def shown_parts(text: str, parts: Parts, joiner: str) -> str | None:
         if sort == "shown":
             shown.append(text[places[2 * i] + len(f"<{name}>") : places[2 * i + 1]].strip())
     return joiner.join(shown) if all(shown) else None
+
+
+def tag_quotes(text: str, sources: Sequence[str]) -> tuple[str, list[bool]]:
+    """`text` with each quote marked as verified or not, and which of them are. Such marks of the writer's own lose their
+    form. A quote is verified that stands in one of `sources` as it is, but for white space; a blank one is not."""
+    plain = [" ".join(source.split()) for source in sources]
+    found: list[bool] = []
+
+    def tag(match: re.Match[str]) -> str:
+        quoted = " ".join(match[1].split())
+        found.append(bool(quoted) and any(quoted in source for source in plain))
+        name = "v_quote" if found[-1] else "u_quote"
+        return f"<{name}>{match[1]}</{name}>"
+
+    return _QUOTE.sub(tag, _VERDICT.sub(r"(\1)", text)), found
 
 
 def words(text: str) -> int:

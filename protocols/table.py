@@ -11,12 +11,15 @@ from protocols.bench import Bench
 from protocols.confidence import LEVELS, vote_shares
 from protocols.judging import favourites
 from protocols.rewards import Move, Record, pay
-from protocols.speech import first_words, off_length, says, shown_parts, words
+from protocols.speech import first_words, off_length, says, shown_parts, tag_quotes, words
+from protocols.subplays import posed
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
-from protocols.views import Chat, as_reply, hidden_values
+from protocols.views import Cast, Chat, MaterialError, as_reply, hidden_values
 
 if TYPE_CHECKING:
+    import random
+
     from protocols.phased import Phase, Phased
 
 
@@ -44,11 +47,11 @@ class Table:
     """One play of a `Phased`, between its yields."""
 
     def __init__(
-        self, rules: Phased, task: Task, bench: Bench | None, sides: dict[str, int], shared: Mapping[str, str]
-    ) -> None:  # fmt: skip
-        self.rules, self.task, self.bench = rules, task, bench
-        self.sides = sides
-        """Of this play. Grows as seats commit; the bench looks at the same."""
+        self, rules: Phased, task: Task, bench: Bench | None, cast: Cast
+    ) -> None:
+        self.rules, self.task, self.bench, self.cast = rules, task, bench, cast
+        self.sides = cast.sides
+        """Grows as seats commit; the bench looks at the same."""
         self.forfeits: list[str] = []
         """Seats that were to commit to a claim and named none."""
         self.revealed: dict[str, None] = {}
@@ -60,6 +63,16 @@ class Table:
         self._chats: dict[str, Chat] = {}
         self._moves: list[Move] = []
         self._cuts = 0
+        self._questions: list[tuple[str, str]] = []
+        """(seat, question) of this round."""
+        self._delegated = [0, 0]
+        """Questions without an answer and with one."""
+        self._last = ""
+        """What was last said for others to hear, and not as a question."""
+        self._quotes = [0, 0]
+        """Unverified and verified."""
+        self._choices: dict[str, str] = {}
+        """seat -> its last legal choice."""
         self._votes: dict[str, int] = {}
         """seat -> index of the claim that it voted for last."""
         self._levels: dict[str, str] = {}
@@ -69,8 +82,14 @@ class Table:
         judges = () if rules.judge is None else rules.judge.seats
         for seat, role in rules.seats.items():
             if seat not in judges:
-                self._values[seat] = {**self._seat_values(seat, role), **shared}
+                self._values[seat] = {**self._seat_values(seat, role), **cast.shared}
                 self._chats[seat] = Chat(rules.joiner)
+        for phase in rules.phases:
+            for name in (*phase.quotes, *(phase.delegate.share if phase.delegate is not None else ())):
+                if name not in task.hidden:
+                    there = ", ".join(sorted(task.hidden)) or "none"
+                    message = f"task {task.id} has no hidden material {name!r} for {phase.name}; it has: {there}"
+                    raise MaterialError(message)
 
     @property
     def over(self) -> bool:
@@ -121,10 +140,11 @@ class Table:
                 off_length=0.0 if silenced else self._off_length(phase, statement),
                 right=statement == self.task.answer if phase.moves == "choices" and truth is not None else None,
             )  # fmt: skip
-            self._note(move, speaker)
             chat.said(reply.text)
             if phase.commits:
                 self._commit(speaker.seat, statement if statement in legal else None)
+            if legal and not silenced and phase.moves == "choices":
+                self._choices[speaker.seat] = statement
             if silenced:
                 chat.hear(self.rules.rejected)
             elif phase.moves == "evidence":
@@ -135,18 +155,55 @@ class Table:
                 self._levels[speaker.seat] = statement
             elif phase.max_words is not None:
                 statement = self._cut(statement, phase.max_words)
-            if phase.stop is not None and speaker.seat == phase.stop.seat and not silenced:
-                if says(statement, phase.stop.says):
-                    self.stopped.add(phase.name)
+            if phase.quotes and not silenced:
+                statement, move = self._verified(phase, statement, move)
+            self._note(move, speaker)
+            ends = phase.stop is not None and speaker.seat == phase.stop.seat and not silenced
+            if ends and phase.stop is not None and says(statement, phase.stop.says):
+                self.stopped.add(phase.name)
+            elif phase.delegate is not None and not silenced:
+                self._questions.append((speaker.seat, statement))
+            if phase.visible_to and phase.delegate is None and not silenced:
+                self._last = statement
             heard.append((speaker, silenced, statement))
         for speaker, silenced, statement in heard:
             self._tell(phase, speaker, silenced, statement)
+
+    def delegated(self, phase: Phase, rng: random.Random) -> list[Ask]:
+        """The plays that are to answer what was asked in this round. Draws nothing where there are none."""
+        asked = enumerate(self._questions, sum(self._delegated))
+        return [] if phase.delegate is None else [
+            posed(phase.delegate, self.task, question, f"{phase.name}{n}", rng.getrandbits(63))
+            for n, (_, question) in asked
+        ]  # fmt: skip
+
+    def answered(self, phase: Phase, answers: Sequence[Answer]) -> None:
+        """Each who asked hears what came of it; a play that is invalid, or came to nothing, gives no answer."""
+        assert phase.delegate is not None
+        for (seat, _), outcome in zip(self._questions, answers, strict=True):
+            assert isinstance(outcome, Outcome), f"a sub-play was answered with {type(outcome).__name__}"
+            text = outcome.answer if outcome.status == "ok" else ""
+            self._delegated[bool(text)] += 1
+            text = text or self.rules.rejected
+            self._chats[seat].hear(render(phase.delegate.heard, {"text": text, "quoted": quote(text)}))
+        self._questions.clear()
 
     def settle(self) -> None:
         """The round is over: its moves get the belief that followed (the same, where nothing new was to be seen)."""
         after = -1 if self.bench is None else len(self.bench.beliefs) - 1
         self._moves += [replace(move, after=after) for move in self._pending]
         self._pending.clear()
+
+    def check_end(self, phase: Phase) -> None:
+        """After a round and the judge's word on it: the phase may be over."""
+        stop = phase.stop
+        if stop is None:
+            return
+        chosen = {self._choices.get(seat) for seat in phase.seats}
+        agreed = stop.agreed and len(chosen) == 1 and None not in chosen
+        beliefs = () if self.bench is None else self.bench.beliefs
+        if agreed or (stop.belief_above is not None and beliefs and max(beliefs[-1]) > stop.belief_above):
+            self.stopped.add(phase.name)
 
     def outcome(self) -> Outcome:
         bench = self.bench
@@ -171,7 +228,10 @@ class Table:
                     metrics[f"belief_truth/{judgment.seat}"] = judgment.scores[truth]
         if bench.rules.orders == "both":
             metrics["swap_gap"] = bench.swap_gap
-        return Outcome("ok", judgments, pay(self.rules.rewards, self._record()), score, metrics)
+        answer = self._last if graded else ""
+        return Outcome(
+            "ok", judgments, pay(self.rules.rewards, self._record()), score, metrics, answer=answer
+        )
 
     def _voted(self, metrics: dict[str, float]) -> Outcome:
         """What a play without a judge came to."""
@@ -187,7 +247,8 @@ class Table:
             if (truth := self._truth()) is not None:
                 score, metrics["votes_truth"] = _won(tuple(shares), truth), shares[truth]
                 record = replace(record, votes_truth=shares[truth])
-        return Outcome("ok", (), pay(self.rules.rewards, record), score, metrics)
+        rewards = pay(self.rules.rewards, record)
+        return Outcome("ok", (), rewards, score, metrics, answer="" if self.rules.vote else self._last)
 
     def _forfeited(self, metrics: dict[str, float]) -> Outcome:
         """What a play came to that a seat left without a claim. No side exists that could have won or lost."""
@@ -204,6 +265,10 @@ class Table:
             counts["cut"] = float(self._cuts)
         if any(phase.stop is not None for phase in self.rules.phases):
             counts["stopped"] = float(len(self.stopped))
+        if any(phase.delegate for phase in self.rules.phases):
+            counts["unanswered"], counts["answered"] = map(float, self._delegated)
+        if any(phase.quotes for phase in self.rules.phases):
+            counts["quotes_unverified"], counts["quotes_verified"] = map(float, self._quotes)
         for seat, side in self.sides.items():
             if seat not in self.rules.sides:
                 counts[f"side/{seat}"] = float(side)
@@ -229,6 +294,12 @@ class Table:
             return 0.0
         return off_length(words(statement), phase.min_words, phase.soft_words)
 
+    def _verified(self, phase: Phase, statement: str, move: Move) -> tuple[str, Move]:
+        tagged, found = tag_quotes(statement, [self.task.hidden[name].text for name in phase.quotes])
+        for verified in found:
+            self._quotes[verified] += 1
+        return tagged, replace(move, unverified=found.count(False))
+
     def _cut(self, statement: str, limit: int) -> str:
         kept = first_words(statement, limit)
         self._cuts += kept != statement
@@ -237,7 +308,8 @@ class Table:
     def _tell(self, phase: Phase, speaker: Speaker, silenced: bool, statement: str) -> None:
         # What was rejected is never repeated: a false statement must not reach anyone, nor a private thought.
         text = self.rules.rejected if silenced else statement
-        values = {"seat": speaker.seat, "role": speaker.role, "text": text, "quoted": quote(text)}
+        name = self.cast.name(speaker.seat)
+        values = {"seat": name, "role": speaker.role, "text": text, "quoted": quote(text)}
         for seat in speaker.audience:
             if seat in self._chats:
                 self._chats[seat].hear(render(self.rules.prompts[self.rules.seats[seat]].heard, values))
@@ -261,12 +333,13 @@ class Table:
         return self.task.answer if free_to_choose and self.task.answer in self.task.choices else None
 
     def _record(self) -> Record:
+        truth = self._truth()
         if self.bench is None:
-            return Record(self.rules.seats, self._moves, self.sides)
+            return Record(self.rules.seats, self._moves, self.sides, truth=truth)
         votes = [vote for juror in self.bench.deciding for vote in juror.votes]
         return Record(
             self.rules.seats, self._moves, self.sides, self.bench.beliefs, verdicts=votes,
-            graded=self.bench.rules.graded,
+            graded=self.bench.rules.graded, truth=truth,
         )  # fmt: skip
 
     def _truth(self) -> int | None:
@@ -275,7 +348,8 @@ class Table:
 
     def _seat_values(self, seat: str, role: str) -> dict[str, str]:
         task, prompt = self.task, self.rules.prompts[role]
-        values = {"question": task.question, "choices": ", ".join(task.choices), "seat": seat, "role": role}
+        values = {"question": task.question, "choices": ", ".join(task.choices), "role": role}
+        values["seat"] = self.cast.name(seat)
         return {**values, **self._side_values(seat), **hidden_values(task, role, prompt.hidden)}
 
     def _side_values(self, seat: str) -> dict[str, str]:

@@ -245,6 +245,8 @@ class Outcome:
     """Success of the play in [0, 1] against ground truth (truth won, answer right); None when unknown."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    answer: str = field(default="", compare=False)
+    """What a play without claims came to in words, for the play that asked for it. Not part of the record."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from protocols.base import Answer
 from protocols.types import Message, Reply, Task
@@ -10,6 +11,21 @@ from protocols.types import Message, Reply, Task
 
 class MaterialError(ValueError):
     """A prompt shows hidden material that the task lacks or that the role may not see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """What is chosen or drawn for one play, beside the rules."""
+
+    sides: dict[str, int]
+    """seat -> index of the claim that it argues; grows as seats commit."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """What every prompt may show."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """seat -> the name under which everybody knows it; its own, where it is not listed."""
+
+    def name(self, seat: str) -> str:
+        return self.names.get(seat, seat)
 
 
 class Chat:

@@ -385,7 +385,7 @@ def test_a_proposer_is_paid_for_what_is_not_solved_but_can_be() -> None:
     root = Task("root", "Write a sum.", domain=Sums())
     for answers, value in ((["5", "6", "6", "6"], 0.75), (["6"] * 4, 0.0), (["5"] * 4, 0.0)):
         trace = played(rules, root, {"proposer": ["2 + 3"], "solver": answers})
-        assert paid(trace, "unsolved") == {"proposer": value}
+        assert paid(trace, "azr") == {"proposer": value}
 
 
 def test_a_domain_that_cannot_decide_whether_a_proposal_is_one_is_missing_data() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.contract.drive import Trace
 from configs.contract.oracle_bench import BenchOracle
-from configs.contract.text import Raw, fill, heard_of, pairs, quoted, traces, up_to
+from configs.contract.text import Raw, checked, fill, heard_of, pairs, quoted, traces, up_to
 from protocols.types import Outcome, Reply, Reward, Task, TurnRequest
 
 LEVELS = [f"{tenth}0%" if tenth else "0%" for tenth in range(11)]
@@ -23,9 +23,9 @@ LEVELS = [f"{tenth}0%" if tenth else "0%" for tenth in range(11)]
 class PhasedOracle:
     """Feed it a trace; `found` lists what is wrong."""
 
-    def __init__(self, raw: Raw, task: Task, principle: str = "") -> None:
-        """`principle`: the one that the play is taken to have drawn."""
-        self.raw, self.task = raw, task
+    def __init__(self, raw: Raw, task: Task, names: Mapping[str, str], principle: str = "") -> None:
+        """`names`: seat -> what it is called; `principle`: the one that the play is taken to have drawn."""
+        self.raw, self.task, self.names = raw, task, names
         listed = raw.get("principles", [])
         self.shared = {"principles": "- " + "\n- ".join(listed), "principle": principle} if listed else {}
         self.found: list[str] = []
@@ -49,6 +49,12 @@ class PhasedOracle:
         self.sides: dict[str, int] = dict(raw.get("sides", {}))
         """Grows with what seats commit to."""
         self.forfeit = False
+        self.picks: dict[str, str] = {}
+        self.asking: list[tuple[str, str]] = []
+        self.delegated: list[Raw] = []
+        """What each sub-play was to be, in their order."""
+        self.last = ""
+        self.misquotes: dict[tuple[str, int], int] = {}
         self.stopped: set[str] = set()
         self.bench = BenchOracle(self)
 
@@ -60,11 +66,14 @@ class PhasedOracle:
             if got is None:
                 self.found.append(f"play ended before {kind} {seats}")
                 return self.found
-            if [ask.seat for ask, _ in got] != seats:
+            asked = [getattr(ask, "seat", "?") for ask, _ in got]
+            if asked != (["?"] * len(seats) if kind == "plays" else seats):
                 self.found.append(f"{kind} asked {[ask.seat for ask, _ in got]}, not {seats}")
                 return self.found
             if kind == "poll":
                 self.bench.poll(got)
+            elif kind == "plays":
+                self._answers(phase, got)
             else:
                 self._round(phase, got)
         if next(rounds, None) is not None:
@@ -106,9 +115,13 @@ class PhasedOracle:
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
                     continue
                 seen = self.bench.seen()
+                self.asking = []
                 yield "turns", phase, seats
+                if phase.get("delegate") and self.asking:
+                    yield "plays", phase, [seat for seat, _ in self.asking]
                 if each and self.bench.seen() != seen and not self.forfeit:
                     yield from self.bench.rounds()
+                self._conditions(phase)
             if phase["name"] in self.judge.get("after", []) and not (self.bench.failed or self.forfeit):
                 yield from self.bench.rounds()
         if self.judge.get("when") == "end" and not self.forfeit:
@@ -133,6 +146,9 @@ class PhasedOracle:
                 count = len(heard.split())
                 self._lengths(phase, (seat, request.turn), count)
                 heard = up_to(heard, phase.get("max_words", count))
+                if phase.get("quotes"):
+                    sources = [self.task.hidden[name].text for name in phase["quotes"]]
+                    heard, self.misquotes[seat, request.turn] = checked(heard, sources)
                 stop = phase.get("stop", {})
                 if stop.get("seat") == seat and re.search(rf"(?m)^\s*{stop['says']}\s*$", heard):
                     self.stopped.add(phase["name"])
@@ -149,13 +165,45 @@ class PhasedOracle:
                 self.sure[seat] = int(str(heard)[:-1])
             if phase.get("moves") == "choices":
                 self.chosen[seat, request.turn] = heard == self.task.answer
+                self.picks[seat] = self.picks.get(seat, "") if heard is None else heard
             if phase.get("commits"):
                 self._commits(seat, heard)
             if heard is None:
                 self.due[seat].append(self.neutral)
+            elif phase.get("delegate") and phase["name"] not in self.stopped:
+                self.asking.append((seat, heard))
+            if heard is not None and phase.get("visible_to", ["all"]) and not phase.get("delegate"):
+                self.last = heard
             told.append((seat, self.neutral if heard is None else heard))
         for seat, text in told:
             self._deliver(phase, seat, text)
+
+    def _answers(self, phase: Raw, got: list[tuple[Any, Any]]) -> None:
+        """Each question is put to a play of its own, and who asked hears the answer."""
+        delegate = phase["delegate"]
+        shared = {name: self.task.hidden[name] for name in delegate.get("share", [])}
+        for (seat, question), (ask, outcome) in zip(self.asking, got):
+            task = ask.task
+            if (task.question, dict(task.hidden), task.parent) != (question, shared, self.task.id):
+                self.found.append(f"a play was to answer {question!r} with {sorted(shared)}, not {task.question!r}")
+            if task.choices or task.answer or task.evidence or task.proposals:
+                self.found.append("a play that answers a question has more than the question")
+            self.delegated.append({"phase": phase["name"], "protocol": delegate["protocol"]})
+            text = outcome.answer if outcome.status == "ok" and outcome.answer else self.neutral
+            self.markers[seat] |= traces(text)
+            self.said |= traces(text)
+            heard = delegate.get("heard", "The answer:\n{{ quoted }}")
+            self.due[seat].append(fill(heard, {"quoted": quoted(text), "text": text}))
+        if len({ask.task.id for ask, _ in got}) < len(got):
+            self.found.append("plays that answer questions share a name")
+
+    def _conditions(self, phase: Raw) -> None:
+        """Ends the phase where its seats agree, or the judge is sure enough."""
+        stop = phase.get("stop") or {}
+        picks = {self.picks.get(seat, "") for seat in phase["seats"]}
+        sure = bool(self.bench.beliefs) and max(self.bench.beliefs[-1]) > stop.get("belief_above", 1.0)
+        if (stop.get("agreed") and len(picks) == 1 and picks != {""}) or sure:
+            self.stopped.add(phase["name"])
 
     def _commits(self, seat: str, claim: str | None) -> None:
         """It argues this claim from now on, and each who opposes it the other."""
@@ -231,11 +279,12 @@ class PhasedOracle:
                 self.found.append(f"{where}: saw {text!r} more than once")
 
     def message(self, speaker: str, text: str) -> dict[str, str]:
-        return {"seat": speaker, "role": self.raw["seats"][speaker], "quoted": quoted(text), "text": text}
+        return {"seat": self.names[speaker], "role": self.raw["seats"][speaker], "quoted": quoted(text), "text": text}
 
     def _values(self, seat: str, role: str) -> dict[str, str]:
         claims, hidden = self.task.choices, self.raw["prompts"][role].get("hidden", [])
-        values = {"question": self.task.question, "choices": ", ".join(claims), "seat": seat, "role": role}
+        values = {"question": self.task.question, "choices": ", ".join(claims), "role": role}
+        values["seat"] = self.names[seat]
         if seat in self.sides:
             side = self.sides[seat]
             values |= {"claim": claims[side], "other": ", ".join(c for c in claims if c != claims[side])}
@@ -273,6 +322,9 @@ class PhasedOracle:
             ]
             self._score(outcome, counts, "votes")
         self.bench.outcome(outcome)
+        open_ended = not self.raw.get("vote") and bool(self.bench.graded or not self.judge)
+        if outcome.status == "ok" and outcome.answer != (self.last if open_ended else ""):
+            self.found.append(f"the play came to {outcome.answer!r}, not {self.last!r}")
         if outcome.status == "ok" and not self.found:
             self._rewards(outcome)
 
@@ -298,6 +350,7 @@ class PhasedOracle:
             cap = term.get("params", {}).get("cap", 1.0)
             fines: dict[tuple[str, int], float] | None = {
                 "format": dict.fromkeys(self.malformed, 1.0),
+                "unverified_quotes": {turn: float(n) for turn, n in self.misquotes.items() if n},
                 "length": {turn: min(cap, off) for turn, off in self.off_length.items()},
             }.get(term["name"])
             if fines is None:
@@ -336,6 +389,8 @@ class PhasedOracle:
             self.found.append(f"paid {paid} for votes that were right: {due}")
         if self.raw.get("zero_sum") and abs(math.fsum(r.value for r in rewards)) > 1e-9:
             self.found.append(f"rewards sum to {math.fsum(r.value for r in rewards)}, not 0")
+        if "brier_change" in terms:
+            self._brier_change(outcome)
         for name in {"grade", "revision_gain"} & terms.keys():
             self._judged(name, rewards)
         if "belief_change" in terms and len(self.task.choices) == 2:
@@ -347,6 +402,17 @@ class PhasedOracle:
                 self.found.append(f"grades of {wrong} are not recorded, or score {outcome.score} is not None")
         elif self.bench.beliefs:
             self._score(outcome, self.bench.beliefs[-1], "beliefs")
+
+    def _brier_change(self, outcome: Outcome) -> None:
+        """Where every turn is heard by the judge alone at its time, the changes sum to that of the whole play."""
+        if any(p.get("order") == "simultaneous" for p in self.raw["phases"]):
+            return
+        weight = next(t.get("weight", 1.0) for t in self.raw["rewards"] if t["name"] == "brier_change")
+        ends = [sum((p - (claim == self.task.answer)) ** 2 for p, claim in zip(belief, self.task.choices))
+                for belief in (self.bench.beliefs[0], self.bench.beliefs[-1])]  # fmt: skip
+        paid = sum(r.value for r in outcome.rewards if r.name == "brier_change") / weight
+        if abs(paid - (ends[0] - ends[1])) > 1e-9:
+            self.found.append(f"Brier changes sum to {paid}, not {ends[0] - ends[1]}")
 
     def _judged(self, name: str, rewards: Sequence[Reward]) -> None:
         """Pay for the last grades, or for what was gained between the first judgment and the last."""

@@ -154,7 +154,7 @@ class BenchOracle:
 
     def _read(self, reply: Reply, answers: list[str]) -> list[float] | None:
         if "grade" in self.judge:
-            return self._graded(reply, self.graded or answers)
+            return self._graded(reply, [self.oracle.names[seat] for seat in self.graded] or answers)
         if self.judge.get("votes"):
             named = [re.search(rf"(?:\A|\n)\s*{re.escape(a)}\s*\Z", reply.text) is not None for a in answers]
             return list(map(float, named)) if sum(named) == 1 and not reply.truncated else None
@@ -212,7 +212,7 @@ class BenchOracle:
         for letter, claim in zip("abcdefgh", [] if self.graded else claims):
             values[letter] = claim
             argued = [
-                s for s, side in oracle.sides.items() if self.task.choices[side] == claim
+                oracle.names[s] for s, side in oracle.sides.items() if self.task.choices[side] == claim
             ]
             values[f"seat_{letter}"] = ", ".join(argued)
         system = fill(judge.get("system", ""), own)

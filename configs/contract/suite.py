@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from configs.contract.drive import Scripted, Trace, drive, parts_of, phases_of
+from configs.contract.drive import Scripted, Trace, aliases, drive, parts_of, phases_of
 from configs.contract.game import MarkerGame
 from configs.contract.oracle import PhasedOracle
 from configs.contract.oracle_bench import seats_of
@@ -56,6 +57,11 @@ def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     child = raw.get("child")
     if child is not None:
         raw["child"] = _read(folder / child) if isinstance(child, str) else _expanded(child, folder)
+    for phase in raw.get("phases") or []:
+        if phase.get("delegate"):
+            own = phase["delegate"]["protocol"]
+            read = _read(folder / own) if isinstance(own, str) else _expanded(own, folder)
+            phase["delegate"] = {**phase["delegate"], "protocol": read}
     bases = raw.pop("extends", [])
     below: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -123,9 +129,50 @@ def check_trace(raw: Raw, trace: Trace) -> list[str]:
 
 
 def _check_phased(raw: Raw, trace: Trace) -> list[str]:
-    """Whichever principle was drawn, it must be one and the same all through the play."""
-    drawn = raw.get("principles") or [""]
-    return min((PhasedOracle(raw, trace.task, principle).run(trace) for principle in drawn), key=len)
+    """Whatever was drawn, principle and names, it must be one and the same all through the play."""
+    if raw.get("judge", {}).get("orders") == "rerun":
+        return _check_rerun(raw, trace)
+    given = aliases(raw)
+    speaking = [seat for seat, name in given.items() if name != seat]
+    orders = permutations(speaking) if raw.get("names") == "drawn" else [tuple(speaking)]
+    found: list[list[str]] = []
+    for order, principle in product(orders, raw.get("principles") or [""]):
+        names = {**given, **{seat: given[at] for seat, at in zip(order, speaking)}}
+        oracle = PhasedOracle(raw, trace.task, names, principle)
+        found.append(oracle.run(trace))
+        found[-1] += [
+            f"{delegate['phase']}: {wrong}"
+            for delegate, child in zip(oracle.delegated, trace.children)
+            for wrong in check_trace(delegate["protocol"], child)
+        ]
+        if not found[-1]:
+            break
+    return min(found, key=len)
+
+
+def _check_rerun(raw: Raw, trace: Trace) -> list[str]:
+    """Played twice, the second time with every order of speaking reversed, and believed in the mean."""
+    judge = {**raw["judge"], "orders": "both"}
+    runs = [{**raw, "judge": judge}]
+    runs.append({**runs[0], "phases": [{**phase, "seats": phase["seats"][::-1]} for phase in raw["phases"]]})
+    asks = [ask for asks in trace.rounds for ask, _ in asks]
+    if len(trace.children) != 2 or len(asks) != 2 or any(child.task != trace.task for child in trace.children):
+        return [f"{len(trace.children)} plays of {len(asks)} asked for, not two of the same task"]
+    found = [f"run {i}: {wrong}" for i, run in enumerate(runs) for wrong in check_trace(run, trace.children[i])]
+    outcome, below = trace.outcome, [child.outcome for child in trace.children]
+    if any(each.status != "ok" for each in below):
+        wrong = outcome.status != "invalid" or bool(outcome.rewards) or outcome.score is not None
+        return [*found, "one of two plays is invalid, and yet it counts"] if wrong else found
+    if any("forfeit" in each.metrics for each in below):
+        return [*found, "a forfeit scored"] if outcome.score is not None or outcome.judgments else found
+    first, second = ([j for j in each.judgments if j.decides][-1].scores for each in below)
+    mean = [(p + q) / 2 for p, q in zip(first, second)]
+    best = [claim for claim, p in zip(trace.task.choices, mean) if max(mean) - p < 1e-9]
+    score = 0.0 if trace.task.answer not in best else 1.0 if len(best) == 1 else 0.5
+    got = outcome.judgments[-1].scores if outcome.judgments else ()
+    if len(got) != len(mean) or any(abs(p - q) > 1e-9 for p, q in zip(got, mean)) or outcome.score != score:
+        found.append(f"believed {got} with score {outcome.score}, not {mean} with {score}")
+    return found
 
 
 def _check_solve(raw: Raw, trace: Trace) -> list[str]:
@@ -200,7 +247,7 @@ def _check_proposer_pay(raw: Raw, trace: Trace, valid: bool, asked: bool) -> lis
     p = sum(scores) / len(scores)
     if outcome.status != "ok" or outcome.score is None or abs(outcome.score - p) > 1e-9:
         return [f"{outcome.status} with score {outcome.score}, not {p}"]
-    worth = {"learnability": 4 * p * (1 - p), "unsolved": 1 - p if p else 0.0}
+    worth = {"learnability": 4 * p * (1 - p), "azr": 1 - p if p else 0.0}
     name = next((term["name"] for term in raw.get("rewards", []) if term["name"] in worth), "learnability")
     paid = _pay(raw, outcome, name)
     should = worth[name] if asked else None
@@ -267,7 +314,8 @@ def hidden_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     assert NOBODY in task.hidden
     base = _views(drive(protocol, task, seed, Scripted.of(raw, seed)))
     for name, hidden in task.hidden.items():
-        other = str(int(hidden.text) + 1) if hidden.text.isdecimal() else "changed"
+        kept = re.findall(r"quo\w+", hidden.text)  # what a seat that sees it may quote to others
+        other = str(int(hidden.text) + 1) if hidden.text.isdecimal() else " ".join(["changed", *kept])
         changed = {**task.hidden, name: Hidden(other, hidden.roles)}
         twin = _views(drive(protocol, replace(task, hidden=changed), seed, Scripted.of(raw, seed)))
         for (role, chat), (_, twin_chat) in zip(base, twin):
@@ -285,10 +333,12 @@ def private_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
 
     def thinks_otherwise(request: TurnRequest) -> Reply:
         reply, text = scripted(request), ""
+        if request.phase not in parts:
+            return reply
         for piece in re.split(r"(<(\w+)>.*?</\2>)", reply.text, flags=re.DOTALL)[1::3]:
             name = piece[1 : piece.index(">")]
             text += piece if parts[request.phase][name] == "shown" else f"<{name}>another thought</{name}>"
-        return replace(reply, text=text) if request.phase in parts else reply
+        return replace(reply, text=text)
 
     task = synthetic(raw, seed)
     first, other = (

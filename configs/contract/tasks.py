@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from configs.contract.drive import nested
+from configs.contract.drive import nested, phases_of
 from configs.contract.game import MarkerGame
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
@@ -37,7 +37,12 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
     words = iter(f"w{n:06x}" for n in rng.sample(range(16**6), 200))
     roles: dict[str, set[str]] = {}
     hidden_names(raw, roles)
-    hidden = {name: Hidden(f"hid{next(words)}", tuple(sorted(seen))) for name, seen in roles.items()}
+    quotable = {name for phase in phases_of(raw) for name in phase.get("quotes", [])}
+    hidden = {}
+    for name, seen in roles.items():
+        text = f"hid{next(words)}"
+        more = f" quo{next(words)[1:]}\n  quo{next(words)[1:]}" if name in quotable else ""
+        hidden[name] = Hidden(text + more, tuple(sorted(seen)))
     for name, number in NUMBERS.items():
         if raw["kind"] == "negotiation" and name in hidden:
             hidden[name] = Hidden(number, hidden[name].roles)
@@ -55,9 +60,11 @@ def synthetic(raw: Mapping[str, Any], seed: int, evidence: int = 40) -> Task:
 
 def _claims(raw: Mapping[str, Any]) -> int:
     """How many claims compete in what is played in the end: one per label of the judge, and for every side."""
-    played = nested(raw)[-1]
-    labels = (played.get("judge") or {}).get("labels") or ()
-    return max(2, len(labels), *(1 + side for side in (played.get("sides") or {}).values()))
+    counts = [2]
+    for played in nested(raw):
+        counts += [1 + side for side in (played.get("sides") or {}).values()]
+        counts.append(len((played.get("judge") or {}).get("labels") or ()))
+    return max(counts)
 
 
 def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
@@ -68,5 +75,12 @@ def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
     for role, prompt in prompts.items():
         for name in prompt.get("hidden", []):
             roles.setdefault(name, set()).add(role)
+    for phase in raw.get("phases", []):
+        for name in phase.get("quotes", []):
+            roles.setdefault(name, set())
+        if phase.get("delegate"):
+            for name in phase["delegate"].get("share", []):
+                roles.setdefault(name, set())
+            hidden_names(phase["delegate"]["protocol"], roles)
     if "child" in raw:
         hidden_names(raw["child"], roles)

@@ -32,6 +32,21 @@ def heard_of(text: str, parts: Mapping[str, str], joiner: str) -> str | None:
     return joiner.join(shown) if "" not in shown else None
 
 
+def checked(text: str, sources: list[str]) -> tuple[str, int]:
+    """`text` with each of its quotes marked by whether a source has it, and how many have none."""
+    for mark in ("v_quote", "u_quote"):
+        text = text.replace(f"<{mark}>", f"({mark})").replace(f"</{mark}>", f"(/{mark})")
+    done, wrong = "", 0
+    while "</quote>" in text.partition("<quote>")[2]:
+        before, _, rest = text.partition("<quote>")
+        quote, _, text = rest.partition("</quote>")
+        plain = re.sub(r"\s+", " ", quote).strip()
+        true = plain != "" and any(plain in re.sub(r"\s+", " ", source) for source in sources)
+        wrong += not true
+        done += f"{before}<{'uv'[true]}_quote>{quote}</{'uv'[true]}_quote>"
+    return done + text, wrong
+
+
 def up_to(text: str, words: int) -> str:
     """As much of `text` as holds that many words, found by taking the last word away until it fits."""
     while len(text.split()) > words:

@@ -11,10 +11,13 @@ from typing import Any
 
 from protocols import bench, judging, phased, propose_solve, rewards, table, views
 from protocols.types import Outcome, Reply
-from tests.contract import mutants_games, mutants_grades, mutants_sides
+from tests.contract import mutants_games, mutants_grades, mutants_rooms, mutants_sides, mutants_subplays
 from tests.contract.seeding import HERE, MUTANTS, SHIPPED, mutant, noticed, seeded
 
-__all__ = ["MUTANTS", "mutants_games", "mutants_grades", "mutants_sides", "noticed", "seeded"]
+__all__ = [
+    "MUTANTS", "mutants_games", "mutants_grades", "mutants_rooms", "mutants_sides", "mutants_subplays", "noticed",
+    "seeded",
+]  # fmt: skip
 
 COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO = (
     HERE / "protocols" / f"{name}.yaml"

@@ -66,7 +66,16 @@ def judged_after_every_phase(judged: Any) -> Any:
 def another_principle_for_each_poll(poll: Any) -> Any:
     def broken(self: Any, after_turn: int) -> Any:
         for juror in self.jurors.values():
-            juror.shared = {**juror.shared, "principle": ["Be brief.", "Be kind."][len(self.beliefs) % 2]}
+            drawn = ["Be brief.", "Be kind."][len(self.beliefs) % 2]
+            juror.cast = replace(juror.cast, shared={**juror.cast.shared, "principle": drawn})
         return poll(self, after_turn)
 
     return broken
+
+
+@mutant(SCALES, "Brier changes", rewards, "REWARDS")
+def brier_of_the_first_claim(rules: Any) -> Any:
+    def broken(record: Any, params: Any) -> Any:
+        return rules["brier_change"].pay(replace(record, truth=0), params)
+
+    return {**rules, "brier_change": replace(rules["brier_change"], pay=broken)}

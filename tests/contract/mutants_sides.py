@@ -37,7 +37,7 @@ def forfeit_is_a_loss(forfeited: Any) -> Any:
 def choice_told_to_every_judge(claims: Any) -> Any:
     def broken(self: Any, order: Any) -> dict[str, str]:
         right = claims(self, order)
-        return {**right, "question": f"{right['question']} {self.sides.get('cid')}"}
+        return {**right, "question": f"{right['question']} {self.cast.sides.get('cid')}"}
 
     return broken
 
