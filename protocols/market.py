@@ -18,7 +18,7 @@ from protocols.rewards import Belief, Move, Record, RewardTerm, pay, reward_prob
 from protocols.taboo import prompt_problems
 from protocols.templates import literals, quote, render, template_problems
 from protocols.types import Outcome, Task, TurnRequest
-from protocols.views import Chat, as_reply, hidden_values
+from protocols.views import Cast, Chat, as_reply, hidden_values
 
 PREDICTOR, ADVERSARY = "predictor", "adversary"
 NAMES = ("claim", "other", "choices")
@@ -50,7 +50,7 @@ class Market(Protocol):
     name: str = ""
 
     def play(self, task: Task, rng: random.Random) -> Play:
-        bench = Bench(self.judge, self.roles(), task, {}, self.joiner, {})
+        bench = Bench(self.judge, self.roles(), task, Cast({}), self.joiner)
         market = _Exchange(self, task)
         yield from market.forecast()
         for _ in range(self.rounds):

@@ -161,8 +161,8 @@ def test_provers_are_paid_for_convincing_of_what_they_should() -> None:
         ((0.5, 0.5), None, 1.0, []),
     ]:
         record = Record(ROLES, moves, {"ann": 0, "ben": 1}, [belief], truth=truth)
-        assert values(record, "src", helpful=helpful) == pytest.approx(paid)
-    problems = reward_problems([RewardTerm("src", params={"helpful": 0.5})], {"final belief"}, ROLES)
+        assert values(record, "src_sides", helpful=helpful) == pytest.approx(paid)
+    problems = reward_problems([RewardTerm("src_sides", params={"helpful": 0.5})], {"final belief"}, ROLES)
     assert [path for path, _ in problems] == ["rewards.0.params.helpful"]
 
 

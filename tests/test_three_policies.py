@@ -151,7 +151,7 @@ class Rig:
         self.loop = asyncio.new_event_loop()
         overrides = [
             f"run_dir={folder}", *SMALL, "guards=[]", "track.save_every=0", "stages.debate.eval_every=0",
-            "stages.debate.steps=6", "stages.debate.plays_per_step=6", "policies.judge.learner.trusted=0.5",
+            "stages.debate.steps=6", "stages.debate.plays_per_step=6",
             "stages.debate.update={debater: {every: 3}, judge: {every: 3, after: 1}, proposer: {every: 3, after: 2}}",
         ]  # fmt: skip
         config = load(ROOT / "configs" / "pixel_debate_three.yaml", overrides).config
