@@ -11,7 +11,8 @@ from dataclasses import replace
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig
 from learners.batching import spread
 from learners.packing import split as packing_split
-from learners.samples import build_pairs, build_samples
+from learners.pairing import build_pairs
+from learners.samples import build_samples
 from learners.truth import Answers
 from learners.types import Pair, Sample
 from protocols.types import Episode

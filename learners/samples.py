@@ -20,8 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
 from learners.settings import ADVANTAGE_USES, SIGNAL_USES
 from learners.signals import SIGNALS
 from learners.truth import Answers, truth_samples
-from learners.types import Pair, Sample
+from learners.types import Sample
 from protocols.rewards import REWARDS
 from protocols.types import Episode, TokenTrace, Turn
 
@@ -58,7 +57,7 @@ class UnknownSetting(ValueError):
 
 
 @dataclass(slots=True)
-class _Step:
+class Step:
     """One turn that may train."""
 
     episode: Episode
@@ -79,28 +78,24 @@ def build_samples(
     signal: SignalConfig | None = None,
     answers: Answers | None = None,
 ) -> tuple[list[Sample], dict[str, float]]:
-    """The samples of `policy`, and figures about them (names below in `_metrics`). `signal` None: advantages.
+    """The samples of `policy`, and figures about them (names below in `figures_of`). `signal` None: advantages.
     `answers`: which right answers may be learned from; None: all.
 
     `baselines`: the policy's moving averages, which `role_ema` reads and moves; keep them from batch to batch.
     Raises `UnknownSetting`.
     """
     signal, answers = signal or SignalConfig(), answers or Answers()
-    _check(config, signal)
+    check_settings(config, signal)
     if signal.kind == "truth":
         return truth_samples(episodes, policy, signal.consistency, answers)
     counts: Counter[str] = Counter()
-    steps = [
-        step
-        for episode in _grounded(episodes, counts)
-        for step in _rewarded(episode, policy, config, counts, answers)
-    ]
+    steps = rewarded_steps(episodes, policy, config, counts, answers)
     if signal.kind == "advantage":
         _set_advantages(steps, config, {} if baselines is None else baselines, counts)
     else:
         _set_weights(steps, config, signal, counts)
-    samples = _pack([step for step in steps if step.live])
-    return samples, _metrics(steps, samples, counts)
+    samples = pack([step for step in steps if step.live])
+    return samples, figures_of(steps, samples, counts)
 
 
 def imitation_samples(episodes: Iterable[Episode], roles: Collection[str]) -> list[Sample]:
@@ -110,88 +105,27 @@ def imitation_samples(episodes: Iterable[Episode], roles: Collection[str]) -> li
     the sample has the same mask. Episodes that are not ok are skipped.
     """
     steps = [
-        _Step(episode, turn, turn.trace, credit=1.0, group=turn.role, advantage=1.0)
+        Step(episode, turn, turn.trace, credit=1.0, group=turn.role, advantage=1.0)
         for episode in _grounded(episodes, Counter())
         for turns in _seats(turn for turn in episode.turns if turn.role in roles)
         for turn in turns
         if turn.trace is not None and _loss_steps(turn.trace)
     ]
-    return _pack(steps)
-
-
-def preference_pairs(
-    episodes: Iterable[Episode], policy: str, config: AdvantageConfig, gamma: float = 7.0
-) -> list[Pair]:
-    """The pairs of `build_pairs`."""
-    return build_pairs(episodes, policy, config, gamma)[0]
-
-
-def build_pairs(
-    episodes: Iterable[Episode],
-    policy: str,
-    config: AdvantageConfig,
-    gamma: float = 7.0,
-    mismatch: bool = False,
-    answers: Answers | None = None,
-) -> tuple[list[Pair], dict[str, float]]:
-    """The best and the worst of all replies of `policy` that a group holds to the same prompt, token by token: two
-    replies after different histories are no preference. None where their credits are alike. And figures as for
-    samples; a group is the replies to one prompt, `groups_without_pair` counts those that teach nothing.
-
-    The probability is 1 / (1 + e^(-gamma (r1 - r2))), r the credits (arXiv 2409.16636, whose rewards are in [0, 1] and
-    whose gamma is 7); win rates are means of it over the group. Of `config`, `group_by`, `credit` and `discount` are
-    read. `mismatch`: with replies to other prompts. `answers`: as for samples.
-    """
-    _check(config, SignalConfig())
-    counts: Counter[str] = Counter()
-    steps = [
-        step for episode in _grounded(episodes, counts) for step in _rewarded(episode, policy, config, counts, answers)
-    ]
-    prompts: dict[tuple[Key, tuple[int, ...], float], list[_Step]] = defaultdict(list)
-    for step, key in zip(steps, _keys(steps, config.group_by)):
-        step.advantage, step.group = 1.0, " ".join(key)
-        prompts[key, tuple(step.trace.prompt_ids_P), step.trace.temperature].append(step)
-    pairs: list[Pair] = []
-    extremes: list[tuple[_Step, _Step]] = []
-    for members in prompts.values():
-        counts["groups"] += 1
-        counts["singleton_groups"] += len(members) == 1
-        credits_G = np.array([step.credit for step in members])
-        if is_flat(credits_G):
-            counts["zero_variance_groups"] += len(members) > 1
-            counts["groups_without_pair"] += 1
-            continue
-        best, worst = (choose(members, key=lambda step: step.credit) for choose in (max, min))
-        best.live = worst.live = True
-        chosen, rejected = (_pack([step])[0] for step in (best, worst))
-        wins = [float(np.mean(_beats(step.credit - credits_G, gamma))) for step in (best, worst)]
-        probability = float(_beats(best.credit - worst.credit, gamma))
-        pairs.append(Pair(chosen, rejected, probability, (wins[0], wins[1])))
-        extremes.append((best, worst))
-    if mismatch:
-        pairs = [replace(pair, mismatched=_mismatched(extremes, i)) for i, pair in enumerate(pairs)]
-    figures = _metrics(steps, [sample for pair in pairs for sample in (pair.chosen, pair.rejected)], counts)
-    return pairs, figures | {"pairs": float(len(pairs)), "groups_without_pair": float(counts["groups_without_pair"])}
-
-
-def _beats(gaps_G: Any, gamma: float) -> Any:
-    """1 / (1 + e^(-gamma gap)), without overflow: that a reply whose credit is larger by `gap` is the better one."""
-    return 0.5 + 0.5 * np.tanh(0.5 * gamma * gaps_G)
-
-
-def _mismatched(extremes: Sequence[tuple[_Step, _Step]], i: int) -> Sample | None:
-    """The prompt of pair i and a reply of the next pair with another prompt, by turns the best and the worst one;
-    None where all prompts are alike."""
-    prompt = extremes[i][0].trace.prompt_ids_P
-    for j in range(i + 1, i + len(extremes)):
-        other = extremes[j % len(extremes)][i % 2]
-        if other.trace.prompt_ids_P != prompt:
-            return _pack([replace(other, trace=replace(other.trace, prompt_ids_P=prompt))])[0]
-    return None
+    return pack(steps)
 
 
 # -- credit
 
+
+def rewarded_steps(
+    episodes: Iterable[Episode], policy: str, config: AdvantageConfig, counts: Counter[str], answers: Answers | None
+) -> list[Step]:
+    """Every turn of `policy` that may train, with its credit. Counts the others."""
+    return [
+        step
+        for episode in _grounded(episodes, counts)
+        for step in _rewarded(episode, policy, config, counts, answers)
+    ]
 
 def _grounded(episodes: Iterable[Episode], counts: Counter[str]) -> Iterator[Episode]:
     """The episodes that may train: nothing that is invalid or lost does."""
@@ -215,7 +149,7 @@ def _rewarded(
     config: AdvantageConfig,
     counts: Counter[str],
     answers: Answers | None = None,
-) -> Iterator[_Step]:
+) -> Iterator[Step]:
     """The turns of `policy` that were sampled and rewarded, with their credit. Counts the others."""
     rewards: dict[tuple[str, int | None], float] = defaultdict(float)
     hidden = answers is not None and not answers.known(episode.task)
@@ -245,7 +179,7 @@ def _rewarded(
             elif not _loss_steps(turn.trace):
                 counts["turns_forced"] += 1
             else:
-                yield _Step(episode, turn, turn.trace, credit)
+                yield Step(episode, turn, turn.trace, credit)
 
 
 def _credits(
@@ -268,7 +202,7 @@ def _credits(
 # -- advantage
 
 
-def _check(config: AdvantageConfig, signal: SignalConfig) -> None:
+def check_settings(config: AdvantageConfig, signal: SignalConfig) -> None:
     if signal.kind not in SIGNAL_USES:
         raise UnknownSetting("signal.kind", signal.kind, tuple(SIGNAL_USES))
     if config.kind not in ADVANTAGES:
@@ -287,14 +221,14 @@ def _opponent(episode: Episode, turn: Turn) -> str:
 
 
 def _set_advantages(
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     config: AdvantageConfig,
     baselines: MutableMapping[str, float],
     counts: Counter[str],
 ) -> None:
     used = ADVANTAGE_USES[config.kind]
     fields = config.baseline_by if "baseline_by" in used else config.group_by if "group_by" in used else []
-    keys_B = _keys(steps, fields)
+    keys_B = keys_of(steps, fields)
     credits_B = np.array([step.credit for step in steps])
     trajectories_B = [(step.episode.id, step.turn.seat) for step in steps]
     advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines)
@@ -305,20 +239,20 @@ def _set_advantages(
 
 
 def _set_weights(
-    steps: Sequence[_Step], config: AdvantageConfig, signal: SignalConfig, counts: Counter[str]
+    steps: Sequence[Step], config: AdvantageConfig, signal: SignalConfig, counts: Counter[str]
 ) -> None:
-    for members in _count_groups(steps, _keys(steps, config.group_by), config.group_by, counts):
+    for members in _count_groups(steps, keys_of(steps, config.group_by), config.group_by, counts):
         weights_G = SIGNALS[signal.kind](np.array([steps[i].credit for i in members]), signal)
         for i, weight in zip(members, weights_G):
             steps[i].advantage, steps[i].live = float(weight), bool(weight > 0)
 
 
-def _keys(steps: Sequence[_Step], fields: Sequence[str]) -> list[Key]:
+def keys_of(steps: Sequence[Step], fields: Sequence[str]) -> list[Key]:
     return [tuple([GROUP_FIELDS[name](step.episode, step.turn) for name in fields]) for step in steps]
 
 
 def _count_groups(
-    steps: Sequence[_Step], keys_B: Sequence[Key], fields: Sequence[str], counts: Counter[str]
+    steps: Sequence[Step], keys_B: Sequence[Key], fields: Sequence[str], counts: Counter[str]
 ) -> Iterator[list[int]]:
     """The members of each group, as indices of `steps`. Names and counts it."""
     for key, members in groups(keys_B).items():
@@ -341,7 +275,7 @@ def _loss_steps(trace: TokenTrace) -> list[int]:
     return [step for step, allowed in enumerate(trace.allowed_T) if len(allowed) > 1]
 
 
-def _pack(steps: Sequence[_Step]) -> list[Sample]:
+def pack(steps: Sequence[Step]) -> list[Sample]:
     """One sample per seat and episode while its chat only grew; a new one where it did not.
 
     `steps` have the turns of a seat in order and side by side. A sample has one temperature, and either all
@@ -371,7 +305,7 @@ def _continues(sample: Sample, trace: TokenTrace) -> bool:
     )
 
 
-def _start(step: _Step) -> Sample:
+def _start(step: Step) -> Sample:
     turn = step.turn
     tags = {"episode": step.episode.id, "seat": turn.seat, "role": turn.role}
     masked = bool(step.trace.allowed_T)
@@ -379,7 +313,7 @@ def _start(step: _Step) -> Sample:
     return Sample([], [], [], [], [], allowed_L, step.trace.temperature, step.group, tags, segments_L=[])
 
 
-def _append(sample: Sample, step: _Step) -> None:
+def _append(sample: Sample, step: Step) -> None:
     trace = step.trace
     start = len(trace.prompt_ids_P)
     length = len(trace.output_ids_T)
@@ -402,7 +336,7 @@ def _append(sample: Sample, step: _Step) -> None:
 # -- figures
 
 
-def _metrics(steps: Sequence[_Step], samples: Sequence[Sample], counts: Counter[str]) -> dict[str, float]:
+def figures_of(steps: Sequence[Step], samples: Sequence[Sample], counts: Counter[str]) -> dict[str, float]:
     """Counts of what trained and what did not, and per role the mean credit and its spread."""
     names = (
         "episodes_ok", "episodes_invalid", "episodes_lost", "turns", "turns_without_reward",

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from configs.schema import AdvantageConfig, SignalConfig
-from learners.samples import UnknownSetting, build_pairs, build_samples, imitation_samples, preference_pairs
+from learners.pairing import build_pairs, preference_pairs
+from learners.samples import UnknownSetting, build_samples, imitation_samples
 from protocols.types import Episode, Message, Outcome, Reward, Task, TokenTrace, Turn
 
 DR_GRPO = AdvantageConfig(kind="dr_grpo")
