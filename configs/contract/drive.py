@@ -154,14 +154,18 @@ class Scripted:
     @classmethod
     def of(cls, raw: Mapping[str, Any], seed: int, **settings: Any) -> Scripted:
         """A player who knows the form of turns that the YAML `raw` asks for."""
-        stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw) if (p.get("stop") or {}).get("says")}
+        stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw)
+                 if (p.get("stop") or {}).get("says")}  # fmt: skip
         votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
         quotes = frozenset(phase["name"] for phase in phases_of(raw) if phase.get("quotes"))
         helpers = frozenset(s for each in nested(raw)[1:] if each["kind"] == "phased" and "child" not in raw
                             for s in each["seats"])  # fmt: skip
         twice = (raw.get("judge") or {}).get("orders") == "rerun"
         helpers = frozenset(raw["seats"]) if twice else helpers
-        return cls(seed, **settings, helpers=helpers, reads_differ=twice, quotes=quotes, parts=parts_of(raw), stops=stops, votes=votes, grades=grades_of(raw))
+        return cls(
+            seed, **settings, helpers=helpers, reads_differ=twice, quotes=quotes, parts=parts_of(raw), stops=stops,
+            votes=votes, grades=grades_of(raw),
+        )  # fmt: skip
 
     def __call__(self, request: TurnRequest) -> Reply:
         key = f"{self.seed}/{request.seat}/{request.turn}"
