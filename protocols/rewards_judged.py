@@ -62,8 +62,8 @@ def brier_change(record: Record, params: Params) -> Iterator[Reward]:
 def src_sides(record: Record, params: Params) -> Iterator[Reward]:
     """Provers before a verifier (Kirchner et al. 2024, arXiv 2407.13692): (2c - 1)(2h - 1) v where v > 0, else -1.
 
-    v: the judge's probability of the seat's claim minus that of its strongest rival; c: 1 if the claim is right; h: 1 for
-    a helpful prover, 0 for a sneaky one, who is to convince of what is wrong (`helpful`, with `to`). Nothing is paid
+    v: the judge's probability of the seat's claim minus that of its strongest rival; c: 1 if the claim is right; h: 1
+    for a helpful prover, 0 for a sneaky one, who is to convince of what is wrong (`helpful`, with `to`). Nothing is paid
     where the truth is not known.
     """
     if record.truth is None or not record.beliefs:
