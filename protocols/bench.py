@@ -93,7 +93,8 @@ class Juror:
         chats = {i: self._messages(i) for i in dict.fromkeys(self.open)}
         return [TurnRequest(
             seat=self.seat, role=self.role, messages=chats[i], turn=first + n, phase="judge",
-            choices=() if rules.grade else self._answers[i], enforce=read or rules.grade is not None, read=read, target=self._targets[i], fresh=self._chat is None,
+            choices=() if rules.grade else self._answers[i], enforce=read or rules.grade is not None, read=read,
+            target=self._targets[i], fresh=self._chat is None,
             situation="given" if i == 0 else "reversed", max_tokens=rules.max_tokens, temperature=rules.temperature,
         ) for n, i in enumerate(self.open)]  # fmt: skip
 

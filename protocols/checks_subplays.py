@@ -15,7 +15,7 @@ Problem = tuple[str, str]
 
 
 def sub_play_problems(rules: Phased) -> Iterable[Problem]:
-    taken = {seat: "this protocol" for seat in rules.seats}
+    taken = dict.fromkeys(rules.seats, "this protocol")
     for i, phase in enumerate(rules.phases):
         delegate, path = phase.delegate, f"phases.{i}.delegate"
         if delegate is None:

@@ -73,7 +73,8 @@ def grade_problems(rules: GradeRules, graded_by: Any, speaking: Collection[str])
         yield "judge.grade.seats", f"needs the seats that are graded; valid: {', '.join(sorted(speaking))}"
     for seat in rules.seats:
         if seat not in speaking or rules.seats.count(seat) > 1:
-            yield "judge.grade.seats", f"there is no (other) seat {seat!r} to grade; valid: {', '.join(sorted(speaking))}"
+            valid = ", ".join(sorted(speaking))
+            yield "judge.grade.seats", f"there is no (other) seat {seat!r} to grade; valid: {valid}"
     if graded_by.orders != "given":
         yield "judge.orders", "there are no claims to show in another order; valid with grade of seats: given"
     if graded_by.view == "evidence":

@@ -87,8 +87,8 @@ class Phase:
     delegate: Delegate | None = None
     """What a seat says here is a question that a play of another protocol answers, before its next turn."""
     quotes: list[str] = field(default_factory=list)
-    """Hidden material of the task: others read <quote>...</quote> as <v_quote> where what it quotes stands there word for
-    word (white space aside), and as <u_quote> where it does not (Khan et al. 2024)."""
+    """Hidden material of the task: others read <quote>...</quote> as <v_quote> where what it quotes stands there word
+    for word (white space aside), and as <u_quote> where it does not (Khan et al. 2024)."""
     max_words: int | None = None
     """Others hear this many words of a turn and no more."""
     soft_words: int | None = None
@@ -125,11 +125,11 @@ class Phased(Protocol):
     listens: dict[str, list[str]] = field(default_factory=dict)
     """seat -> the seats that it hears of those that `visible_to` lets it hear; a seat not listed hears them all."""
     names: Literal["own", "numbered", "drawn"] = "own"
-    """numbered: all know a seat that speaks, itself too, as Speaker 1, Speaker 2, ... in the order of `seats`; drawn: in
-    an order drawn for the play."""
+    """numbered: all know a seat that speaks, itself too, as Speaker 1, Speaker 2, ... in the order of `seats`; drawn:
+    in an order drawn for the play."""
     principles: list[str] = field(default_factory=list)
-    """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for the
-    play. A file of its own can list them: `extends: [FILE]`."""
+    """What prompts, also the judge's, may show as {{ principles }}, one to a line, or {{ principle }}: one drawn for
+    the play. A file of its own can list them: `extends: [FILE]`."""
     rewards: list[RewardTerm] = field(default_factory=list)
     zero_sum: bool = False
     """A promise, held to in tests: the rewards of every play sum to 0."""
