@@ -89,7 +89,7 @@ def test_protocols_survive_pickling_and_declare_their_seats(path: Path) -> None:
     protocol, raw = load_protocol(path), suite.read_raw(path)
     again = pickle.loads(pickle.dumps(protocol))
     task = synthetic(raw, 1)
-    first, second = (drive(p, task, 1, Scripted(1)) for p in (protocol, again))
+    first, second = (drive(p, task, 1, Scripted.of(raw, 1)) for p in (protocol, again))
     assert first.digest() == second.digest()
     assert {(r.seat, r.role) for r in first.requests()} == set(protocol.roles().items())
 

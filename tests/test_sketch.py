@@ -123,7 +123,7 @@ def test_an_own_protocol_by_hand(own: Path, capsys: pytest.CaptureFixture[str]) 
     assert "may end" in out and "drawn for each play" in out and "of a reply written in parts" in out
     assert launch.main(["protocol", "check", str(own)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("-")] == ["sides"], "all else is promised"
+    assert [line.split()[1] for line in lines if line.startswith("-")] == ["sides", "commitments"]
 
 
 def test_long_replies_keep_their_parts(own: Path) -> None:
