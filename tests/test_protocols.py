@@ -300,7 +300,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     (judging(votes=1, max_tokens=-1), "judge.max_tokens", "at least 1"),
     (judging(votes=3, temperature=0.0), "judge.temperature", "every sample is the same"),
     (judging(when="end"), "rewards.0.name", "each_turn"),
-    ({"rewards": [RewardTerm("belief_chnage")]}, "rewards.0.name", "belief_change, format, win"),
+    ({"rewards": [RewardTerm("belief_chnage")]}, "rewards.0.name", "belief_change, brier_change, format, "),
     ({"rewards": [RewardTerm("correct")]}, "rewards.0.name", "exact verifier"),
     ({"rewards": [RewardTerm("length")]}, "rewards.0.name", "soft_words or min_words"),
     ({"rewards": [RewardTerm("illegal")]}, "rewards.0.name", "legal moves"),

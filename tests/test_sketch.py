@@ -216,6 +216,7 @@ def test_a_kind_without_an_oracle_is_checked_too(fault: str) -> None:
     assert {f.property.name for f in examine(Odd(), raw) if f.holds is None} == {
         "private",
         "sides",
+        "commitments",
         "speakers",
         "zero-sum",
         "as written",
