@@ -201,7 +201,7 @@ def _condition_problems(rules: Phased, stop: Stop, index: int) -> Iterable[Probl
     chosen = {seat for p in rules.phases[: index + 1] if p.moves == "choices" for seat in p.seats}
     silent = [seat for seat in phase.seats if seat not in chosen]
     if stop.agreed and silent:
-        yield f"{path}.agreed", f"{silent[0]!r} has chosen nothing by then that could be agreed with (moves: choices)"
+        yield f"{path}.agreed", f"{silent[0]!r} has chosen nothing by then (moves: choices) to agree with others in"
     if stop.agreed and len({*phase.seats}) < 2:
         yield f"{path}.agreed", "one seat always agrees with itself; valid with two or more"
     if stop.belief_above is None:

@@ -53,8 +53,8 @@ class JudgeRules:
     """With when: phases."""
     orders: Literal["both", "given", "rerun"] = "both"
     """both: asked once with the claims in order and once reversed, beliefs averaged (position bias). rerun: both, and
-    the debate itself is played a second time with every order of speaking reversed, as two sub-plays that are paid each
-    by its own beliefs; score and judgment of the play rest on the mean of the two."""
+    the debate itself is played a second time with every order of speaking reversed, as two sub-plays that are paid
+    each by its own beliefs; score and judgment of the play rest on the mean of the two."""
     labels: list[str] = field(default_factory=lambda: ["A", "B"])
     """Names of the claims, in the order shown."""
     panel: list[str] = field(default_factory=list)

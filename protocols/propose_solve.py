@@ -176,7 +176,8 @@ class ProposeSolve(Protocol):
         if self.repeats < 1:
             found.append(("repeats", "must be at least 1"))
         if self.repeats < 2 and any(term.name in _COMPARE for term in self.rewards):
-            found.append(("repeats", "learnability, azr and r_zero compare sub-plays of one proposal: at least 2"))
+            message = "learnability, azr and r_zero compare sub-plays of one proposal; needs at least 2"
+            found.append(("repeats", message))
         if self.proposals == "free" and not self.enforce:
             found.append(("enforce", "has no effect on free proposals; valid with proposals: choices"))
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -47,9 +47,8 @@ def unverified_quotes(record: Record, params: Params) -> Iterator[Reward]:
 
 def brier_change(record: Record, params: Params) -> Iterator[Reward]:
     """Per turn: how much nearer it brought the judge to the truth, the fall of the Brier score sum_i (p_i - y_i)^2 of
-    its belief (Brier 1950: proper, so that only what makes the judge's belief truer pays; the change since the turn
-    before is that of a prediction market, Hanson 2003). Every seat that the judge hears is paid, whatever it argues;
-    nothing is paid where the truth is not known."""
+    its belief (Brier 1950: proper; paid for the change since the turn before, as in the market scoring rules of Hanson
+    2003). Every seat that the judge hears is paid, whatever it argues; nothing is paid where the truth is not known."""
     for move in record.moves:
         if record.truth is not None and move.before is not None and move.after is not None:
             before, after = (
@@ -63,8 +62,8 @@ def src_sides(record: Record, params: Params) -> Iterator[Reward]:
     """Provers before a verifier (Kirchner et al. 2024, arXiv 2407.13692): (2c - 1)(2h - 1) v where v > 0, else -1.
 
     v: the judge's probability of the seat's claim minus that of its strongest rival; c: 1 if the claim is right; h: 1
-    for a helpful prover, 0 for a sneaky one, who is to convince of what is wrong (`helpful`, with `to`). Nothing is paid
-    where the truth is not known.
+    for a helpful prover, 0 for a sneaky one, who is to convince of what is wrong (`helpful`, with `to`). Nothing is
+    paid where the truth is not known.
     """
     if record.truth is None or not record.beliefs:
         return

@@ -32,7 +32,7 @@ def shown_parts(text: str, parts: Parts, joiner: str) -> str | None:
 
 def tag_quotes(text: str, sources: Sequence[str]) -> tuple[str, list[bool]]:
     """`text` with each quote marked as verified or not, and which of them are. Such marks of the writer's own lose
-    their form. A quote is verified that stands in one of `sources` as it is, but for white space; no blank one is."""
+    their form. Verified is what stands in one of `sources` as it is, but for white space, and is not blank."""
     plain = [" ".join(source.split()) for source in sources]
     found: list[bool] = []
 

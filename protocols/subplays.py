@@ -1,4 +1,4 @@
-"""Plays within a phased play: questions that another protocol answers, and a debate played again in reverse order."""
+"""Plays within a phased play: questions that another protocol answers, a debate played again the other way round."""
 
 from __future__ import annotations
 

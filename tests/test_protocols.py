@@ -89,7 +89,7 @@ def test_protocols_survive_pickling_and_declare_their_seats(path: Path) -> None:
     protocol, raw = load_protocol(path), suite.read_raw(path)
     again = pickle.loads(pickle.dumps(protocol))
     task = synthetic(raw, 1)
-    first, second = (drive(p, task, 1, Scripted(1)) for p in (protocol, again))
+    first, second = (drive(p, task, 1, Scripted.of(raw, 1)) for p in (protocol, again))
     assert first.digest() == second.digest()
     plays = [drive(protocol, synthetic(raw, seed), seed, Scripted.of(raw, seed)) for seed in range(4)]
     assert {(r.seat, r.role) for play in plays for r in play.requests()} == set(protocol.roles().items())
@@ -301,7 +301,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     (judging(votes=1, max_tokens=-1), "judge.max_tokens", "at least 1"),
     (judging(votes=3, temperature=0.0), "judge.temperature", "every sample is the same"),
     (judging(when="end"), "rewards.0.name", "each_turn"),
-    ({"rewards": [RewardTerm("belief_chnage")]}, "rewards.0.name", "format, revision_gain, src_sides, win"),
+    ({"rewards": [RewardTerm("belief_chnage")]}, "rewards.0.name", "belief_change, brier_change, format, "),
     ({"rewards": [RewardTerm("correct")]}, "rewards.0.name", "exact verifier"),
     ({"rewards": [RewardTerm("length")]}, "rewards.0.name", "soft_words or min_words"),
     ({"rewards": [RewardTerm("illegal")]}, "rewards.0.name", "legal moves"),

@@ -28,8 +28,8 @@ STORY = "It was a dark\n  and stormy night."
         ("<quote>dark and</quote>!", "<v_quote>dark and</v_quote>!", [True]),
         ("<quote> dark\n and </quote>", "<v_quote> dark\n and </v_quote>", [True]),
         ("<quote>Dark and</quote>", "<u_quote>Dark and</u_quote>", [False]),
-        ("<quote>darkand</quote><quote>night.</quote>",
-         "<u_quote>darkand</u_quote><v_quote>night.</v_quote>", [False, True]),
+        ("<quote>darkand</quote> <quote>night.</quote>", "<u_quote>darkand</u_quote> <v_quote>night.</v_quote>",
+         [False, True]),
         ("<quote> </quote>", "<u_quote> </u_quote>", [False]),
         ("<quote>dark", "<quote>dark", []),
         ("<v_quote>dark</v_quote>", "(v_quote)dark(/v_quote)", []),
@@ -56,9 +56,8 @@ BASE = Phased(
     seats={"jay": "judge", "ann": "speaker", "ben": "speaker"},
     sides={"ann": 0, "ben": 1},
     prompts={"speaker": RolePrompt(opening="I am {{ seat }}.")},
-    judge=JudgeRules(
-        "jay", "{{ seat_a }} or {{ seat_b }}\n{{ transcript }}", view="transcript", when="end", orders="given",
-    ),
+    judge=JudgeRules("jay", "{{ seat_a }} or {{ seat_b }}\n{{ transcript }}", view="transcript", when="end",
+                     orders="given"),
     rewards=[RewardTerm("unverified_quotes")],
 )  # fmt: skip
 
@@ -93,8 +92,8 @@ def test_names_are_neutral_and_known_to_all_alike() -> None:
     texts = [ask.messages[-1].text for ask in trace.requests()]
     assert texts == ["I am Speaker 1.", "I am Speaker 2.\n\nSpeaker 1: a",
                      "Speaker 1 or Speaker 2\nSpeaker 1: a\n\nSpeaker 2: b"]  # fmt: skip
-    plays = [play(replace(BASE, names="drawn"), {"ann": "a", "ben": "b"}, seed=seed) for seed in range(200)]
-    drawn = Counter(one.requests()[0].messages[0].text for one in plays)
+    rules, said = replace(BASE, names="drawn"), {"ann": "a", "ben": "b"}
+    drawn = Counter(play(rules, said, seed=seed).requests()[0].messages[0].text for seed in range(200))
     assert set(drawn) == {"I am Speaker 1.", "I am Speaker 2."} and min(drawn.values()) > 65
 
 
@@ -131,10 +130,9 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     (stop(belief_above=0.9), "phases.0.stop.belief_above", "each_turn"),
     (stop(belief_above=1.0), "phases.0.stop.belief_above", "below 1"),
     (stop(seat="ann"), "phases.0.stop.says", "one line"),
-    ({"phases": [Phase("show", ["ann", "ben"], moves="evidence", quotes=["story"])]}, "phases.0.quotes", "moves: free"),
+    ({"phases": [Phase("show", ["ann"], moves="evidence", quotes=["story"])]}, "phases.0.quotes", "moves: free"),
     ({"seats": {**BASE.seats, "ben": "critic"}, "names": "drawn", "prompts": {
-        "speaker": RolePrompt(heard="{{ role }}"), "critic": RolePrompt()}},
-     "prompts.speaker.heard", "tell who speaks"),
+        "speaker": RolePrompt(heard="{{ role }}"), "critic": RolePrompt()}}, "prompts.speaker.heard", "tell who"),
     ({"phases": [Phase("talk", ["ann", "ben"])]}, "rewards.0.name", "quotes are checked"),
 ]  # fmt: skip
 

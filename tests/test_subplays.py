@@ -135,8 +135,7 @@ def delegating(**changes: Any) -> dict[str, Any]:
 MISTAKES: list[tuple[Phased, dict[str, Any], str, str]] = [
     (IDA, delegating(protocol=Solve()), "phases.0.delegate.protocol", "valid: phased"),
     (IDA, delegating(protocol=debate()), "phases.0.delegate.protocol", "has no claims"),
-    (IDA, delegating(protocol=replace(HELPER, seats={"ann": "solver"})), "phases.0.delegate.protocol",
-     "call one otherwise"),
+    (IDA, delegating(protocol=replace(HELPER, seats={"ann": "solver"})), "phases.0.delegate.protocol", "call one"),
     (IDA, delegating(protocol=replace(HELPER, prompts={})), "phases.0.delegate.protocol.prompts", "no prompts"),
     (IDA, delegating(heard="{{ seat }}"), "phases.0.delegate.heard", "valid here: quoted, text"),
     (IDA, {"phases": [replace(ASK, moves="choices")], "vote": "ask"}, "phases.0.delegate", "valid with moves: free"),

@@ -154,17 +154,17 @@ class Scripted:
     @classmethod
     def of(cls, raw: Mapping[str, Any], seed: int, **settings: Any) -> Scripted:
         """A player who knows the form of turns that the YAML `raw` asks for."""
-        stops = {p["name"]: (p["stop"]["seat"], p["stop"]["says"]) for p in phases_of(raw)
-                 if (p.get("stop") or {}).get("says")}  # fmt: skip
+        spoken = {p["name"]: p["stop"] for p in phases_of(raw) if (p.get("stop") or {}).get("says")}
+        stops = {name: (stop["seat"], stop["says"]) for name, stop in spoken.items()}
         votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
         quotes = frozenset(phase["name"] for phase in phases_of(raw) if phase.get("quotes"))
-        helpers = frozenset(s for each in nested(raw)[1:] if each["kind"] == "phased" and "child" not in raw
-                            for s in each["seats"])  # fmt: skip
+        below = [] if "child" in raw else [each for each in nested(raw)[1:] if each["kind"] == "phased"]
+        helpers = frozenset(seat for each in below for seat in each["seats"])
         twice = (raw.get("judge") or {}).get("orders") == "rerun"
         helpers = frozenset(raw["seats"]) if twice else helpers
         return cls(
-            seed, **settings, helpers=helpers, reads_differ=twice, quotes=quotes, parts=parts_of(raw), stops=stops,
-            votes=votes, grades=grades_of(raw),
+            seed, **settings, helpers=helpers, reads_differ=twice, quotes=quotes, parts=parts_of(raw),
+            stops=stops, votes=votes, grades=grades_of(raw),
         )  # fmt: skip
 
     def __call__(self, request: TurnRequest) -> Reply:
@@ -248,9 +248,9 @@ class Scripted:
             bad = [
                 "", marker, f"{line}.", f"Grades: {line}", json.dumps({**grades, last: high + 0.5}),
                 json.dumps({**grades, last: str(high)}), json.dumps({**grades, last: True}), f"{line}\n{marker}",
-                json.dumps({name: grade for name, grade in grades.items() if name != last}),
-                line.replace("}", ',"x":1}'), line.replace("}", f', "{last}": {low}}}'),
-                json.dumps({**grades, last: math.nan}), f"[{line}]", json.dumps(list(grades.items())),
+                json.dumps({name: grades[name] for name in names[:-1]}), line.replace("}", ',"x":1}'),
+                line.replace("}", f', "{last}": {low}}}'), json.dumps({**grades, last: math.nan}), f"[{line}]",
+                json.dumps(list(grades.items())),
             ]  # fmt: skip
             said = rng.choice([*bad, None])
             return Reply(line if said is None else said, truncated=said is None)

@@ -15,6 +15,7 @@ from configs.contract import suite
 from configs.contract.drive import Scripted, Trace, asks_grades, asks_vote, drive, parts_of, phases_of
 from configs.contract.tasks import Markers, synthetic
 from configs.contract.text import Raw, traces
+from configs.contract.twins import choice_shows
 from protocols.base import Protocol
 from protocols.types import Reply, Task, TurnRequest, VerifierError
 
@@ -189,7 +190,7 @@ def _sides(subject: Subject) -> Iterator[str]:
 
 def _choices(subject: Subject) -> Iterator[str]:
     for seed in subject.seeds:
-        yield from suite.choice_shows(subject.protocol, subject.raw, seed)
+        yield from choice_shows(subject.protocol, subject.raw, seed)
 
 
 class _Undecided(Markers):

@@ -21,6 +21,7 @@ from configs.contract.oracle_bench import seats_of
 from configs.contract.oracle_game import GameOracle
 from configs.contract.tasks import NOBODY, synthetic
 from configs.contract.text import Raw
+from configs.contract.twins import choice_shows
 from protocols.base import Protocol, SubPlay
 from protocols.types import Hidden, Outcome, Reply, Task, TurnRequest
 from tasks.base import with_proposal
@@ -391,36 +392,6 @@ def side_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
     if any(role in judges and chat != other for (role, chat), (_, other) in zip(base, twin)):
         return ["who argues which side shows in what the judge is asked"]
     return []
-
-
-def choice_shows(protocol: Protocol, raw: Raw, seed: int) -> list[str]:
-    """Who does not hear what a seat commits to, and does not oppose it, is asked the same whatever it is."""
-    if raw["kind"] != "phased":
-        return []
-    found, scripted = [], Scripted.of(raw, seed)
-    for phase in phases_of(raw):
-        if not phase.get("commits"):
-            continue
-        heard_by, listens = phase.get("visible_to", ["all"]), raw.get("listens", {})
-        knows = {
-            seat
-            for seat, role in raw["seats"].items()
-            if seat in phase["seats"]
-            or ({"all", seat, role} & {*heard_by} and {*phase["seats"]} & {*listens.get(seat, raw["seats"])})
-        }
-
-        def other(request: TurnRequest, phase: Raw = phase) -> Reply:
-            reply = scripted(request)
-            claims = request.choices
-            turn = request.phase == phase["name"] and reply.text.strip() in claims
-            return replace(reply, text=claims[(claims.index(reply.text.strip()) + 1) % len(claims)]) if turn else reply
-
-        task = synthetic(raw, seed)
-        base, twin = (drive(protocol, task, seed, player) for player in (Scripted.of(raw, seed), other))
-        for request, again in zip(base.requests(), twin.requests()):
-            if request.seat not in knows and request.messages != again.messages:
-                found.append(f"what is chosen in {phase['name']} shows in what {request.seat} is asked")
-    return found
 
 
 def _views(trace: Trace) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
