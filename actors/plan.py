@@ -84,9 +84,8 @@ def make_plan(config: RunConfig, protocols: Mapping[str, Protocol], machine: Mac
         plays = stage.steps * stage.plays_per_step
         stages.append(StagePlan(name, stage.protocol, stage.steps, plays, counts[stage.protocol], trains))
     arms = tuple(
-        StagePlan(
-            name, arm.protocol, 0, arm.episodes if arm.measure == "score" else 0, counts[arm.protocol], ()
-        )
+        StagePlan(name, arm.protocol, 0, arm.episodes, counts[arm.protocol], ())
+        if arm.measure == "score" else StagePlan(name, arm.protocol, 0, 0, {}, ())
         for name, arm in config.eval.arms.items()
     )
     memory = int(peak(found, "cpu", "memory"))

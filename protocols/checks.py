@@ -322,7 +322,7 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
         if rule is not None and rule.needs in _OF_SIDES and not sided and not graded:
             yield f"rewards.{i}.name", f"reward {term.name!r} pays the seats that argue a side: set sides"
         if rules.zero_sum and rule is not None and (not rule.zero_sum or term.to):
-            valid = ", ".join(sorted(name for name, r in REWARDS.items() if r.zero_sum))
+            valid = ", ".join(sorted(name for name, r in REWARDS.items() if r.zero_sum and r.needs in has))
             yield f"rewards.{i}", f"zero_sum: true is promised; valid: {valid}, paid to all"
     both = {*rules.sides.values()} == {0, 1} or bool(rules.opposes)
     if rules.zero_sum and (rules.judge is None or len(rules.judge.labels) != 2 or not both):

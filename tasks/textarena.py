@@ -42,7 +42,8 @@ class OwnDice:
     """The state of the global generators as one play sees it."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self._states = seed, None
+        self.seed = seed
+        self._states: Any = None
 
     @contextlib.contextmanager
     def rolled(self) -> Iterator[None]:

@@ -96,7 +96,9 @@ def test_weights_and_addressees() -> None:
 def test_zero_sum_where_promised(p: float, sides: list[int], clip: float) -> None:
     """Teams of any size: where both sides have somebody, what one wins the other loses."""
     seats = {f"s{i}": side for i, side in enumerate([0, 1, *sides])}
-    of = Record(dict.fromkeys(seats, "debater"), sides=seats, beliefs=[(p, 1.0 - p)])
+    returns = {seat: float(i) for i, seat in enumerate(seats)}
+    returns["s0"] = -math.fsum(returns.values())
+    of = Record(dict.fromkeys(seats, "debater"), sides=seats, beliefs=[(p, 1.0 - p)], returns=returns)
     for name, rule in REWARDS.items():
         if rule.zero_sum:
             if rule.needs == "game":

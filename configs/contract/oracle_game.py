@@ -76,7 +76,8 @@ class GameOracle:
 
     def _node(self) -> bool:
         """Everybody's move at one node. False where the play does not go as it must."""
-        open_, reasons, tries = list(self.state.movers()), {}, dict.fromkeys(self.state.movers(), 0)
+        open_, tries = list(self.state.movers()), dict.fromkeys(self.state.movers(), 0)
+        reasons: dict[int, str] = {}
         chosen: dict[int, list[str]] = {}
         while open_ and not self.forfeited:
             if not self.rest:
