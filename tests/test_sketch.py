@@ -219,7 +219,6 @@ def test_a_kind_without_an_oracle_is_checked_too(fault: str) -> None:
         "cards",
         "commitments",
         "private",
-        "cards",
         "sides",
         "speakers",
         "zero-sum",
