@@ -16,7 +16,7 @@ index of their own. Read its address on pytorch.org (Get Started, CPU), then: ma
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast bench lint clean
+.PHONY: help install demo test test-fast test-slow bench lint clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,11 +33,15 @@ $(STAMP): pyproject.toml $(wildcard stubs/*/pyproject.toml)
 demo: install  ## the main job: about nine minutes on two cores, result in runs/demo
 	@$(PY) launch.py train configs/pixel_debate.yaml name=demo
 
-test: install  ## every test, the fast ones first
-	@$(PY) -m pytest
+test: install  ## the tests, the fast ones first; all but the slow ones
+	@$(PY) -m pytest -m "not engine" -n 2
+	@$(PY) -m pytest -m "engine and not slow"
 
 test-fast: install  ## the tests that start no engine
-	@$(PY) -m pytest -m "not engine"
+	@$(PY) -m pytest -m "not engine" -n auto
+
+test-slow: install  ## those that take minutes each: every ZeRO stage and number of ranks, exact resume after kill -9
+	@$(PY) -m pytest -m slow
 
 bench: install  ## measure speeds into benchmarks/results.json and docs/benchmarks.md (NAMES="driver learner", QUICK=1)
 	@$(PY) -m benchmarks $(NAMES) $(if $(QUICK),--quick)

@@ -42,6 +42,11 @@ CONFIG = LearnerConfig(
 T = TypeVar("T")
 
 
+def slow(*values: Any) -> Any:
+    """A case that only `make test-slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def tiny_model(seed: int = 0) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -482,7 +487,7 @@ def follow(rig: Rig, samples: list[Sample], steps: int) -> list[dict[str, float]
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "ranks"), [slow(0, 1), (2, 2), slow(3, 2)])
 def test_a_divergence_holds_the_policy_at_its_reference(
     loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int
 ) -> None:
@@ -504,7 +509,7 @@ def test_a_divergence_holds_the_policy_at_its_reference(
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "ranks"), [slow(0, 1), (2, 2), slow(3, 2)])
 def test_a_magnet_trails_the_policy_and_is_resumed_bit_by_bit(
     loop: asyncio.AbstractEventLoop, model_dir: Path, tmp_path: Path, stage: int, ranks: int
 ) -> None:
@@ -556,7 +561,7 @@ def reference_pair_step(
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 2), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), slow(0, 2), (2, 2), slow(3, 2)])
 def test_steps_on_pairs_equal_plain_adamw(
     loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int
 ) -> None:

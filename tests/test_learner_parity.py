@@ -6,6 +6,8 @@ Stages 0, 2 and 3 with all weights and two ranks, 0 and 2 with one: tests/test_l
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ def peft_alone() -> Any:
     return peft.get_peft_model(model, peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets))
 
 
+def all_but_one_slow(cases: Iterable[tuple[int, ...]], quick: tuple[int, ...]) -> list[Any]:
+    """`make test` runs the quick one, `make test-slow` the others."""
+    return [case if case == quick else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 VARIANTS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 1, {}), (3, 1, {}), (1, 2, {}),
     (0, 1, {"packing": True}), (2, 2, {"packing": True}), (3, 2, {"packing": True}),
@@ -67,6 +74,7 @@ VARIANTS: list[tuple[int, int, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "ranks", "settings"), VARIANTS)
 def test_five_steps_equal_plain_adamw(
     loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int, settings: dict[str, Any]
@@ -80,8 +88,7 @@ def test_five_steps_equal_plain_adamw(
         rig.group.stop()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("stage", "ranks"), all_but_one_slow(product([0, 1, 2, 3], [1, 2]), (2, 2)))
 def test_an_adapter_equals_peft_alone(
     loop: asyncio.AbstractEventLoop, model_dir: Path, tmp_path: Path, stage: int, ranks: int
 ) -> None:
@@ -122,8 +129,9 @@ def _names(value: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "before", "after"), all_but_one_slow(((z, a, 3 - a) for z in range(4) for a in (1, 2)), (2, 2, 1))
+)
 def test_a_state_is_taken_up_by_other_ranks(
     loop: asyncio.AbstractEventLoop, model_dir: Path, tmp_path: Path, stage: int, before: int, after: int, lora: Any
 ) -> None:

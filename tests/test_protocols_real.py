@@ -1,4 +1,5 @@
-"""Shipped protocols of every kind played and learned from by real tiny models: one engine per policy, one learner."""
+"""Shipped protocols of every kind, and one that is not ours, played and learned from by real tiny models: one engine
+per policy, one learner."""
 
 from __future__ import annotations
 
@@ -20,7 +21,33 @@ from loop import Run
 from protocols.types import Episode
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "configs" / "examples" / "protocols.yaml"
-STAGES = list(yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["stages"])
+STAGES = [*yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["stages"], "elsewhere"]
+ELSEWHERE = """
+# Three debaters, two of them a team that plans in private; a cross-examiner who may stop; a panel of three judges.
+kind: phased
+seats: {ann: debater, ben: debater, cid: debater, eve: examiner, j1: strict, j2: mild, j3: mild}
+sides: {ann: 0, ben: 0, cid: 1}
+zero_sum: true
+prompts:
+  debater: {opening: "{{ question }} You argue for {{ claim }}, not {{ other }}.", heard: "{{ quoted }}"}
+  examiner: {opening: "{{ question }}"}
+phases:
+  - {name: strategy, seats: [ann, ben], visible_to: [ann, ben], prompt: "Agree on a plan:"}
+  - {name: open, seats: [ann, ben, cid], order: simultaneous, prompt: "It is your turn:"}
+  - {name: cross, seats: [eve, ann, cid], repeat: 2, stop: {seat: eve, says: DONE}, prompt: "It is your turn:"}
+judge:
+  panel: [j1, j2, j3]
+  view: transcript
+  when: end
+  prompt: "{{ question }} A: {{ a }} B: {{ b }} {{ transcript }} Your answer:"
+  entry: "{{ label }}: {{ quoted }}"
+rewards: [{name: win_probability}]
+"""
+"""Lies outside of the repository."""
+PLAYED_ELSEWHERE = (
+    "{protocol: elsewhere, roles: {debater: speaker, examiner: speaker, strict: reader, mild: reader}, steps: 1, "
+    "plays_per_step: 8, repeats: 4}"
+)
 ARMS = list(yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["eval"]["arms"])
 TOLERANCE = 1e-3
 """Nats between vLLM and the learner, both in float32 on CPU."""
@@ -34,7 +61,10 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.loop = asyncio.new_event_loop()
-        self.config = load(EXAMPLE, [f"run_dir={folder}"]).config
+        own = folder / "elsewhere.yaml"
+        own.write_text(ELSEWHERE, encoding="utf-8")
+        added = [f"protocols.elsewhere={own}", f"stages.elsewhere={PLAYED_ELSEWHERE}"]
+        self.config = load(EXAMPLE, [f"run_dir={folder}", *added]).config
         nothing: Any = None
         self.run = Run(self.config, nothing, nothing)
         self(self.run.prepare())

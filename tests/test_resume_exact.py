@@ -18,7 +18,7 @@ from actors.tracker import read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, SAVE_EVERY = 6, 2
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def launch(log: Path, *args: str | Path) -> subprocess.Popen[bytes]:
