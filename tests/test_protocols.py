@@ -53,7 +53,7 @@ def test_seeded_fault_is_caught(name: str) -> None:
     assert any(says in wrong for wrong in mutants.noticed(name)), f"nothing said about {says!r}"
 
 
-@pytest.mark.parametrize("path", {path for path, _, _ in mutants.MUTANTS.values()}, ids=by_name)
+@pytest.mark.parametrize("path", sorted({path for path, _, _ in mutants.MUTANTS.values()}), ids=by_name)
 def test_without_a_fault_the_suite_is_silent(path: Path) -> None:
     for seed in range(6):
         assert suite.violations(load_protocol(path), suite.read_raw(path), seed) == []
