@@ -128,7 +128,7 @@ def _names(value: Any) -> set[str]:
     return {str(key) for key, entry in value.items() if torch.is_tensor(entry)}.union(*map(_names, value.values()))
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["all", "lora"])
+@pytest.mark.parametrize("lora", [None, pytest.param(LORA, marks=pytest.mark.slow)], ids=["all", "lora"])
 @pytest.mark.parametrize(
     ("stage", "before", "after"), all_but_one_slow(((z, a, 3 - a) for z in range(4) for a in (1, 2)), (2, 2, 1))
 )
