@@ -13,13 +13,13 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.measure_checks import measure_problems
 from configs.opponents import PAST, USED, cross_play_problems, idle, opponents_problems, past_problems
 from configs.promises import best_problems, repeatable_problems
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
     PREFERENCE_LOSSES,
-    ArmConfig,
     ModelConfig,
     PolicyConfig,
     RunConfig,
@@ -57,13 +57,15 @@ class Checker:
         for name, arm in self.config.eval.arms.items():
             self.bindings(arm.protocol, arm.roles, ("eval", "arms", name))
             if arm.measure != "score":
-                self.exact(arm, ("eval", "arms", name))
+                where = ("eval", "arms", name)
+                self.unused(where, ["episodes"], f"with measure: {arm.measure}", (*where, "measure"))
         self.never_updated()
         self.promises()
-        for path, message, valid in training_problems(self.config, self.protocols):
-            self.error(path, message, valid)
+        for problems in (training_problems, measure_problems):
+            for path, message, valid in problems(self.config, self.protocols):
+                self.error(path, message, valid)
         if self.config.eval.ceiling:
-            self.searchable(self.config.eval.ceiling, ("eval", "ceiling"))
+            self.named(self.config.eval.ceiling, self.protocols, "protocol", ("eval", "ceiling"))
         else:
             self.unused(("eval",), ["ceiling_episodes"], "without eval.ceiling", ("eval", "ceiling"))
         if self.config.eval.cross_play:
@@ -255,44 +257,6 @@ class Checker:
             self.error(here, f"{policy.init_from!r} has another model", valid)
 
     # stages and arms
-
-    def searchable(self, protocol: str, path: KeyPath) -> None:
-        """The exact search knows one kind of game: reveals before the probabilities of one judge."""
-        if not self.named(protocol, self.protocols, "protocol", path) or self.protocols[protocol] is None:
-            return
-        search_problem = getattr(self.protocols[protocol], "search_problem", None)
-        problem = "it has no reveals to search over" if search_problem is None else search_problem()
-        if problem:
-            self.error(path, f"protocol {protocol!r}: {problem}")
-        else:
-            self.searched_judge(self.protocols[protocol], protocol, path)
-
-    def searched_judge(self, built: Any, protocol: str, path: KeyPath) -> None:
-        """The search is run on the judge of the first arm with this protocol, by its own weights."""
-        arms = [(name, arm) for name, arm in self.config.eval.arms.items() if arm.protocol == protocol]
-        if not arms:
-            playing = {arm.protocol for arm in self.config.eval.arms.values()}
-            self.error(path, f"no arm plays {protocol!r}, whose judge would be searched", _list(playing))
-            return
-        name, arm = arms[0]
-        role = built.seats[built.judge.seat]
-        policy = self.config.policies.get(arm.roles.get(role, ""))
-        if policy is not None and policy.kind != "lm":
-            message = f"the judge is {arm.roles[role]!r} of kind {policy.kind}: no weights to be searched"
-            self.error(("eval", "arms", name, "roles", role), message, "a policy of kind: lm, or no eval.ceiling")
-
-    def exact(self, arm: ArmConfig, path: KeyPath) -> None:
-        """NashConv is of policies whose odds can be read, in a game of which every position can be asked about."""
-        self.unused(path, ["episodes"], f"with measure: {arm.measure}", (*path, "measure"))
-        for role, name in arm.roles.items():
-            if name in self.config.policies and self.config.policies[name].kind == "remote":
-                message = f"the odds of remote policy {name!r} cannot be read"
-                self.error((*path, "roles", role), message, "another policy")
-        protocol = self.protocols.get(arm.protocol)
-        exact_problem = getattr(protocol, "exact_problem", None)
-        problem = "it is no game" if exact_problem is None else exact_problem()
-        if protocol is not None and problem:
-            self.error((*path, "measure"), f"protocol {arm.protocol!r}: {problem}")
 
     def roles_of(self, protocol: str) -> set[str] | None:
         """Roles of a protocol, None where it could not be built."""

@@ -15,7 +15,7 @@ from protocols.confidence import LEVELS, share
 from protocols.judging import JudgeRules, favourites, judge_problems
 from protocols.phased import RolePrompt
 from protocols.rewards import Belief, Move, Record, RewardTerm, pay, reward_problems
-from protocols.taboo import prompt_problems
+from protocols.seat_prompts import prompt_problems
 from protocols.templates import literals, quote, render, template_problems
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Cast, Chat, as_reply, hidden_values

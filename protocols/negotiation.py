@@ -12,7 +12,7 @@ from typing import ClassVar
 from protocols.base import Play, Protocol
 from protocols.phased import RolePrompt
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
-from protocols.taboo import prompt_problems
+from protocols.seat_prompts import begin_chat, prompt_problems
 from protocols.templates import literals, quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Chat, as_reply, hidden_values
@@ -63,7 +63,8 @@ class Negotiation(Protocol):
     def play(self, task: Task, rng: random.Random) -> Play:
         cost, value = self._limits(task)
         seats = (self.first, BUYER if self.first == SELLER else SELLER)
-        chats = {seat: self._chat(task, seat) for seat in seats}
+        turns = str(self.turns)
+        chats = {seat: begin_chat(self.prompts[seat], task, seat, self.joiner, turns=turns) for seat in seats}
         moves: list[Move] = []
         offer: int | None = None
         deal: int | None = None
@@ -111,12 +112,6 @@ class Negotiation(Protocol):
             seat=seat, role=seat, messages=chat.ask(""), turn=chat.turns, phase="bargain", choices=legal,
             situation=place, max_tokens=self.max_tokens,
         )  # fmt: skip
-
-    def _chat(self, task: Task, seat: str) -> Chat:
-        prompt = self.prompts[seat]
-        values = {"question": task.question, "seat": seat, "role": seat, "turns": str(self.turns)}
-        values |= hidden_values(task, seat, prompt.hidden)
-        return Chat.begun(render(prompt.system, values), render(prompt.opening, values), self.joiner)
 
     def roles(self) -> Mapping[str, str]:
         return {SELLER: SELLER, BUYER: BUYER}

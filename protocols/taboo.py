@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from protocols.base import Play, Protocol
 from protocols.phased import RolePrompt
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
-from protocols.templates import literals, quote, render, template_problems
+from protocols.seat_prompts import begin_chat, prompt_problems
+from protocols.templates import literals, quote, render
 from protocols.types import Outcome, Task
 from protocols.types import TurnRequest as Request
-from protocols.views import Chat, as_reply, hidden_values
+from protocols.views import as_reply, hidden_values
 
 ATTACKER, DEFENDER = "attacker", "defender"
 WORD = "word"
@@ -61,7 +62,11 @@ class Taboo(Protocol):
 
     def play(self, task: Task, rng: random.Random) -> Play:
         (word,) = hidden_values(task, ATTACKER, [WORD]).values()
-        chats = {seat: self._chat(task, seat) for seat in (ATTACKER, DEFENDER)}
+        turns = str(self.turns)
+        chats = {
+            seat: begin_chat(self.prompts[seat], task, seat, self.joiner, turns=turns)
+            for seat in (ATTACKER, DEFENDER)
+        }
         moves: list[Move] = []
         won = ""
         for turn in range(2 * self.turns):
@@ -82,12 +87,6 @@ class Taboo(Protocol):
         record = Record(self.roles(), moves, results={ATTACKER: sign, DEFENDER: 0.0 - sign})
         metrics = {"turns": float(len(moves)), "attacker_won": float(sign > 0), "defender_won": float(sign < 0)}
         return Outcome("ok", (), pay(self.rewards, record), (1.0 + sign) / 2.0, metrics)
-
-    def _chat(self, task: Task, seat: str) -> Chat:
-        prompt = self.prompts[seat]
-        values = {"question": task.question, "seat": seat, "role": seat, "turns": str(self.turns)}
-        values |= hidden_values(task, seat, prompt.hidden)
-        return Chat.begun(render(prompt.system, values), render(prompt.opening, values), self.joiner)
 
     def roles(self) -> Mapping[str, str]:
         return {ATTACKER: ATTACKER, DEFENDER: DEFENDER}
@@ -112,24 +111,3 @@ class Taboo(Protocol):
         if self.max_tokens is not None and self.max_tokens < 1:
             found.append(("max_tokens", "must be at least 1"))
         return found + reward_problems(self.rewards, {"turns", "result"}, self.roles())
-
-
-def prompt_problems(
-    prompts: Mapping[str, RolePrompt], roles: tuple[str, ...], extra: tuple[str, ...] = ()
-) -> Iterator[tuple[str, str]]:
-    """Mistakes in the prompts of a game whose seats are its roles. `extra`: more names than question, seat, role."""
-    built_in = ("question", "seat", "role", *extra)
-    for role in roles:
-        if role not in prompts:
-            yield "prompts", f"role {role!r} has no prompts; valid: an entry for each of {', '.join(roles)}"
-    for role, prompt in prompts.items():
-        path = f"prompts.{role}"
-        if role not in roles:
-            yield path, f"there is no role {role!r}; valid: {', '.join(roles)}"
-        for key, text in (("system", prompt.system), ("opening", prompt.opening)):
-            yield from template_problems(f"{path}.{key}", text, (*built_in, *prompt.hidden))
-        yield from template_problems(f"{path}.heard", prompt.heard, ("seat", "role", "text", "quoted"))
-        if {*built_in} & {*prompt.hidden}:
-            yield f"{path}.hidden", f"{', '.join(built_in)} are already names of their own"
-        if not (prompt.system or prompt.opening):
-            yield path, "needs a system text or an opening: nobody would be told anything"
