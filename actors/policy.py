@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import OrderedDict
 from dataclasses import replace
 
 from actors.chat import ChatCodec
@@ -13,6 +14,10 @@ from actors.players import Player
 from actors.router import Router
 from actors.runner import PLAY
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
+
+
+REMEMBERED = 50_000
+"""Prompts whose odds one policy keeps: those not asked for longest go first, since a frozen judge never forgets."""
 
 
 class EnginePlayer:
@@ -31,7 +36,7 @@ class EnginePlayer:
         self.router, self.codec = router, codec
         self.temperature, self.max_tokens, self.memo = temperature, max_tokens, memo
         self.rng = random.Random(seed)
-        self._memo: dict[tuple[tuple[int, ...], tuple[str, ...], float], asyncio.Future[Odds]] = {}
+        self._memo: OrderedDict[tuple[tuple[int, ...], tuple[str, ...], float], asyncio.Future[Odds]] = OrderedDict()
 
     def forget(self) -> None:
         """New weights: nothing remembered holds any more."""
@@ -85,8 +90,11 @@ class EnginePlayer:
         known = self._memo.get(key)
         if known is not None and not known.cancelled():
             self.router.counters.memo_hits += 1
+            self._memo.move_to_end(key)
             return known.result() if known.done() else await asyncio.shield(known)
         future = self._memo[key] = asyncio.ensure_future(self._ask(request, prompt_ids, temperature))
+        if len(self._memo) > REMEMBERED:
+            self._memo.popitem(last=False)
         future.add_done_callback(lambda done: self._drop_failed(key, done))
         return await asyncio.shield(future)
 

@@ -208,3 +208,17 @@ def test_words_of_choices_are_a_trie() -> None:
     """The choices of these tests have what tries can have: forced steps before, between and after branchings."""
     sequences = Codec().choices(CHOICES)
     assert not any(a == b[: len(a)] for a, b in itertools.permutations(sequences, 2))
+
+
+def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen judge is never told to forget: what was not asked for longest goes first."""
+    monkeypatch.setattr("actors.policy.REMEMBERED", 2)
+
+    async def run() -> None:
+        engine = Engine()
+        asked = player(engine, True)
+        for text in ("p", "q", "p", "r", "p", "q"):
+            await asked(ask(text), ())
+        assert [chr(request.prompt_ids[0]) for request in engine.asked] == ["p", "q", "r", "q"]
+
+    asyncio.run(run())
