@@ -15,7 +15,6 @@ from actors.router import Router
 from actors.runner import PLAY
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
-
 REMEMBERED = 50_000
 """Prompts whose odds one policy keeps: those not asked for longest go first, since a frozen judge never forgets."""
 
