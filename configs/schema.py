@@ -11,29 +11,14 @@ from typing import Any, Literal
 
 from configs.schema_learner import (
     PREFERENCE_LOSSES as PREFERENCE_LOSSES,
-)
-from configs.schema_learner import (
     REFERENCE_LOSSES as REFERENCE_LOSSES,
-)
-from configs.schema_learner import (
     AdvantageConfig as AdvantageConfig,
-)
-from configs.schema_learner import (
     Device as Device,
-)
-from configs.schema_learner import (
     LearnerConfig as LearnerConfig,
-)
-from configs.schema_learner import (
     LoraConfig as LoraConfig,
-)
-from configs.schema_learner import (
     LossConfig as LossConfig,
-)
-from configs.schema_learner import (
+    Packing as Packing,
     ReferenceConfig as ReferenceConfig,
-)
-from configs.schema_learner import (
     SignalConfig as SignalConfig,
 )
 

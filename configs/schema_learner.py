@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+Packing = Literal["none", "rows", "prefixes"]
 
 PREFERENCE_LOSSES = ("dpo", "smoothed_dpo", "ipo", "kto", "simpo", "spin", "sppo")
 """LossConfig.kind: those that compare replies to the same prompt with each other, instead of weighing tokens."""
@@ -148,9 +149,10 @@ class LearnerConfig:
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """CUDA only: keep the optimizer's state in the machine's memory (zero_stage 1 or more), or weights as well
     (zero_stage 3)."""
-    packing: bool = False
-    """Several sequences share a row as long as the longest, instead of padding each: less waste where lengths differ
-    much. Padding keeps to the plain causal kernel."""
+    packing: Packing = "none"
+    """none: one sequence to a row, padded. rows: several share a row as long as the longest: less padding where lengths
+    differ much. prefixes: what sequences have in common at their beginning is computed once: for long prompts that
+    are answered several times (`repeats`), whose samples are then kept in one minibatch."""
     threads: int = 1
     """CPU only: torch threads of one rank."""
     lora: LoraConfig | None = None

@@ -97,7 +97,7 @@ def collate(
     chosen = [samples[i] for i in index]
     inputs, where = layout(chosen, width, device)
     rows = [row for (row, _), s in zip(where, chosen) for _ in s.positions_L]
-    cols = [start + position - 1 for (_, start), s in zip(where, chosen) for position in s.positions_L]
+    cols = [columns[position - 1] for (_, columns), s in zip(where, chosen) for position in s.positions_L]
     targets = [s.token_ids_S[position] for s in chosen for position in s.positions_L]
     temperatures = [s.temperature for s in chosen for _ in s.positions_L]
     advantages = [a for s in chosen for a in s.advantages_L]

@@ -114,7 +114,7 @@ class LearnerGroup:
         """
         for sample in [*sequences(lessons), *mismatches(lessons)]:
             check(sample)
-        shares = [[lessons[i] for i in part] for part in share(lessons, len(self.ranks))]
+        shares = [[lessons[i] for i in part] for part in share(lessons, len(self.ranks), self.config.packing)]
         seed = self.seed if seed is None else seed
         refs = [rank.step.remote(mine, loss, lr, seed, version) for rank, mine in zip(self.ranks, shares)]
         return merge(await self._gather(refs))

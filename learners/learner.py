@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
 from learners.lora import add_adapter, leave_out_frozen, pieces
-from learners.packing import check_packing, spread
-from learners.pairs import Lesson, compared, sequences, split
+from learners.packing import spread
+from learners.pairs import Lesson, compared, kept_together, sequences, split
 from learners.saving import Saving
 from learners.settings import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
 from learners.tally import Tally
@@ -106,6 +106,7 @@ class LearnerRank(Saving):
         import torch
 
         from learners.optimizer import make_adamw
+        from learners.packing_check import check_packing
         from learners.reference import Reference
         from learners.token_model import TokenModel, check_head, load_lm, probe, recompute
 
@@ -116,8 +117,8 @@ class LearnerRank(Saving):
         if self.adapted is not None:
             leave_out_frozen(model)
         check_head(model)
-        if self.config.packing:
-            check_packing(model)
+        if self.config.packing != "none":
+            check_packing(model, self.config.packing)
         before = probe(model)
         if needs_reference(self.config.loss):  # now, while every weight is whole
             self.reference = Reference(model, self.config.reference, share=self.config.zero_stage < 3)
@@ -169,14 +170,16 @@ class LearnerRank(Saving):
         shuffler = random.Random(f"{seed}/{self.rank}")
         tally = Tally()
         tally.total("sequences", len(sequences(lessons)))
+        groups = kept_together(lessons, self.config.packing)
         updates = skipped = 0
         for _ in range(passes):
-            order = list(range(len(lessons)))
+            order = list(groups)
             shuffler.shuffle(order)
             for part in range(parts):
                 # Only before the first update are these the weights that sampled: later gaps are learning.
                 gap = config.kind != "sft" and updates + skipped == 0
-                figures = self._update([lessons[i] for i in order[part::parts]], config, lr, gap, version)
+                chosen = [lessons[i] for group in order[part::parts] for i in group]
+                figures = self._update(chosen, config, lr, gap, version)
                 if figures is None:
                     skipped += 1
                 else:

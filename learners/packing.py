@@ -1,10 +1,9 @@
-"""Sequences to rows and micro-batches: padded, one sequence to a row, or packed, several to a row.
+"""Sequences to rows and micro-batches: padded, one sequence to a row, or packed, several to a row (`Packing`).
 
-A packed row holds sequences back to back whose `position_ids` restart at 0. Given those, no attention mask and no
+With `rows` a packed row holds sequences back to back whose `position_ids` restart at 0. Given those, no mask and no
 cache, transformers masks each sequence from its neighbours (masking_utils.find_packed_sequence_indices); with a cache
-it does not, silently, so `check_packing` tries it on the model at hand.
-
-Rows are as long as the longest sequence of the batch and no longer: the mask makes attention quadratic in the row.
+it does not, silently, so `check_packing` tries it on the model at hand. Rows are as long as the longest sequence of
+the batch and no longer: the mask makes attention quadratic in the row. With `prefixes`: learners/prefixes.py.
 """
 
 from __future__ import annotations
@@ -12,34 +11,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from learners.settings import LearnerConfigError
+from configs.schema import Packing
+from learners import prefixes
 from learners.types import Sample
 
 if TYPE_CHECKING:
     import torch
 
-    from learners.token_model import TokenModel
+SHARED = -1
+"""Instead of the width of a row: rows of shared beginnings (learners/prefixes.py)."""
 
 
-def split(samples: Sequence[Sample], micro_tokens: int, packing: bool = False) -> tuple[list[list[int]], int]:
-    """Indices of samples cut into micro-batches, and the width of a packed row (0: padded, one sequence to a row).
+def split(samples: Sequence[Sample], micro_tokens: int, packing: Packing = "none") -> tuple[list[list[int]], int]:
+    """Indices of samples cut into micro-batches, and the width of a packed row (0: padded; or SHARED).
 
-    A micro-batch holds at most `micro_tokens` tokens, padding included, but at least one row. Padded: sorted by length.
-    Packed: first fit decreasing (Johnson 1973), row after row, so that `places` finds the same rows again.
+    A micro-batch holds at most `micro_tokens` tokens, padding included, but at least one row, the longest rows first.
+    Packed into rows: first fit decreasing (Johnson 1973), row after row, so that `places` finds the same rows again.
     """
     lengths = [len(sample.token_ids_S) for sample in samples]
     order = sorted(range(len(samples)), key=lambda i: lengths[i], reverse=True)
-    width = max(lengths, default=0) if packing else 0
-    rows = [[i] for i in order] if not packing else _first_fit(order, lengths, width)
+    if packing == "prefixes":
+        forest = prefixes.trees([sample.token_ids_S for sample in samples])
+        forest.sort(key=lambda tree: len(tree.tokens), reverse=True)
+        rows, sizes, width = [tree.members for tree in forest], [len(tree.tokens) for tree in forest], SHARED
+    elif packing == "rows":
+        width = max(lengths, default=0)
+        rows = _first_fit(order, lengths, width)
+        sizes = [width] * len(rows)
+    else:
+        rows, sizes, width = [[i] for i in order], [lengths[i] for i in order], 0
     parts: list[list[int]] = []
     used, widest = 0, 0
-    for row in rows:
+    for row, size in zip(rows, sizes):
         if not parts or widest * (used + 1) > micro_tokens:
             parts.append([])
-            used, widest = 0, width or lengths[row[0]]
+            used, widest = 0, size
         parts[-1] += row
         used += 1
     return parts, width
+
+
+def families(samples: Sequence[Sample], packing: Packing) -> list[list[int]]:
+    """Indices of samples that one row should hold, and one minibatch therefore: each alone but with `prefixes`."""
+    if packing != "prefixes":
+        return [[i] for i in range(len(samples))]
+    return [tree.members for tree in prefixes.trees([sample.token_ids_S for sample in samples])]
 
 
 def _first_fit(order: Sequence[int], lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -84,11 +100,15 @@ def spread(parts: Sequence[list[int]], count: int, samples: Sequence[Sample]) ->
 
 def layout(
     chosen: Sequence[Sample], width: int, device: torch.device
-) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
-    """`input_ids_BT` (packed: and `position_ids_BT`) of one micro-batch, and where each sequence begins in them."""
+) -> tuple[dict[str, torch.Tensor], list[tuple[int, Sequence[int]]]]:
+    """`input_ids_BT` (packed: and `position_ids_BT`; SHARED: and a mask) of one micro-batch, and of each sequence the
+    row and the columns of its tokens."""
     import torch
 
-    where = places([len(sample.token_ids_S) for sample in chosen], width)
+    if width == SHARED and chosen:
+        inputs, shared = prefixes.layout([sample.token_ids_S for sample in chosen], device)
+        return inputs, list(shared)
+    where = places([len(sample.token_ids_S) for sample in chosen], max(width, 0))
     rows = where[-1][0] + 1 if where else 1
     ends = [start + len(sample.token_ids_S) for (_, start), sample in zip(where, chosen)]
     ids = [[0] * max(ends, default=1) for _ in range(rows)]
@@ -99,31 +119,4 @@ def layout(
     inputs = {"input_ids_BT": torch.tensor(ids, dtype=torch.long, device=device)}
     if len(where) > rows:
         inputs["position_ids_BT"] = torch.tensor(positions, dtype=torch.long, device=device)
-    return inputs, where
-
-
-def check_packing(model: TokenModel) -> None:
-    """Raises LearnerConfigError for a model whose packed sequences see each other."""
-    import torch
-
-    from learners.token_model import probe_ids
-
-    first = next(model.parameters())
-    ids_T = probe_ids(model.lm).to(first.device)
-    count = len(ids_T)
-    columns_L = torch.arange(count, device=first.device)
-
-    def logprobs(ids_BT: torch.Tensor, start: int, **extra: torch.Tensor) -> torch.Tensor:
-        zeros_L, ones_L = torch.zeros_like(columns_L), torch.ones(count, device=first.device)
-        with torch.no_grad():
-            return model(ids_BT, zeros_L, columns_L + start, ids_T.roll(-1), ones_L, **extra)[0]
-
-    alone_L = logprobs(ids_T[None], 0)
-    packed_BT = torch.cat([ids_T.flip(0), ids_T])[None]
-    positions_BT = torch.cat([columns_L, columns_L])[None]
-    gap = float((logprobs(packed_BT, count, position_ids_BT=positions_BT) - alone_L).abs().max())
-    if not gap <= (1e-3 if first.dtype == torch.float32 else 0.2):
-        raise LearnerConfigError(
-            f"packing: in {type(model.lm).__name__} sequences of one row see each other (log-probabilities differ by "
-            f"{gap:.3g}); set it to false"
-        )
+    return inputs, [(row, range(start, end)) for (row, start), end in zip(where, ends)]

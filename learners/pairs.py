@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 
-from configs.schema import PREFERENCE_LOSSES, LearnerConfig
+from configs.schema import PREFERENCE_LOSSES, LearnerConfig, Packing
 from learners.batching import spread
-from learners.packing import split as packing_split
+from learners.packing import families, split as packing_split
 from learners.pairing import build_pairs
 from learners.samples import build_samples
 from learners.truth import Answers
@@ -50,12 +50,21 @@ def mismatches(lessons: Iterable[Lesson]) -> list[Sample]:
     return [pair.mismatched for pair in pairs if pair.mismatched is not None]
 
 
-def share(lessons: Sequence[Lesson], ranks: int) -> list[list[int]]:
+def share(lessons: Sequence[Lesson], ranks: int, packing: Packing = "none") -> list[list[int]]:
     """Indices of lessons for each rank, so that ranks hold about the same number of tokens."""
-    return spread([sum(len(sample.token_ids_S) for sample in sequences([one])) for one in lessons], ranks)
+    groups = kept_together(lessons, packing)
+    sizes = [sum(len(sample.token_ids_S) for i in group for sample in sequences([lessons[i]])) for group in groups]
+    return [[i for group in part for i in groups[group]] for part in spread(sizes, ranks)]
 
 
-def split(lessons: Sequence[Lesson], micro_tokens: int, packing: bool = False) -> tuple[list[list[int]], int]:
+def kept_together(lessons: Sequence[Lesson], packing: Packing) -> list[list[int]]:
+    """Indices of lessons that one rank and one minibatch should have, since they begin alike (packing: prefixes)."""
+    if any(isinstance(one, Pair) for one in lessons):
+        return [[i] for i in range(len(lessons))]
+    return families(sequences(lessons), packing)
+
+
+def split(lessons: Sequence[Lesson], micro_tokens: int, packing: Packing = "none") -> tuple[list[list[int]], int]:
     """Micro-batches as indices of `sequences(lessons)`, and the width of a packed row: packing.split, with pairs kept
     together, which are not packed."""
     if not any(isinstance(one, Pair) for one in lessons):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.schema import ReferenceConfig
+from configs.schema import Packing, ReferenceConfig
 from learners.batching import collate
 from learners.packing import split
 from learners.settings import LearnerConfigError
@@ -122,7 +122,7 @@ def token_logprobs(
     samples: Sequence[Sample],
     micro_tokens: int,
     device: torch.device,
-    packing: bool = False,
+    packing: Packing = "none",
     at_least: int = 0,
 ) -> list[list[float]]:
     """Log-probability of every loss token of every sample, without gradient. `at_least`: forward passes, for ranks

@@ -176,8 +176,8 @@ def check_learner(config: LearnerConfig, device: str) -> None:
         raise LearnerConfigError("offload: has no effect on the CPU")
     if config.lora and not config.lora.target_modules:
         raise LearnerConfigError("lora.target_modules: names no layer that gets an adapter")
-    if config.packing and config.loss.kind in PREFERENCE_LOSSES:
-        raise LearnerConfigError(f"packing: the loss {config.loss.kind!r} compares rows; valid: false")
+    if config.packing != "none" and config.loss.kind in PREFERENCE_LOSSES:
+        raise LearnerConfigError(f"packing: the loss {config.loss.kind!r} compares rows; valid: none")
 
 
 def check_signal(config: LearnerConfig) -> None:

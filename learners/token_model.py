@@ -68,15 +68,19 @@ class TokenModel(nn.Module):
         legal_tokens_K: Tensor | None = None,
         entropy_grad: bool = False,
         position_ids_BT: Tensor | None = None,
+        mask_B1TT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of `targets_L` and the entropy (nats) of its distribution, both [L], float32.
 
         (rows_L, cols_L) is the position that *predicts* the target. The distribution is that of the
         sampler's processed log-probabilities: logits over temperature, then the legal tokens only.
         `legal_rows_K`, `legal_tokens_K` list (index into L, legal token); an index that does not occur
-        is free. `position_ids_BT`: of packed rows (learners/packing.py).
+        is free. `position_ids_BT`: of packed rows (learners/packing.py); `mask_B1TT`: what a token of rows with
+        shared beginnings sees (learners/prefixes.py).
         """
         packed = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
+        if mask_B1TT is not None:
+            packed["attention_mask"] = mask_B1TT
         hidden_BTD = self.lm.base_model(input_ids=input_ids_BT, use_cache=False, **packed).last_hidden_state
         logits_LV = self.lm.get_output_embeddings()(hidden_BTD[rows_L, cols_L]).float()
         logits_LV = logits_LV / temperature_L[:, None]

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from protocols import rewards_judged as judged
-from protocols import rewards_social as social
+from protocols import rewards_judged as judged, rewards_social as social
 from protocols.types import Reward
 
 Belief = tuple[float, ...]

@@ -14,8 +14,7 @@ from protocols.phased import RolePrompt
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
 from protocols.seat_prompts import begin_chat, prompt_problems
 from protocols.templates import literals, quote, render
-from protocols.types import Outcome, Task
-from protocols.types import TurnRequest as Request
+from protocols.types import Outcome, Task, TurnRequest as Request
 from protocols.views import as_reply, hidden_values
 
 ATTACKER, DEFENDER = "attacker", "defender"

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from learners.advantages import ADVANTAGES, compare, dr_grpo, grpo, reinforce, rloo, role_ema, scale, whiten
 from learners.settings import ADVANTAGE_USES

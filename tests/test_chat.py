@@ -1,8 +1,7 @@
 """ChatCodec: Hugging Face's tokens for honest chats, no forged turns, chats that grow token by token."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

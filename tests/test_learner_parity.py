@@ -68,7 +68,8 @@ def all_but_one_slow(cases: Iterable[tuple[int, ...]], quick: tuple[int, ...]) -
 
 VARIANTS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 1, {}), (3, 1, {}), (1, 2, {}),
-    (0, 1, {"packing": True}), (2, 2, {"packing": True}), (3, 2, {"packing": True}),
+    (0, 1, {"packing": "rows"}), (2, 2, {"packing": "rows"}), (3, 2, {"packing": "rows"}),
+    (0, 1, {"packing": "prefixes"}), (2, 2, {"packing": "prefixes"}),
     (0, 1, {"gradient_checkpointing": True}), (3, 2, {"gradient_checkpointing": True}),
     (2, 2, {"offload": "optimizer"}), (3, 1, {"offload": "parameters"}),
 ]  # fmt: skip

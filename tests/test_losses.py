@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from configs.schema import LearnerConfig, LossConfig
 from learners.losses import CORRECTIONS, LOSSES, reference_kl, segment_mean, token_loss, token_weights

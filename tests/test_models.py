@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from configs.schema import ModelConfig
 from learners.models import ModelError, build_model, build_tokenizer, head_dim, materialise

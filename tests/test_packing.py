@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from learners.batching import balance, collate
-from learners.packing import check_packing, places, split, spread
+from learners.packing import SHARED, families, layout, places, split, spread
+from learners.packing_check import check_packing
 from learners.settings import LearnerConfigError
 from learners.token_model import TokenModel
 from learners.types import Sample
@@ -47,7 +47,7 @@ def make(lengths: list[int], seed: int = 0) -> list[Sample]:
 
 
 def scored(
-    lm: Any, samples: list[Sample], micro_tokens: int, packing: bool
+    lm: Any, samples: list[Sample], micro_tokens: int, packing: Any
 ) -> tuple[dict[Any, float], torch.Tensor, int]:
     """Log-probability and entropy by (sample, place), the gradient of a weighted sum of both, and tokens computed."""
     lm.zero_grad()
@@ -71,8 +71,8 @@ def scored(
 def test_packed_and_padded_are_the_same(arch: str, micro_tokens: int) -> None:
     lm = model(arch)
     samples = make([30, 3, 2, 17, 9, 2, 25, 4, 13, 30, 6])
-    padded, padded_gradient, padded_tokens = scored(lm, samples, micro_tokens, False)
-    packed, packed_gradient, packed_tokens = scored(lm, samples, micro_tokens, True)
+    padded, padded_gradient, padded_tokens = scored(lm, samples, micro_tokens, "none")
+    packed, packed_gradient, packed_tokens = scored(lm, samples, micro_tokens, "rows")
     assert padded.keys() == packed.keys() and len(padded) == sum(len(s.positions_L) for s in samples)
     for key, values in padded.items():
         assert packed[key] == pytest.approx(values, abs=1e-5), key
@@ -83,13 +83,81 @@ def test_packed_and_padded_are_the_same(arch: str, micro_tokens: int) -> None:
         assert packed_tokens == 5 * 30 < padded_tokens == 11 * 30
 
 
-def test_models_that_would_mix_sequences_are_refused() -> None:
+def branching(rng: random.Random, prompts: int, replies: int) -> list[Sample]:
+    """Replies to the same prompts, some of which part ways late, in any order."""
+    lists = []
+    for _ in range(prompts):
+        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(4, 20))]
+        middle = [rng.randrange(VOCABULARY) for _ in range(rng.randint(0, 4))]
+        for _ in range(replies):
+            begun = prompt + middle[: rng.randint(0, len(middle))]
+            lists.append(begun + [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6))])
+    rng.shuffle(lists)
+    samples = []
+    for ids in [*lists, lists[0], lists[0][:-1]]:  # one twice, and one that another goes on from
+        positions = sorted(rng.sample(range(1, len(ids)), min(3, len(ids) - 1)))
+        zeros = [0.0] * len(positions)
+        samples.append(Sample(ids, positions, zeros, zeros, [0] * len(positions)))
+    return samples
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "llama"])
+@pytest.mark.parametrize("micro_tokens", [1, 90, 10_000])
+def test_shared_beginnings_change_nothing_but_the_work(arch: str, micro_tokens: int) -> None:
+    lm = model(arch)
+    samples = branching(random.Random(3), 5, 6)
+    padded, padded_gradient, padded_tokens = scored(lm, samples, micro_tokens, "none")
+    shared, shared_gradient, shared_tokens = scored(lm, samples, micro_tokens, "prefixes")
+    assert padded.keys() == shared.keys() and len(padded) == sum(len(s.positions_L) for s in samples)
+    for key, values in padded.items():
+        assert shared[key] == pytest.approx(values, abs=1e-5), key
+    scale = float(padded_gradient.abs().max())
+    torch.testing.assert_close(shared_gradient, padded_gradient, rtol=0, atol=1e-5 * scale)
+    assert scale > 1 and shared_tokens < 0.7 * padded_tokens
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6))
+def test_a_row_shows_every_sequence_its_own_tokens_only(seed: int, prompts: int, replies: int) -> None:
+    """Read back from what the model is given: behind the mask of its last token, each sequence stands in order."""
+    samples = branching(random.Random(seed), prompts, replies)
+    (part,), width = split(samples, 10**9, "prefixes")
+    assert sorted(part) == list(range(len(samples)))
+    inputs, where = layout([samples[i] for i in part], width, CPU)
+    ids, positions, mask = (inputs[name] for name in ("input_ids_BT", "position_ids_BT", "mask_B1TT"))
+    for i, (row, columns) in zip(part, where):
+        own = samples[i].token_ids_S
+        for place, column in enumerate(columns):
+            seen = mask[row, 0, column].nonzero().flatten().tolist()
+            assert ids[row, seen].tolist() == own[: place + 1]
+            assert positions[row, seen].tolist() == list(range(place + 1))
+    assert bool(mask.any(-1).all()), "a row of the mask without anything to see gives NaN"
+
+
+def test_what_begins_alike_stays_together() -> None:
+    """By hand: two prompts with three replies each; the odd one out has too little in common with either."""
+    lists = [[1, 2, 3, 4, 9], [5, 6, 7, 8], [1, 2, 3, 4, 7, 7], [1, 9, 9, 9], [5, 6, 7, 9], [1, 2, 3, 4], [5, 6, 7]]
+    samples = [Sample(ids, [1], [0.0], [0.0], [0]) for ids in lists]
+    assert sorted(map(sorted, families(samples, "prefixes"))) == [[0, 2, 5], [1, 4, 6], [3]]
+    assert families(samples, "none") == families(samples, "rows") == [[i] for i in range(7)]
+    rows = layout([samples[i] for i in (5, 0, 2)], SHARED, CPU)[0]
+    assert rows["input_ids_BT"].tolist() == [[1, 2, 3, 4, 9, 7, 7]]
+    assert rows["position_ids_BT"].tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+
+
+@pytest.mark.parametrize("packing", ["rows", "prefixes"])
+def test_models_that_would_mix_sequences_are_refused(packing: Any) -> None:
     lm = model("qwen3")
-    check_packing(lm)
+    check_packing(lm, packing)
+    if packing == "prefixes":
+        real = lm.lm.base_model.forward
+        lm.lm.base_model.forward = lambda **inputs: real(**{**inputs, "attention_mask": None})
+        with pytest.raises(LearnerConfigError, match="packing: in Qwen3ForCausalLM sequences of one row see each"):
+            check_packing(lm, packing)
+        return
     real = lm.lm.base_model.forward
     lm.lm.base_model.forward = lambda **inputs: real(**{**inputs, "use_cache": True})
     with pytest.raises(LearnerConfigError, match="packing: in Qwen3ForCausalLM sequences of one row see each other"):
-        check_packing(lm)
+        check_packing(lm, packing)
 
 
 LENGTHS = st.lists(st.integers(2, 50), min_size=1, max_size=30)
@@ -98,7 +166,7 @@ LENGTHS = st.lists(st.integers(2, 50), min_size=1, max_size=30)
 @given(LENGTHS, st.integers(1, 300))
 def test_rows_hold_every_token_once(lengths: list[int], micro_tokens: int) -> None:
     samples = make(lengths)
-    parts, width = split(samples, micro_tokens, packing=True)
+    parts, width = split(samples, micro_tokens, packing="rows")
     assert sorted(i for part in parts for i in part) == list(range(len(lengths))) and width == max(lengths)
     rows = 0
     for part in parts:
@@ -141,6 +209,6 @@ def test_one_rank_is_left_as_it_is() -> None:
     samples = make([5, 9, 30])
     parts = split(samples, 20)[0]
     assert parts == [[2], [1, 0]] and spread(parts, 2, samples) == parts
-    assert split([], 20, packing=True) == ([], 0)
+    assert split([], 20, packing="rows") == ([], 0)
     empty = collate([], [], CPU, 0)
     assert empty.inputs["input_ids_BT"].tolist() == [[0]] and empty.index_L.tolist() == [-1]

@@ -17,8 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from test_learner_step import VOCABULARY, Base, Engine, flat
 from test_reference import oracle
 

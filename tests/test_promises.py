@@ -43,7 +43,7 @@ def test_what_cannot_be_kept_is_refused(overrides: list[str], message: str) -> N
     [
         ["track.best=trained", "track.save_every=2", "track.keep=5"],
         ["policies.debater.learner.lora={rank: 4, alpha: 8, target_modules: [q_proj]}"],
-        ["policies.debater.learner.packing=true", "policies.debater.learner.gradient_checkpointing=true"],
+        ["policies.debater.learner.packing=rows", "policies.debater.learner.gradient_checkpointing=true"],
     ],
 )
 def test_what_can_be_kept_is_not(overrides: list[str]) -> None:

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from configs.schema import AdvantageConfig, LearnerConfig, SignalConfig
 from learners.settings import SIGNAL_USES, idle

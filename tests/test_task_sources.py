@@ -6,8 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from protocols.types import InvalidProposal, Task, VerifierError
 from tasks.base import TaskSource, carried_proposal
