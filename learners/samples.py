@@ -7,9 +7,10 @@
    is missing data, not a zero: it trains nothing and is counted.
 2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
    default), never across an agent's own turns. `role_ema` compares with moving averages, one for each
-   combination of `baseline_by` values; `reinforce_pp` with the whole batch. Other signals than `advantage` give
-   a turn a weight instead: whether, and how much, to imitate it (learners/signals.py). `truth` learns from the
-   questions that a judge was asked, not from its turns (learners/truth.py).
+   combination of `baseline_by` values; `reinforce_pp` with the whole batch; `hierarchical` within one parent play.
+   Other signals than `advantage` give a turn a weight instead: whether, and how much, to imitate it
+   (learners/signals.py). `truth` learns from the questions that a judge was asked, not from its turns
+   (learners/truth.py).
 3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
 
 Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
@@ -17,6 +18,7 @@ Only sampled tokens carry loss: not prompts, not tokens that were the only legal
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema import AdvantageConfig, SignalConfig
-from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
+from learners.advantages import ADVANTAGES, OVER_LEVEL, Key, compare, groups, is_flat
 from learners.settings import ADVANTAGE_USES, SIGNAL_USES
 from learners.signals import SIGNALS
 from learners.truth import Answers, truth_samples
@@ -41,8 +43,13 @@ GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
     "turn": lambda episode, turn: str(turn.turn),
     "seat": lambda episode, turn: turn.seat,
     "opponent": lambda episode, turn: _opponent(episode, turn),
+    "parent": lambda episode, turn: episode.parent or "",
+    "prompt": lambda episode, turn: _prompt(turn),
 }
 """What `group_by` and `baseline_by` may name."""
+
+LEVEL = ("protocol", "role")
+"""What turns of one level of play have in common (advantages.OVER_LEVEL)."""
 
 
 class UnknownSetting(ValueError):
@@ -220,6 +227,15 @@ def _opponent(episode: Episode, turn: Turn) -> str:
     return "+".join(sorted(others))
 
 
+def _prompt(turn: Turn) -> str:
+    """A digest of all the tokens that a turn was sampled after; "" without a trace. Equal where seats had the same
+    history up to here, whatever they do afterwards: the anchor states of arXiv 2505.10978, branches of one prefix."""
+    if turn.trace is None:
+        return ""
+    ids = np.array(turn.trace.prompt_ids_P, dtype="<i8").tobytes()  # fixed width: no two lists have the same bytes
+    return hashlib.blake2b(ids, digest_size=12).hexdigest()
+
+
 def _set_advantages(
     steps: Sequence[Step],
     config: AdvantageConfig,
@@ -228,10 +244,12 @@ def _set_advantages(
 ) -> None:
     used = ADVANTAGE_USES[config.kind]
     fields = config.baseline_by if "baseline_by" in used else config.group_by if "group_by" in used else []
-    keys_B = keys_of(steps, fields)
+    if config.kind in OVER_LEVEL and "parent" not in fields:
+        fields = [*fields, "parent"]
+    keys_B, levels_B = keys_of(steps, fields), keys_of(steps, LEVEL)
     credits_B = np.array([step.credit for step in steps])
     trajectories_B = [(step.episode.id, step.turn.seat) for step in steps]
-    advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines)
+    advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines, levels_B)
     for members in _count_groups(steps, keys_B, fields, counts):
         live = bool(advantages_B[members].any())
         for i in members:

@@ -45,7 +45,7 @@ NORMALISE = {
 
 _EACH_GROUP = frozenset({"credit", "discount", "group_by"})
 ADVANTAGE_USES: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp_baseline"), _EACH_GROUP),
+    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp_baseline", "hierarchical"), _EACH_GROUP),
     "reinforce_pp": frozenset({"credit", "discount"}),
     "role_ema": frozenset({"credit", "discount", "baseline_by", "decay"}),
 }
