@@ -212,7 +212,8 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "signal", "advantage", "reference"], why, (*path[:-1], "trained"))
+            goals = ["lr", "loss", "signal", "advantage", "reference", "critic"]
+            self.unused(path, goals, why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":

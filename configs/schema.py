@@ -19,6 +19,9 @@ from configs.schema_learner import (
     AdvantageConfig as AdvantageConfig,
 )
 from configs.schema_learner import (
+    CriticConfig as CriticConfig,
+)
+from configs.schema_learner import (
     Device as Device,
 )
 from configs.schema_learner import (

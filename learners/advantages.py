@@ -118,8 +118,10 @@ ADVANTAGES: dict[str, GroupAdvantage] = {
     "reinforce_pp_baseline": dr_grpo,
     "hierarchical": dr_grpo,
     "role_ema": reinforce,
+    "gae": reinforce,
 }
-"""What each kind does within a group. `role_ema` has a baseline from elsewhere: see `compare`."""
+"""What each kind does within a group. `role_ema` has a baseline from elsewhere: see `compare`. For `gae` the rewards
+are handed on to the learner, whose critic makes advantages of them (learners/gae.py)."""
 
 OVER_BATCH: dict[str, GroupAdvantage] = {"reinforce_pp": whiten, "reinforce_pp_baseline": scale}
 """What some kinds do with all groups together afterwards."""

@@ -75,6 +75,8 @@ class Step:
     advantage: float = 0.0
     live: bool = False
     """Whether any member of its group has an advantage; other signals: whether it has a weight itself."""
+    paid: float | None = None
+    """gae: what the seat was paid from this turn on until its next one that trains."""
 
 
 def build_samples(
@@ -97,7 +99,9 @@ def build_samples(
         return truth_samples(episodes, policy, signal.consistency, answers)
     counts: Counter[str] = Counter()
     steps = rewarded_steps(episodes, policy, config, counts, answers)
-    if signal.kind == "advantage":
+    if signal.kind == "advantage" and config.kind == "gae":
+        _set_paid(steps)
+    elif signal.kind == "advantage":
         _set_advantages(steps, config, {} if baselines is None else baselines, counts)
     else:
         _set_weights(steps, config, signal, counts)
@@ -167,14 +171,17 @@ def _rewarded(
         assert math.isfinite(reward.value), f"episode {episode.id}: reward {reward.name!r} is {reward.value}"
         rewards[reward.seat, reward.turn] += reward.value
     own = [turn for turn in episode.turns if turn.policy == policy and not turn.read]
+    credits: list[float | None]
     for turns in _seats(own):
         taken = {turn.turn for turn in turns}
         counts["rewards_unmatched"] += sum(
             seat == turns[0].seat and index is not None and index not in taken for seat, index in rewards
         )
-        if config.credit == "trajectory":
+        if config.kind == "gae":  # all that is still to come: see _set_paid
+            credits = _credits(turns, rewards, 1.0)
+        elif config.credit == "trajectory":
             paid = [value for (seat, _), value in rewards.items() if seat == turns[0].seat]
-            credits: list[float | None] = [math.fsum(paid) if paid else None] * len(turns)
+            credits = [math.fsum(paid) if paid else None] * len(turns)
         else:
             credits = _credits(turns, rewards, config.discount)
         for turn, credit in zip(turns, credits):
@@ -254,6 +261,15 @@ def _set_advantages(
         live = bool(advantages_B[members].any())
         for i in members:
             steps[i].advantage, steps[i].live = float(advantages_B[i]), live
+
+
+def _set_paid(steps: Sequence[Step]) -> None:
+    """For a critic: the rewards themselves. A credit is all that is still to come, so the next one is what remains;
+    what a forced turn in between was paid belongs to the choice before it."""
+    for i, step in enumerate(steps):
+        after = steps[i + 1] if i + 1 < len(steps) else None
+        same = after is not None and (after.episode.id, after.turn.seat) == (step.episode.id, step.turn.seat)
+        step.paid, step.live = step.credit - (after.credit if after is not None and same else 0.0), True
 
 
 def _set_weights(
@@ -345,6 +361,8 @@ def _append(sample: Sample, step: Step) -> None:
     sample.advantages_L += [step.advantage] * len(loss_steps)
     sample.logprobs_L += [trace.logprobs_T[i] if trace.logprobs_T else 0.0 for i in loss_steps]
     sample.versions_L += [trace.versions_T[i] for i in loss_steps]
+    if step.paid is not None:
+        sample.rewards_L = [*(sample.rewards_L or ()), *[0.0] * (len(loss_steps) - 1), step.paid]
     assert sample.segments_L is not None
     sample.segments_L += [max(sample.segments_L, default=-1) + 1] * len(loss_steps)
     if sample.allowed_L is not None:
