@@ -101,9 +101,22 @@ def work(rank: int, world: int, folder: str, config: LearnerConfig) -> None:
     warm = [replace(s, values_L=None, returns_L=None) for s in batch(6)]
     learner.step(mine(warm[:1]), loss="sft")
     index = balance(batch(9), world)[rank]
-    torch.save({"index": index, "values": values, "figures": figures}, at / f"seen-{rank}")
+    seen = {"index": index, "values": values, "figures": figures, "after": after[0][0]}
+    torch.save(seen, at / f"seen-{rank}")
     if rank == 0:
         torch.save(dict(pair for bucket in buckets for pair in unpack(bucket)), at / "weights")
+    learner.close()
+
+
+def take_up(rank: int, world: int, folder: str, config: LearnerConfig) -> None:
+    """One rank that goes on where others stopped."""
+    at = Path(folder)
+    learner = LearnerRank(rank, world, str(at / "model"), config, timeout_s=120)
+    learner.connect(*learner.open_store())
+    learner.load(str(at / "state"), folder)
+    torch.save(learner.values(batch(9)), at / "taken-up")
+    learner.step(batch(5))
+    torch.save(learner.values(batch(9)), at / "gone-on")
     learner.close()
 
 
@@ -111,8 +124,8 @@ def run(folder: Path, world: int, config: LearnerConfig) -> dict[str, Any]:
     tiny_model().save_pretrained(folder / "model")
     torch.multiprocessing.spawn(work, (world, str(folder), config), nprocs=world)
     seen = [torch.load(folder / f"seen-{rank}") for rank in range(world)]
-    values = {i: v for one in seen for i, v in zip(one["index"], one["values"])}
-    return {"weights": torch.load(folder / "weights"), "values": values, "figures": seen[0]["figures"]}
+    joined = {name: {i: v for one in seen for i, v in zip(one["index"], one[name])} for name in ("values", "after")}
+    return {"weights": torch.load(folder / "weights"), "figures": seen[0]["figures"], **joined}
 
 
 @pytest.mark.engine
@@ -130,6 +143,20 @@ def test_steps_equal_plain_adamw_with_two_groups(stage: int, world: int, tmp_pat
     saved = load_file(tmp_path / "hf" / "model.safetensors")
     assert saved.keys() == trained.keys()
     assert all("value_loss" in figures and figures["updates"] == 1 for figures in found["figures"])
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_state_is_taken_up_by_another_number_of_ranks(stage: int, tmp_path: Path) -> None:
+    config = replace(CONFIG, zero_stage=stage, ranks=2)
+    found = run(tmp_path, 2, config)
+    torch.multiprocessing.spawn(take_up, (1, str(tmp_path), replace(config, ranks=1)), nprocs=1)
+    for i, values_L in enumerate(torch.load(tmp_path / "taken-up")):
+        assert values_L == pytest.approx(found["values"][i], abs=1e-5)
+    gone_on = dict(enumerate(torch.load(tmp_path / "gone-on")))
+    for i, values_L in found["after"].items():
+        assert gone_on[i] == pytest.approx(values_L, abs=1e-3), "with the momenta of both groups"
 
 
 @pytest.mark.engine

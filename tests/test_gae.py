@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
@@ -23,6 +24,7 @@ from learners.batching import BadSample, check
 from learners.critic import ValueHead, value_loss
 from learners.dump import dump, load
 from learners.gae import credited, gae, trajectories
+from learners.group import LearnerGroup
 from learners.learner import LearnerRank
 from learners.optimizer import make_adamw
 from learners.samples import build_samples
@@ -314,6 +316,41 @@ def test_a_new_head_says_zero_and_has_a_rate_of_its_own() -> None:
     assert {id(p) for p in policy["params"]} == {id(p) for p in model.lm.parameters()}
     assert learner._set_lr(None) == pytest.approx(0.0025) and own["lr"] == pytest.approx(0.025)
     assert policy["lr"] == pytest.approx(0.0025)
+
+
+class Remote:
+    """A rank as its group sees it; keeps what it was given to learn from."""
+
+    def __init__(self) -> None:
+        self.rank, self.lessons = rank(CONFIG), []  # type: ignore[var-annotated]
+        self.values, self.step = mock.Mock(remote=self._values), mock.Mock(remote=self._step)
+
+    async def _values(self, samples: list[Sample]) -> list[list[float]]:
+        return self.rank.values(samples)
+
+    async def _step(self, samples: list[Sample], *rest: Any) -> Any:
+        self.lessons += samples
+        return self.rank.step(samples, *rest)
+
+
+def test_a_group_compares_over_all_its_ranks() -> None:
+    group = object.__new__(LearnerGroup)
+    group.config, group.seed, group.dead, group.ranks = CONFIG, 0, "", [Remote(), Remote()]
+    samples = [replace(s, rewards_L=[1.0 * i] * len(s.positions_L), tags={"episode": f"e{i // 2}", "seat": "a"})
+               for i, s in enumerate(make_samples(8))]  # fmt: skip
+    figures = asyncio.run(group.step(samples))
+    expected, about = credited(samples, rank(CONFIG).values(samples), 1.0, 0.95)
+    learned = [sample for remote in group.ranks for sample in remote.lessons]
+    assert all(remote.lessons for remote in group.ranks) and len(learned) == 8
+    assert {n: figures[n] for n in about} == pytest.approx(about) and "value_loss" in figures
+    for sample in expected:
+        (found,) = [one for one in learned if one.token_ids_S == sample.token_ids_S]
+        assert found.advantages_L == pytest.approx(sample.advantages_L, abs=1e-4)
+        assert found.returns_L == pytest.approx(sample.returns_L, abs=1e-4)
+    for remote in group.ranks:
+        remote.lessons.clear()
+    asyncio.run(group.step(samples, loss="sft"))
+    assert all(sample.returns_L is None for remote in group.ranks for sample in remote.lessons)
 
 
 # -- what is refused
