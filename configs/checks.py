@@ -27,10 +27,11 @@ from configs.schema import (
     WarmStartConfig,
 )
 from configs.source import KeyPath, Source, show_key
-from configs.training_checks import training_problems
+from configs.training_checks import repeated_roles, training_problems
 from protocols.base import Protocol
 
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "rejection", "reward_weighted", *PREFERENCE_LOSSES)
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "hierarchical", "rejection", "reward_weighted",
+           *PREFERENCE_LOSSES)  # fmt: skip
 """Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
 
 
@@ -211,7 +212,8 @@ class Checker:
         learner = policy.learner
         if not policy.trained:
             why = "on a policy that is only warm-started"
-            self.unused(path, ["lr", "loss", "signal", "advantage", "reference"], why, (*path[:-1], "trained"))
+            goals = ["lr", "loss", "signal", "advantage", "reference", "critic"]
+            self.unused(path, goals, why, (*path[:-1], "trained"))
         if learner.device == "cpu":
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":
@@ -332,7 +334,7 @@ class Checker:
             self.error((*path, "plays_per_step"), message, f"a multiple of {stage.repeats}")
         if stage.repeats > 1:
             return
-        repeated = _repeated_roles(protocol)
+        repeated = repeated_roles(protocol)
         for name in sorted(self.updated(stage)):
             learner = self.config.policies[name].learner
             kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
@@ -394,16 +396,6 @@ class Checker:
                 )
                 message = f"about {_gib(memory)} of {device} memory are needed, there are {_gib(there)}"
                 self.error(("policies", most.policy), message, "smaller models, fewer replicas or ranks")
-
-
-def _repeated_roles(protocol: Protocol) -> set[str]:
-    """Roles of the protocols inside this one, where it plays them several times."""
-    found: set[str] = set()
-    for inner in vars(protocol).values():
-        if isinstance(inner, Protocol):
-            repeated = getattr(protocol, "repeats", 1) > 1
-            found |= set(inner.roles().values()) if repeated else _repeated_roles(inner)
-    return found
 
 
 def _list(names: Iterable[str]) -> str:

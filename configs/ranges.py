@@ -6,6 +6,7 @@ from configs.schema import (
     AdvantageConfig,
     ArmConfig,
     ClusterConfig,
+    CriticConfig,
     EngineConfig,
     EvalConfig,
     GuardConfig,
@@ -46,7 +47,8 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
         "correction_high": (TINY, INF),
     },
     SignalConfig: {"best": _COUNT, "temperature": (TINY, INF), "consistency": _FROM_0},
-    AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999)},
+    AdvantageConfig: {"discount": (0, 1), "decay": (0, 0.9999), "gamma": (0, 1), "lam": (0, 1)},
+    CriticConfig: {"coef": (TINY, INF), "clip": _FROM_0, "lr": (TINY, INF)},
     ReferenceConfig: {"every": _COUNT, "decay": (0, 0.999999)},
     LearnerConfig: {
         **dict.fromkeys(("ranks", "epochs", "minibatches", "micro_tokens", "threads"), _COUNT),

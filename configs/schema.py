@@ -13,6 +13,7 @@ from configs.schema_learner import (
     PREFERENCE_LOSSES as PREFERENCE_LOSSES,
     REFERENCE_LOSSES as REFERENCE_LOSSES,
     AdvantageConfig as AdvantageConfig,
+    CriticConfig as CriticConfig,
     Device as Device,
     LearnerConfig as LearnerConfig,
     LoraConfig as LoraConfig,

@@ -77,6 +77,22 @@ class AdvantageConfig:
     of a seat with all that the seat was paid in the episode."""
     discount: float = 0.0
     """credit: turn. A turn is credited with its own reward plus discount times the credit of the seat's next turn."""
+    gamma: float = 1.0
+    """gae: discount from each sampled token to the next."""
+    lam: float = 0.95
+    """gae: 0 trusts the critic (one token ahead), 1 the rewards."""
+
+
+@dataclass
+class CriticConfig:
+    """The value head that advantage: {kind: gae} needs: a linear map of the policy's last hidden state."""
+
+    coef: float = 0.1
+    """Weight of its loss beside the policy's; it moves the policy's features too."""
+    clip: float = 0.2
+    """How far a value may move in one step before its loss stops pulling, in units of the rewards; 0: any distance."""
+    lr: float | None = None
+    """Of the head alone. Unset: the learner's."""
 
 
 @dataclass
@@ -161,6 +177,8 @@ class LearnerConfig:
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    critic: CriticConfig | None = None
+    """advantage: {kind: gae} needs one, and nothing else does. Each stage begins with a new one."""
     trusted: float = 1.0
     """Judges: share of the tasks (told by a hash of their names) whose right answers may be learned from, by the signal
     truth, by the reward right_verdict and by a warm start. The other tasks are judged, and measured."""

@@ -32,6 +32,7 @@ def training_problems(config: RunConfig, protocols: Protocols) -> Iterator[Mista
     for name, policy in config.policies.items():
         if policy.kind == "lm" and (policy.trained or policy.warm_start):
             yield from _unread(config, protocols, name, policy)
+            yield from _flat(config, protocols, name, policy)
     for i, guard in enumerate(config.guards):
         yield from _guard(config, guard, ("guards", i))
 
@@ -123,6 +124,32 @@ def _learns(
     elif paid is not None and not roles & paid:
         message = f"policy {name!r} would learn nothing: no reward of protocol {stage.protocol!r} is for its roles"
         yield path, message, f"rewards for {', '.join(sorted(roles))}; there are some for: {', '.join(sorted(paid))}"
+
+
+def repeated_roles(protocol: Protocol) -> set[str]:
+    """Roles of the protocols inside this one, where it plays them several times."""
+    found: set[str] = set()
+    for inner in vars(protocol).values():
+        if isinstance(inner, Protocol):
+            repeated = getattr(protocol, "repeats", 1) > 1
+            found |= set(inner.roles().values()) if repeated else repeated_roles(inner)
+    return found
+
+
+def _flat(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:
+    """Advantages over a hierarchy for a policy that is never on its lower level."""
+    learner = policy.learner
+    if (learner.signal.kind, learner.advantage.kind) != ("advantage", "hierarchical"):
+        return
+    stages = [stage for stage in config.stages.values() if name in updated(config, stage)]
+    for stage in stages:
+        protocol = protocols.get(stage.protocol)
+        if protocol is None or any(stage.roles.get(role) == name for role in repeated_roles(protocol)):
+            return
+    if stages:
+        message = f"hierarchical has nothing to nest: policy {name!r} takes no part in sub-plays that are repeated"
+        valid = "reinforce_pp_baseline, which is the same without nesting"
+        yield ("policies", name, "learner", "advantage", "kind"), message, valid
 
 
 def _unread(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:

@@ -1,10 +1,10 @@
 """Advantages: how the rewards of one group are compared with each other.
 
 A kind is made of up to three small functions: what happens within a group (`ADVANTAGES`: `rewards_G` to
-`advantages_G`, axis G: the members of one group), over the whole batch afterwards (`OVER_BATCH`), or against a
-moving average that outlives the batch (`role_ema`). What a group *is* is not decided here but by `group_by`
-in the config: with `group_by: []` the whole batch is one group, so `dr_grpo` is then REINFORCE with the batch
-mean as baseline. The learner never knows which of these ran. Axis B: all members of a batch.
+`advantages_G`, axis G: the members of one group), over the whole batch or each level of it afterwards (`OVER_BATCH`,
+`OVER_LEVEL`), or against a moving average that outlives the batch (`role_ema`). What a group *is* is not decided
+here but by `group_by` in the config: with `group_by: []` the whole batch is one group, so `dr_grpo` is then REINFORCE
+with the batch mean as baseline. The learner never knows which of these ran. Axis B: all members of a batch.
 """
 
 from __future__ import annotations
@@ -116,12 +116,27 @@ ADVANTAGES: dict[str, GroupAdvantage] = {
     "reinforce": reinforce,
     "reinforce_pp": reinforce,
     "reinforce_pp_baseline": dr_grpo,
+    "hierarchical": dr_grpo,
     "role_ema": reinforce,
+    "gae": reinforce,
 }
-"""What each kind does within a group. `role_ema` has a baseline from elsewhere: see `compare`."""
+"""What each kind does within a group. `role_ema` has a baseline from elsewhere: see `compare`. For `gae` the rewards
+are handed on to the learner, whose critic makes advantages of them (learners/gae.py)."""
 
 OVER_BATCH: dict[str, GroupAdvantage] = {"reinforce_pp": whiten, "reinforce_pp_baseline": scale}
 """What some kinds do with all groups together afterwards."""
+
+OVER_LEVEL: dict[str, GroupAdvantage] = {"hierarchical": scale}
+"""What some kinds do afterwards with all groups of one level of play: turns of one role in one protocol.
+
+`hierarchical`, for plays within plays (a proposal and the tries at it): A = a / (std of a over its level + 1e-6), with
+a = r - mean over its siblings. Groups are nested: siblings are also of the same parent play, so that a try is compared
+with the tries at the same proposal, and a proposal with other proposals, never a try with a proposal. That is the
+two-level baseline of hierarchical advantage estimation, arXiv 2602.16165 (the executor's is conditional on the
+planner's choice), with groups in place of critics, one inside the other, as in arXiv 2505.10978. Each level has a scale
+of its own, or a policy that is paid p(1 - p) as proposer and 0 or 1 as solver would hardly learn to propose: arXiv
+2505.03335 (TRR++) normalises for each task and role likewise, without nesting. Members of flat groups stay exactly 0.
+"""
 
 Key = tuple[str, ...]
 
@@ -133,8 +148,10 @@ def compare(
     trajectories_B: Sequence[Hashable],
     decay: float,
     baselines: MutableMapping[str, float],
+    levels_B: Sequence[Key] = (),
 ) -> Floats:
-    """Advantages of a whole batch. Members with equal keys are a group; `trajectories_B` as in `role_ema`.
+    """Advantages of a whole batch. Members with equal keys are a group; `trajectories_B` as in `role_ema`; members with
+    equal `levels_B` are a level (`OVER_LEVEL`; none given: all are).
 
     `baselines`: key joined by " / " -> moving average. Read and moved by `role_ema`, ignored by all others; whoever
     calls this keeps it between batches.
@@ -148,6 +165,9 @@ def compare(
             advantages_B[members], baselines[name] = role_ema(rewards_B[members], ids, old, decay)
         else:
             advantages_B[members] = ADVANTAGES[kind](rewards_B[members])
+    if kind in OVER_LEVEL:
+        for members in groups(levels_B or [()] * len(rewards_B)).values():
+            advantages_B[members] = OVER_LEVEL[kind](advantages_B[members])
     over_batch = OVER_BATCH.get(kind)
     return advantages_B if over_batch is None or not len(rewards_B) else over_batch(advantages_B)
 

@@ -32,6 +32,8 @@ class MicroBatch:
     segments_L: Tensor
     proximal_logprobs_L: Tensor | None
     reference_logprobs_L: Tensor | None
+    values_L: Tensor | None = None
+    returns_L: Tensor | None = None
 
 
 def count(samples: Sequence[Sample]) -> tuple[int, int]:
@@ -47,7 +49,10 @@ def _segments(sample: Sample) -> list[int]:
 def check(sample: Sample) -> None:
     """Raises BadSample when lengths disagree, a position predicts nothing or a target is illegal."""
     lists: list[Sized] = [sample.positions_L, sample.advantages_L, sample.logprobs_L, sample.versions_L]
-    optional = [sample.allowed_L, sample.segments_L, sample.proximal_logprobs_L, sample.reference_logprobs_L]
+    optional = [
+        sample.allowed_L, sample.segments_L, sample.proximal_logprobs_L, sample.reference_logprobs_L,
+        sample.rewards_L, sample.values_L, sample.returns_L,
+    ]  # fmt: skip
     lengths = {len(values) for values in [*lists, *(values for values in optional if values is not None)]}
     if len(lengths) != 1:
         raise BadSample(f"sample {sample.group!r}: lists per loss token have lengths {sorted(lengths)}")
@@ -109,11 +114,12 @@ def collate(
     segments = [numbers.setdefault(reply, len(numbers)) for reply in replies]
     proximal = _known([s.proximal_logprobs_L for s in chosen])
     reference = _known([s.reference_logprobs_L for s in chosen])
+    old_values, returns = _known([s.values_L for s in chosen]), _known([s.returns_L for s in chosen])
     legal_rows, legal_tokens = _legal(chosen)
     if not targets:
         rows, cols, targets, temperatures = [0], [0], [0], [1.0]
         advantages, old, versions, owners, segments = [0.0], [0.0], [0], [-1], [0]
-        proximal = reference = [0.0]
+        proximal = reference = old_values = returns = [0.0]
 
     def integers(values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -138,6 +144,8 @@ def collate(
         segments_L=integers(segments),
         proximal_logprobs_L=None if proximal is None else floats(proximal),
         reference_logprobs_L=None if reference is None else floats(reference),
+        values_L=None if old_values is None else floats(old_values),
+        returns_L=None if returns is None else floats(returns),
     )
 
 

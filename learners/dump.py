@@ -39,7 +39,10 @@ def load(path: Path | str) -> list[Sample]:
     """The samples of a dump."""
     samples = [Sample(**raw) for raw in json.loads(Path(path).read_text())["samples"]]
     for sample in samples:
-        for name in ("advantages_L", "logprobs_L", "proximal_logprobs_L", "reference_logprobs_L"):
+        for name in (
+            "advantages_L", "logprobs_L", "proximal_logprobs_L", "reference_logprobs_L",
+            "rewards_L", "values_L", "returns_L",
+        ):  # fmt: skip
             values = getattr(sample, name)
             setattr(sample, name, None if values is None else [float(value) for value in values])
         if sample.allowed_L is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from configs.schema import LearnerConfig
 from learners.batching import balance, check
+from learners.gae import credited
 from learners.learner import LearnerRank
 from learners.pairs import Lesson, mismatches, sequences, share
 from learners.settings import deepspeed_json
@@ -110,21 +111,34 @@ class LearnerGroup:
         sampler's log-probabilities before the first update; grad_norm before clipping; lr; tokens
         (loss tokens, once per pass); sequences; updates; skipped. With a preference loss, as means over pairs: loss,
         preference_accuracy (pairs with a margin above 0), preference_margin, chosen_logratio, rejected_logratio,
-        chosen_nll, kto_drift. Raises BadSample, LearnerDied.
+        chosen_nll, kto_drift. With a critic, which is asked first, on the whole batch: value_loss, value_clip_fraction,
+        and the figures of learners/gae.py. Raises BadSample, LearnerDied.
         """
         for sample in [*sequences(lessons), *mismatches(lessons)]:
             check(sample)
+        about: dict[str, float] = {}
+        if self.config.critic is not None and loss is None:
+            samples, how = sequences(lessons), self.config.advantage
+            lessons, about = credited(samples, await self.values(samples), how.gamma, how.lam)
         shares = [[lessons[i] for i in part] for part in share(lessons, len(self.ranks), self.config.packing)]
         seed = self.seed if seed is None else seed
         refs = [rank.step.remote(mine, loss, lr, seed, version) for rank, mine in zip(self.ranks, shares)]
-        return merge(await self._gather(refs))
+        return {**merge(await self._gather(refs)), **about}
 
     async def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probability of every loss token under the weights held now, in the order of `samples`."""
+        return await self._scored("logprobs", samples)
+
+    async def values(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The critic's value before every loss token, in the order of `samples`."""
+        return await self._scored("values", samples)
+
+    async def _scored(self, method: str, samples: Sequence[Sample]) -> list[list[float]]:
         for sample in samples:
             check(sample)
         parts = balance(samples, len(self.ranks))
-        refs = [rank.logprobs.remote([samples[i] for i in part]) for rank, part in zip(self.ranks, parts)]
+        shares = [[samples[i] for i in part] for part in parts]
+        refs = [getattr(rank, method).remote(share) for rank, share in zip(self.ranks, shares)]
         found: list[list[float]] = [[] for _ in samples]
         for part, values in zip(parts, await self._gather(refs)):
             for i, value in zip(part, values):

@@ -105,6 +105,7 @@ class LearnerRank(Saving):
         import deepspeed
         import torch
 
+        from learners.critic import make_head
         from learners.optimizer import make_adamw
         from learners.packing_check import check_packing
         from learners.reference import Reference
@@ -113,7 +114,8 @@ class LearnerRank(Saving):
         torch.manual_seed(self.seed)
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
         self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
-        model = TokenModel(lm.to(self.device))
+        lm = lm.to(self.device)
+        model = TokenModel(lm, make_head(lm) if self.config.critic else None)
         if self.adapted is not None:
             leave_out_frozen(model)
         check_head(model)
@@ -196,6 +198,7 @@ class LearnerRank(Saving):
         import torch
 
         from learners.batching import collate, count
+        from learners.critic import value_term
         from learners.figures import Figures
         from learners.losses import token_loss, token_weights
         from learners.pair_loss import kto_drift, pair_terms
@@ -212,7 +215,7 @@ class LearnerRank(Saving):
         drift = kto_drift(pairs, self.logprobs, self.device, self.world) if config.kind == "kto" else 0.0
         for i in range(micro_batches):
             batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
-            logprobs_L, entropy_L = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
+            logprobs_L, entropy_L, *values = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
             if config.kind in PREFERENCE_LOSSES:
                 loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
             else:
@@ -224,6 +227,9 @@ class LearnerRank(Saving):
                 weights_N = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
             # DeepSpeed averages over ranks; the weights add up over all of them.
             loss = (loss_N * weights_N).sum() * self.world
+            if self.config.critic is not None:
+                term, more = value_term(self.config.critic, values[0], batch, tokens)
+                loss, metrics = loss + term * self.world, {**metrics, **more}
             if not bool(torch.isfinite(loss)):
                 loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
             self.engine.backward(loss, scale_wrt_gas=False)
@@ -252,11 +258,14 @@ class LearnerRank(Saving):
         return tokens, replies, int(max(x[2] for x in everyones))
 
     def _set_lr(self, lr: float | None) -> float:
-        """Linear warm-up over `config.warmup_steps` optimizer steps, the first of which already moves."""
+        """Linear warm-up over `config.warmup_steps` optimizer steps, the first of which already moves. The head of a
+        critic keeps the ratio of its rate to the policy's."""
         lr = self.config.lr if lr is None else lr
         lr *= min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        critic = self.config.critic
+        head = critic.lr / self.config.lr if critic is not None and critic.lr is not None else 1.0
+        for group, share in zip(self.engine.optimizer.param_groups, (1.0, head)):
+            group["lr"] = lr * share
         return lr
 
     def reset_optimizer(self) -> None:
@@ -271,11 +280,19 @@ class LearnerRank(Saving):
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Log-probability of every loss token of every sample under the weights held now."""
+        return self._scored(samples, 0)
+
+    def values(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The critic's value before every loss token of every sample."""
+        return self._scored(samples, 2)
+
+    def _scored(self, samples: Sequence[Sample], output: int) -> list[list[float]]:
+        """One of the outputs of the forward pass (TokenModel)."""
         from learners.reference import token_logprobs
 
         tokens, packing = self.config.micro_tokens, self.config.packing
         *_, passes = self._agree(0, 0, len(split(samples, tokens, packing)[0]))
-        return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes)
+        return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes, output=output)
 
     # ------------------------------------------------------- weights (files: learners/saving.py)
 

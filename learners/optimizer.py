@@ -13,7 +13,7 @@ class SafeAdamW(torch.optim.AdamW):
     skips; it does read these two attributes. `max_norm` 0: no clipping.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], max_norm: float, **settings: object) -> None:
+    def __init__(self, parameters: list[dict[str, list[nn.Parameter]]], max_norm: float, **settings: object) -> None:
         super().__init__(parameters, **settings)  # type: ignore[arg-type]
         self.max_norm = max_norm
         self._global_grad_norm = 0.0
@@ -39,8 +39,13 @@ def make_adamw(
     eps: float,
     max_norm: float | None,
 ) -> torch.optim.AdamW:
-    """SafeAdamW when `max_norm` is given, else torch's own (ZeRO clips). Fused: one kernel per tensor."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """SafeAdamW when `max_norm` is given, else torch's own (ZeRO clips). Fused: one kernel per tensor. A value head has
+    a group of its own, the second, for its learning rate."""
+    head = getattr(model, "value_head", None)
+    apart = [] if head is None else list(head.parameters())
+    own = {id(p) for p in apart}
+    parameters = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in own]}]
+    parameters += [{"params": apart}] if apart else []
     settings = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "fused": True}
     if max_norm is None:
         return torch.optim.AdamW(parameters, **settings)  # type: ignore[arg-type]

@@ -118,22 +118,23 @@ def check_saved(folder: str | Path, facts: Mapping[str, Any] | None, reference: 
 
 
 def token_logprobs(
-    forward: Callable[..., tuple[Tensor, Tensor]],
+    forward: Callable[..., tuple[Tensor, ...]],
     samples: Sequence[Sample],
     micro_tokens: int,
     device: torch.device,
     packing: Packing = "none",
     at_least: int = 0,
+    output: int = 0,
 ) -> list[list[float]]:
-    """Log-probability of every loss token of every sample, without gradient. `at_least`: forward passes, for ranks
-    that have to keep step with others."""
+    """Log-probability of every loss token of every sample, without gradient, or what else the forward pass has as its
+    `output`. `at_least`: forward passes, for ranks that have to keep step with others."""
     parts, width = split(samples, micro_tokens, packing)
     found: list[list[float]] = [[] for _ in samples]
     with torch.no_grad():
         for i in range(max(len(parts), at_least)):
             batch = collate(samples, parts[i] if i < len(parts) else [], device, width)
-            logprobs_L, _ = forward(**batch.inputs)
-            for owner, value in zip(batch.index_L.tolist(), logprobs_L.tolist()):
+            values_L = forward(**batch.inputs)[output]
+            for owner, value in zip(batch.index_L.tolist(), values_L.tolist()):
                 if owner >= 0:
                     found[owner].append(value)
     return found

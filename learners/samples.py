@@ -7,9 +7,10 @@
    is missing data, not a zero: it trains nothing and is counted.
 2. *Advantage.* Credits are compared within groups of equal `group_by` values; with `turn` among them (the
    default), never across an agent's own turns. `role_ema` compares with moving averages, one for each
-   combination of `baseline_by` values; `reinforce_pp` with the whole batch. Other signals than `advantage` give
-   a turn a weight instead: whether, and how much, to imitate it (learners/signals.py). `truth` learns from the
-   questions that a judge was asked, not from its turns (learners/truth.py).
+   combination of `baseline_by` values; `reinforce_pp` with the whole batch; `hierarchical` within one parent play.
+   Other signals than `advantage` give a turn a weight instead: whether, and how much, to imitate it
+   (learners/signals.py). `truth` learns from the questions that a judge was asked, not from its turns
+   (learners/truth.py).
 3. *Packing.* The turns of a seat share a sequence while its chat only grew, checked on token ids.
 
 Only sampled tokens carry loss: not prompts, not tokens that were the only legal one, not reads.
@@ -17,6 +18,7 @@ Only sampled tokens carry loss: not prompts, not tokens that were the only legal
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -25,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema import AdvantageConfig, SignalConfig
-from learners.advantages import ADVANTAGES, Key, compare, groups, is_flat
+from learners.advantages import ADVANTAGES, OVER_LEVEL, Key, compare, groups, is_flat
 from learners.settings import ADVANTAGE_USES, SIGNAL_USES
 from learners.signals import SIGNALS
 from learners.truth import Answers, truth_samples
@@ -41,8 +43,13 @@ GROUP_FIELDS: Mapping[str, Callable[[Episode, Turn], str]] = {
     "turn": lambda episode, turn: str(turn.turn),
     "seat": lambda episode, turn: turn.seat,
     "opponent": lambda episode, turn: _opponent(episode, turn),
+    "parent": lambda episode, turn: episode.parent or "",
+    "prompt": lambda episode, turn: _prompt(turn),
 }
 """What `group_by` and `baseline_by` may name."""
+
+LEVEL = ("protocol", "role")
+"""What turns of one level of play have in common (advantages.OVER_LEVEL)."""
 
 
 class UnknownSetting(ValueError):
@@ -68,6 +75,8 @@ class Step:
     advantage: float = 0.0
     live: bool = False
     """Whether any member of its group has an advantage; other signals: whether it has a weight itself."""
+    paid: float | None = None
+    """gae: what the seat was paid from this turn on until its next one that trains."""
 
 
 def build_samples(
@@ -90,7 +99,9 @@ def build_samples(
         return truth_samples(episodes, policy, signal.consistency, answers)
     counts: Counter[str] = Counter()
     steps = rewarded_steps(episodes, policy, config, counts, answers)
-    if signal.kind == "advantage":
+    if signal.kind == "advantage" and config.kind == "gae":
+        _set_paid(steps)
+    elif signal.kind == "advantage":
         _set_advantages(steps, config, {} if baselines is None else baselines, counts)
     else:
         _set_weights(steps, config, signal, counts)
@@ -160,14 +171,17 @@ def _rewarded(
         assert math.isfinite(reward.value), f"episode {episode.id}: reward {reward.name!r} is {reward.value}"
         rewards[reward.seat, reward.turn] += reward.value
     own = [turn for turn in episode.turns if turn.policy == policy and not turn.read]
+    credits: list[float | None]
     for turns in _seats(own):
         taken = {turn.turn for turn in turns}
         counts["rewards_unmatched"] += sum(
             seat == turns[0].seat and index is not None and index not in taken for seat, index in rewards
         )
-        if config.credit == "trajectory":
+        if config.kind == "gae":  # all that is still to come: see _set_paid
+            credits = _credits(turns, rewards, 1.0)
+        elif config.credit == "trajectory":
             paid = [value for (seat, _), value in rewards.items() if seat == turns[0].seat]
-            credits: list[float | None] = [math.fsum(paid) if paid else None] * len(turns)
+            credits = [math.fsum(paid) if paid else None] * len(turns)
         else:
             credits = _credits(turns, rewards, config.discount)
         for turn, credit in zip(turns, credits):
@@ -220,6 +234,15 @@ def _opponent(episode: Episode, turn: Turn) -> str:
     return "+".join(sorted(others))
 
 
+def _prompt(turn: Turn) -> str:
+    """A digest of all the tokens that a turn was sampled after; "" without a trace. Equal where seats had the same
+    history up to here, whatever they do afterwards: the anchor states of arXiv 2505.10978, branches of one prefix."""
+    if turn.trace is None:
+        return ""
+    ids = np.array(turn.trace.prompt_ids_P, dtype="<i8").tobytes()  # fixed width: no two lists have the same bytes
+    return hashlib.blake2b(ids, digest_size=12).hexdigest()
+
+
 def _set_advantages(
     steps: Sequence[Step],
     config: AdvantageConfig,
@@ -228,14 +251,25 @@ def _set_advantages(
 ) -> None:
     used = ADVANTAGE_USES[config.kind]
     fields = config.baseline_by if "baseline_by" in used else config.group_by if "group_by" in used else []
-    keys_B = keys_of(steps, fields)
+    if config.kind in OVER_LEVEL and "parent" not in fields:
+        fields = [*fields, "parent"]
+    keys_B, levels_B = keys_of(steps, fields), keys_of(steps, LEVEL)
     credits_B = np.array([step.credit for step in steps])
     trajectories_B = [(step.episode.id, step.turn.seat) for step in steps]
-    advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines)
+    advantages_B = compare(config.kind, credits_B, keys_B, trajectories_B, config.decay, baselines, levels_B)
     for members in _count_groups(steps, keys_B, fields, counts):
         live = bool(advantages_B[members].any())
         for i in members:
             steps[i].advantage, steps[i].live = float(advantages_B[i]), live
+
+
+def _set_paid(steps: Sequence[Step]) -> None:
+    """For a critic: the rewards themselves. A credit is all that is still to come, so the next one is what remains;
+    what a forced turn in between was paid belongs to the choice before it."""
+    for i, step in enumerate(steps):
+        after = steps[i + 1] if i + 1 < len(steps) else None
+        same = after is not None and (after.episode.id, after.turn.seat) == (step.episode.id, step.turn.seat)
+        step.paid, step.live = step.credit - (after.credit if after is not None and same else 0.0), True
 
 
 def _set_weights(
@@ -327,6 +361,8 @@ def _append(sample: Sample, step: Step) -> None:
     sample.advantages_L += [step.advantage] * len(loss_steps)
     sample.logprobs_L += [trace.logprobs_T[i] if trace.logprobs_T else 0.0 for i in loss_steps]
     sample.versions_L += [trace.versions_T[i] for i in loss_steps]
+    if step.paid is not None:
+        sample.rewards_L = [*(sample.rewards_L or ()), *[0.0] * (len(loss_steps) - 1), step.paid]
     assert sample.segments_L is not None
     sample.segments_L += [max(sample.segments_L, default=-1) + 1] * len(loss_steps)
     if sample.allowed_L is not None:

@@ -65,7 +65,7 @@ class Saving(ABC):
         """What has to be the same where a state is taken up, but for the number of ranks."""
         lora = asdict(self.config.lora) if self.config.lora else None
         shape = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
-        return {**shape, "lora": lora}
+        return {**shape, "lora": lora, "critic": "a value head" if self.config.critic else None}
 
     def load(self, folder: str, scratch: str = "") -> dict[str, Any]:
         """Takes up what `save` wrote and returns its `extra`. Bit by bit as it was, unless another number of ranks

@@ -45,9 +45,10 @@ NORMALISE = {
 
 _EACH_GROUP = frozenset({"credit", "discount", "group_by"})
 ADVANTAGE_USES: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp_baseline"), _EACH_GROUP),
+    **dict.fromkeys(("grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp_baseline", "hierarchical"), _EACH_GROUP),
     "reinforce_pp": frozenset({"credit", "discount"}),
     "role_ema": frozenset({"credit", "discount", "baseline_by", "decay"}),
+    "gae": frozenset({"gamma", "lam"}),
 }
 """Advantage kind -> the fields of AdvantageConfig that it reads (`discount` with `credit: turn` only)."""
 
@@ -172,6 +173,7 @@ def check_learner(config: LearnerConfig, device: str) -> None:
     check_loss(config.loss)
     check_reference(config)
     check_signal(config)
+    check_critic(config)
     if config.offload != "none" and device == "cpu":
         raise LearnerConfigError("offload: has no effect on the CPU")
     if config.lora and not config.lora.target_modules:
@@ -189,6 +191,33 @@ def check_signal(config: LearnerConfig) -> None:
         )
     if signal != "truth" and loss in SCORES:
         raise LearnerConfigError(f"loss.kind: {loss!r} scores probabilities; valid with signal: {{kind: truth}}")
+
+
+POLICY_GRADIENT = tuple(kind for kind, uses in LOSS_USES.items() if _POLICY_GRADIENT <= uses)
+"""Losses that weigh what was sampled by advantages."""
+
+
+def check_critic(config: LearnerConfig) -> None:
+    """Raises LearnerConfigError for a critic that nothing asks, and for advantages by a critic that there is not."""
+    signal, loss = config.signal.kind, config.loss.kind
+    asked = signal == "advantage" and config.advantage.kind == "gae"
+    if config.critic is None:
+        if asked and loss not in PREFERENCE_LOSSES:
+            others = ", ".join(kind for kind in ADVANTAGE_USES if kind != "gae")
+            raise LearnerConfigError(
+                f"advantage.kind: gae needs a critic; valid: critic: {{}} beside it, or without one: {others}"
+            )
+        return
+    if loss not in POLICY_GRADIENT:
+        valid = ", ".join(POLICY_GRADIENT)
+        raise LearnerConfigError(
+            f"critic: the loss {loss!r} has no use for one; valid: no critic, or loss.kind: {valid}"
+        )
+    if not asked:
+        what = f"signal {signal!r}" if signal != "advantage" else f"advantage {config.advantage.kind!r}"
+        raise LearnerConfigError(
+            f"critic: the {what} does not ask it; valid: no critic, or advantage: {{kind: gae}}"
+        )
 
 
 def resolve_dtype(config: LearnerConfig, device: str) -> str:

@@ -53,9 +53,9 @@ class TokenModel(nn.Module):
     attends to later padding, so real positions are exact.
     """
 
-    def __init__(self, lm: nn.Module) -> None:
+    def __init__(self, lm: nn.Module, value_head: nn.Module | None = None) -> None:
         super().__init__()
-        self.lm = lm
+        self.lm, self.value_head = lm, value_head
 
     def forward(
         self,
@@ -69,8 +69,9 @@ class TokenModel(nn.Module):
         entropy_grad: bool = False,
         position_ids_BT: Tensor | None = None,
         mask_B1TT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability of `targets_L` and the entropy (nats) of its distribution, both [L], float32.
+    ) -> tuple[Tensor, ...]:
+        """Log-probability of `targets_L` and the entropy (nats) of its distribution, both [L], float32; with a value
+        head (learners/critic.py) also the value before each target.
 
         (rows_L, cols_L) is the position that *predicts* the target. The distribution is that of the
         sampler's processed log-probabilities: logits over temperature, then the legal tokens only.
@@ -82,7 +83,8 @@ class TokenModel(nn.Module):
         if mask_B1TT is not None:
             packed["attention_mask"] = mask_B1TT
         hidden_BTD = self.lm.base_model(input_ids=input_ids_BT, use_cache=False, **packed).last_hidden_state
-        logits_LV = self.lm.get_output_embeddings()(hidden_BTD[rows_L, cols_L]).float()
+        hidden_LD = hidden_BTD[rows_L, cols_L]
+        logits_LV = self.lm.get_output_embeddings()(hidden_LD).float()
         logits_LV = logits_LV / temperature_L[:, None]
         illegal_LV = None
         if legal_rows_K is not None:
@@ -96,7 +98,9 @@ class TokenModel(nn.Module):
             # An illegal token has p log p = 0; -inf times 0 would be NaN, forwards and backwards.
             finite_LV = logprobs_LV if illegal_LV is None else logprobs_LV.masked_fill(illegal_LV, 0.0)
             entropy_L = -(logprobs_LV.exp() * finite_LV).sum(-1)
-        return logprobs_L, entropy_L
+        if self.value_head is None:
+            return logprobs_L, entropy_L
+        return logprobs_L, entropy_L, self.value_head(hidden_LD)
 
 
 def probe(model: nn.Module) -> Tensor:
@@ -106,7 +110,7 @@ def probe(model: nn.Module) -> Tensor:
     ids_T = probe_ids(inner.lm).to(device)
     padded_T = torch.cat([ids_T, ids_T.new_zeros(3)])
     with torch.no_grad():
-        logprobs_T, _ = model(
+        logprobs_T, *_ = model(
             padded_T[None],
             torch.zeros_like(ids_T),
             torch.arange(len(ids_T), device=device),

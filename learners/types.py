@@ -30,6 +30,12 @@ class Sample:
     """Log-probability under the learner's weights at the start of the step; None: not computed."""
     reference_logprobs_L: list[float] | None = None
     """Log-probability under a frozen reference, with the same mask and temperature; None: there is none."""
+    rewards_L: list[float] | None = None
+    """For a critic (learners/gae.py): what was paid after each token, before the next; None: advantages are known."""
+    values_L: list[float] | None = None
+    """The critic's value before each token, at the start of the step."""
+    returns_L: list[float] | None = None
+    """What the critic aims at before each token."""
 
 
 @dataclass(frozen=True, slots=True)
