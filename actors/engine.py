@@ -26,6 +26,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+from actors.engine_adapter import check_adapter, local_folder
 from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
 from actors.engine_setup import build_llm, checkpoint_shapes
 from actors.messages import GenRequest, GenResult, WeightBucket
@@ -123,16 +124,17 @@ class Engine:
     async def update_weights(self, version: int, buckets: Sequence[Any]) -> dict[str, float]:
         """Replaces all weights in place; generations in flight go on with the new ones.
 
-        `buckets`: WeightBucket, or its fields as a dict. Returns seconds and bytes.
-        Raises ValueError, with the old weights untouched, for a version older than the current one, a wrong
-        checksum, and parameters that are missing, unknown or of the wrong shape.
+        `buckets`: WeightBucket, or its fields as a dict; of whole parameters, or of an adapter, which is merged
+        with its plain model here. Returns seconds and bytes. Raises ValueError, with the old weights untouched,
+        for a version older than the current one, a wrong checksum, and parameters that are missing, unknown or of
+        the wrong shape.
         """
         start = time.monotonic()
         async with self._update_lock:
             if version < self.version:
                 raise ValueError(f"policy {self.policy!r}: version {version} is older than {self.version}")
             held = [WeightBucket(**bucket) if isinstance(bucket, dict) else bucket for bucket in buckets]
-            check_parameters(self._shapes, held)
+            (check_base if held and held[0].base else check_parameters)(self._shapes, held)
             await asyncio.to_thread(check_sums, held)
             await asyncio.wrap_future(self._run(lambda: self._load(version, held)))
         nbytes = sum(entry[4] for bucket in held for entry in bucket.entries)
@@ -256,7 +258,7 @@ class Engine:
         assert dropped, "vLLM kept activations of the old weights"
         llm.collective_rpc("start_weight_update")
         for bucket in buckets:
-            info = {"data": bucket.data, "entries": bucket.entries}
+            info = {"data": bucket.data, "entries": bucket.entries, "base": bucket.base, "scaling": bucket.scaling}
             llm.collective_rpc("update_weights", kwargs={"update_info": info})
         llm.collective_rpc("finish_weight_update")
         self._label_versions[label] = version
@@ -302,3 +304,15 @@ def check_parameters(shapes: dict[str, tuple[int, ...]] | None, buckets: Sequenc
             raise ValueError(
                 f"update refused, {len(names)} parameters {what}: {', '.join(sorted(names)[:3])}"
             )
+
+
+def check_base(shapes: dict[str, tuple[int, ...]] | None, buckets: Sequence[WeightBucket]) -> None:
+    """Raises ValueError unless the buckets hold one adapter of a plain model that this engine can read and that has the
+    parameters of its own."""
+    if len({(bucket.base, bucket.scaling) for bucket in buckets}) > 1:
+        raise ValueError("update refused, its buckets belong to different adapters")
+    base = checkpoint_shapes(str(local_folder(buckets[0].base))) or {}
+    names = (base.keys() | (shapes or {}).keys()) - {"lm_head.weight"}  # a tied one may be listed, or not
+    if shapes is not None and any(shapes.get(name) != base.get(name) for name in names):
+        raise ValueError(f"update refused, {buckets[0].base} is no model of this engine's shape")
+    check_adapter(base, {entry[0]: tuple(entry[1]) for bucket in buckets for entry in bucket.entries})

@@ -57,3 +57,8 @@ class WeightBucket:
     data: object
     """numpy uint8 array; lives in Ray's object store between learner and engine."""
     sha256: str = ""
+    base: str = ""
+    """Of an adapter: folder or name of the plain model that it belongs to. The entries are then A and B of its layers
+    (actors/engine_adapter.py). Empty: entries are whole parameters."""
+    scaling: float = 0.0
+    """Of an adapter: how much B A counts."""
