@@ -24,6 +24,8 @@ class GenRequest:
     seed: int | None = None
     play: str = ""
     """The play that asks, for the router: its prompts share beginnings."""
+    adapter: str = ""
+    """On engines that several policies share: whose adapter it is computed with; "" for the base as it is."""
 
 
 @dataclass(slots=True)

@@ -102,7 +102,7 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
         if policy.kind != "lm":
             continue
         learner = policy.learner
-        if name in used_policies(config):
+        if name in used_policies(config) and not policy.engine.share:
             engine = policy.engine
             device = resolve_device(engine.device, machine)
             gpus = engine.gpus * engine.tensor_parallel if device == "cuda" else 0.0
