@@ -24,13 +24,14 @@ def local_folder(name: str) -> Path:
     where it holds no weights that can be read in parts."""
     folder = Path(name)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+        from transformers.utils import cached_file
 
-        try:
-            folder = Path(snapshot_download(name, allow_patterns="*.safetensors", local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError) as error:
+        try:  # all files of one version lie in one folder
+            found = cached_file(name, "config.json", local_files_only=True)
+        except OSError as error:
             raise ValueError(f"there is no model {name!r} on this machine") from error
+        assert found is not None, "transformers raises where there is none"
+        folder = Path(found).parent
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{name} holds no *.safetensors; valid with it: learner.lora.push: merged")
     return folder

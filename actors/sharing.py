@@ -13,11 +13,12 @@ from configs.sharing import adapter_of, apart
 
 
 class Lane:
-    """What one policy sees of a router: a router. `adapter`: "" for the base as it is."""
+    """What one policy sees of a router: a router. `adapter`: "" for the base as it is. `host`: whose router it is, so
+    that its figures are the router's, restarts and all."""
 
-    def __init__(self, router: Router, adapter: str):
+    def __init__(self, router: Router, adapter: str, host: bool = False):
         self.router, self.adapter = router, adapter
-        self.counters = Counters()
+        self.counters = router.counters if host else Counters()
 
     @property
     def replicas(self) -> list[Replica]:

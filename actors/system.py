@@ -142,8 +142,8 @@ class System:
     ) -> ServedPolicy:  # fmt: skip
         """A player for a policy whose engines have started."""
         adapter = adapter_of(self.policies, name)
-        shared = config.engine.share or group_of(self.policies, name)
-        way = Lane(router, adapter) if shared else router
+        host = bool(group_of(self.policies, name))
+        way = Lane(router, adapter, host) if host or config.engine.share else router
         memo_seed = f"{self.seed}/{name}/memo/{version}"
         player = EnginePlayer(way, codec, config.temperature, config.max_tokens, config.memo, memo_seed)
         served = ServedPolicy(name, config, handles, way, player, version, details=details, adapter=adapter)

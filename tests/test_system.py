@@ -214,7 +214,7 @@ class Rig:
         )
         sides = [f"{side}={label}" for side in ("for", "not") for label in range(10)]
         words = [*self.source.words(), "image", "they", "none", *sides]
-        model_dir = str(materialise(model, words, folder))
+        self.model_dir = model_dir = str(materialise(model, words, folder))
         self.codec = ChatCodec.from_pretrained(model_dir)
         self.system = System({"p": self.policy}, seed=0)
         self.learner = LearnerGroup("p", model_dir, self.policy.learner)
