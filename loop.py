@@ -95,7 +95,8 @@ class Run:
                 continue
             if not policy.model.path and not words:
                 words = await words_in_play(self.source, self.protocols.values())
-            self.models[name] = str(materialise(policy.model, words, self.dir / "models" / name / "init"))
+            folder = self.dir / "models" / (policy.engine.share or name) / "init"
+            self.models[name] = str(materialise(policy.model, words, folder))
             self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
 
     def _unwarmed(self) -> list[str]:
