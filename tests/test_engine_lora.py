@@ -8,7 +8,7 @@ import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -63,6 +63,12 @@ def serve(folder: Path, **extra: Any) -> Iterator[Serving]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="class")
+def serving(request: pytest.FixtureRequest, folder: Path) -> Iterator[Serving]:
+    """The engine of a class of tests, which names its settings."""
+    yield from serve(folder, **request.cls.settings)
+
+
 def adapted(base: Any, seed: int, config: LoraConfig = LORA) -> Any:
     """The base with an adapter that has learned something."""
     lm = copy.deepcopy(base)
@@ -80,11 +86,16 @@ def sent(lm: Any, base: Path | str, config: LoraConfig = LORA) -> list[WeightBuc
     return [WeightBucket(**pack(some), **about) for some in (named[:5], named[5:])]
 
 
+def one_of_each(seed: int) -> list[GenRequest]:
+    """Free text, choices, reads."""
+    return mixed_batch(seed)[:6]
+
+
 def gap(serving: Serving, model: Any, version: int, adapter: str = "", seed: int = 7) -> float:
     """Largest difference to `model` over a mixed batch, twice: the second time from the prefix cache."""
     found = 0.0
     for _ in range(2):
-        batch = mixed_batch(seed)
+        batch = one_of_each(seed)
         for request in batch:
             request.adapter = adapter
         results = serving.generate(batch)
@@ -97,9 +108,7 @@ def gap(serving: Serving, model: Any, version: int, adapter: str = "", seed: int
 class TestMerged:
     """Design: W + alpha / rank B A in the place of W (`lora.push: adapter`)."""
 
-    @pytest.fixture(scope="class")
-    def serving(self, folder: Path) -> Iterator[Serving]:
-        yield from serve(folder)
+    settings: ClassVar[dict[str, Any]] = {}
 
     def test_updates_are_exact_and_small(self, serving: Serving, folder: Path) -> None:
         for version in (1, 2, 3):
@@ -140,10 +149,10 @@ class TestMerged:
     def test_a_request_in_flight_goes_on_with_the_new_adapter(self, serving: Serving, folder: Path) -> None:
         old, new = adapted(serving.base, 9), adapted(serving.base, 10)
         serving.run(serving.engine.update_weights(9, sent(old, folder)))
-        result = serving.run(under_way(serving, [GenRequest(0, [30, 31], max_tokens=150)], 10, sent(new, folder)))[0]
+        result = serving.run(under_way(serving, [GenRequest(0, [30, 31], max_tokens=60)], 10, sent(new, folder)))[0]
         serving.models.update({9: old, 10: new})
         assert set(result.versions) == {9, 10} and result.versions == sorted(result.versions)
-        assert worst_gap(serving, [GenRequest(0, [30, 31], max_tokens=150)], [result]) < TOLERANCE
+        assert worst_gap(serving, [GenRequest(0, [30, 31], max_tokens=60)], [result]) < TOLERANCE
 
 
 async def under_way(serving: Serving, batch: list[GenRequest], *update: Any) -> Any:
@@ -159,9 +168,7 @@ async def under_way(serving: Serving, batch: list[GenRequest], *update: Any) -> 
 class TestSideBySide:
     """Design: vLLM's own LoRA, the adapter chosen per request (`engine.share`)."""
 
-    @pytest.fixture(scope="class")
-    def serving(self, folder: Path) -> Iterator[Serving]:
-        yield from serve(folder, enable_lora=True, max_loras=3, max_lora_rank=8)
+    settings: ClassVar[dict[str, Any]] = {"enable_lora": True, "max_loras": 3, "max_lora_rank": 8}
 
     def test_each_request_gets_its_own(self, serving: Serving, folder: Path) -> None:
         assert gap(serving, serving.base, 0, "alice") < TOLERANCE, "before its first push an adapter is zero"
@@ -171,7 +178,7 @@ class TestSideBySide:
         # All in one batch, the same prompts: cached activations must not be taken from another adapter.
         names = [("alice", 1), ("bob", 4), ("", 0)]
         for _ in range(2):
-            batches = [mixed_batch(11) for _ in names]
+            batches = [one_of_each(11) for _ in names]
             for batch, (name, _) in zip(batches, names):
                 for request in batch:
                     request.adapter = name
@@ -196,8 +203,8 @@ class TestSideBySide:
     def test_requests_in_flight_carry_versions_of_their_own(self, serving: Serving, folder: Path) -> None:
         models = {("alice", 3): adapted(serving.base, 13), ("alice", 5): adapted(serving.base, 5),
                   ("bob", 4): adapted(serving.base, 2)}  # fmt: skip
-        batch = [GenRequest(0, [40, 41], max_tokens=120, adapter="alice"),
-                 GenRequest(1, [40, 41], max_tokens=120, adapter="bob")]  # fmt: skip
+        batch = [GenRequest(0, [40, 41], max_tokens=60, adapter="alice"),
+                 GenRequest(1, [40, 41], max_tokens=60, adapter="bob")]  # fmt: skip
         new = sent(models["alice", 5], folder)
         alice, bob = serving.run(under_way(serving, batch, 5, new, "alice"))
         assert set(alice.versions) == {3, 5} and set(bob.versions) == {4}
