@@ -162,7 +162,8 @@ def _seatings(config: RunConfig) -> list[Seating]:
             policy = as_served(config.policies, config.policies[policy_name])
             device = "driver"
             if policy.kind == "lm":
-                device = f"{resolve_device(policy.engine.device, machine)} x{policy.engine.replicas}"
+                engine = config.policies[policy.engine.share].engine if policy.engine.share else policy.engine
+                device = f"{resolve_device(engine.device, machine)} x{engine.replicas}"
             if policy.kind == "remote":
                 device = urlsplit(policy.remote.url).netloc
             note = "trained" if policy.trained else "frozen"

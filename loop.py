@@ -26,12 +26,14 @@ from actors.ledger import Ledger
 from actors.players import UniformPlayer
 from actors.rollouts import Rollouts, play_all, trusted_task
 from actors.runner import Seated, gather_or_cancel, unless
+from actors.sharing import serve, settle
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
 from configs.schedule import due_in
 from configs.schema import RunConfig, StageConfig, WarmStartConfig
+from configs.sharing import adapter_of
 from learners import checkpoint
 from learners.dump import dump
 from learners.group import LearnerGroup
@@ -93,7 +95,8 @@ class Run:
                 continue
             if not policy.model.path and not words:
                 words = await words_in_play(self.source, self.protocols.values())
-            self.models[name] = str(materialise(policy.model, words, self.dir / "models" / name / "init"))
+            folder = self.dir / "models" / (policy.engine.share or name) / "init"
+            self.models[name] = str(materialise(policy.model, words, folder))
             self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
 
     def _unwarmed(self) -> list[str]:
@@ -183,12 +186,7 @@ class Run:
 
     async def serve(self, names: Iterable[str]) -> None:
         """Starts the engines of these policies, where they have not started yet."""
-        await gather_or_cancel([
-            self.system.serve(name, self.models[name], self.codecs[name], self.versions.get(name, 0))
-            for name in dict.fromkeys(names)
-            if name in self.models and name not in self.system.served
-        ])
-        await self.system.refresh()
+        await serve(self, names)
 
     def trained_in(self, stage: StageConfig) -> list[str]:
         """The policies that a stage updates."""
@@ -216,6 +214,8 @@ class Run:
         for policy in self.trained_in(stage):
             self.models[policy] = str(self.dir / "models" / policy / name)
             await self.learners[policy].save_hf(self.models[policy])
+            if (lora := self.config.policies[policy].learner.lora) and lora.push == "adapter":
+                await self.system.keep(policy)
             self.dismiss(policy)
         await self.save()
 
@@ -363,11 +363,12 @@ class Run:
         self.health, self.exact = state.get("health", {}), state.get("exact", {})
         self.league = League.restore(state["league"]) if "league" in state else League()
         self.archives = {name: Archive.restore(archive) for name, archive in state["archives"].items()}
+        settle(self, state["learners"] if learners else ())
         for name in state["learners"]:
             # Out of the checkpoint, which is removed when newer ones have been written.
             copy = self.dir / "models" / name / f"resumed-{self.updates}"
             base = take_out(folder / name, copy, self.config.policies[name].model.trust_remote_code)
-            self.models[name] = str(copy)
+            self.models[name] = base if adapter_of(self.config.policies, name) else str(copy)
             if learners:
                 await (await self.learner(name, base)).load(str(folder / name / "state"), str(self.dir))
 

@@ -26,7 +26,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+from actors.engine_adapter import check_adapter, local_folder
 from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
+from actors.engine_lora import Adapters
 from actors.engine_setup import build_llm, checkpoint_shapes
 from actors.messages import GenRequest, GenResult, WeightBucket
 from configs.schema import EngineConfig
@@ -48,7 +50,8 @@ class Engine:
         start = time.monotonic()
         self.policy, self.version = policy, version
         self._max_num_seqs = config.max_num_seqs
-        self._shapes = checkpoint_shapes(model_dir)
+        self._model_dir, self._shapes = model_dir, checkpoint_shapes(model_dir)
+        self.adapters = Adapters()
         self._done: list[GenResult] = []
         self._some_done = asyncio.Event()
         self._update_lock = asyncio.Lock()
@@ -56,8 +59,8 @@ class Engine:
         self._open = 0
 
         # Below: used by the engine thread.
-        # vLLM labels weights by strings and starts with "default".
-        self._label_versions = {"default": version}
+        # vLLM labels weights by strings and starts with "default": adapter ("" for none) -> version.
+        self._label_versions = {"default": {"": version}}
         self._receiver_ready = False
         self._asked: dict[str, tuple[Flight, Any]] = {}
         self._last_name = 0
@@ -120,21 +123,26 @@ class Engine:
 
     # -- weights -------------------------------------------------------------------------------------------
 
-    async def update_weights(self, version: int, buckets: Sequence[Any]) -> dict[str, float]:
+    async def update_weights(self, version: int, buckets: Sequence[Any], adapter: str = "") -> dict[str, float]:
         """Replaces all weights in place; generations in flight go on with the new ones.
 
-        `buckets`: WeightBucket, or its fields as a dict. Returns seconds and bytes.
-        Raises ValueError, with the old weights untouched, for a version older than the current one, a wrong
-        checksum, and parameters that are missing, unknown or of the wrong shape.
+        `buckets`: WeightBucket, or its fields as a dict; of whole parameters, or of an adapter, which is merged
+        with its plain model here, or with the name `adapter` is loaded beside others (actors/engine_lora.py) and leaves
+        all else as it is. Returns seconds and bytes. Raises ValueError, with the old weights untouched,
+        for a version older than the current one, a wrong checksum, and parameters that are missing, unknown or of
+        the wrong shape.
         """
         start = time.monotonic()
         async with self._update_lock:
-            if version < self.version:
-                raise ValueError(f"policy {self.policy!r}: version {version} is older than {self.version}")
+            if version < self._version(adapter):
+                policy = adapter or self.policy
+                raise ValueError(f"policy {policy!r}: version {version} is older than {self._version(adapter)}")
             held = [WeightBucket(**bucket) if isinstance(bucket, dict) else bucket for bucket in buckets]
-            check_parameters(self._shapes, held)
+            (check_base if held and held[0].base else check_parameters)(self._shapes, held)
             await asyncio.to_thread(check_sums, held)
-            await asyncio.wrap_future(self._run(lambda: self._load(version, held)))
+            if adapter and (not held or local_folder(held[0].base) != local_folder(self._model_dir)):
+                raise ValueError(f"policy {adapter!r}: its adapter is not one of {self._model_dir}")
+            await asyncio.wrap_future(self._run(lambda: self._load(version, held, adapter)))
         nbytes = sum(entry[4] for bucket in held for entry in bucket.entries)
         return {"seconds": time.monotonic() - start, "bytes": float(nbytes)}
 
@@ -145,6 +153,7 @@ class Engine:
         sequences at a time. `cached_tokens`: prompt tokens that the prefix cache answered."""
         running = min(self._open, self._max_num_seqs)
         place = {"policy": self.policy, "pid": os.getpid(), "version": self.version}
+        place["adapters"] = dict(self.adapters.versions)
         return {**place, "running": running, "waiting": self._open - running, **self._counts}
 
     async def shutdown(self) -> None:
@@ -197,7 +206,7 @@ class Engine:
         for request, deliver in zip(batch, deliveries):
             self._counts["requests"] += 1
             kind = FreeFlight if not request.choices else ReadFlight if request.read else ChoiceFlight
-            flight = kind(request, self._ask, partial(self._finish, deliver), self.version)
+            flight = kind(request, self._ask, partial(self._finish, deliver), self._version(request.adapter))
             flight.attempt(flight.start)
 
     def _finish(self, deliver: Deliver, result: GenResult) -> None:
@@ -215,7 +224,8 @@ class Engine:
             raise ValueError(f"prompt has token ids outside the vocabulary of {self._vocab_size}")
         self._last_name += 1
         name = str(self._last_name)
-        self._llm.add_request(name, tokens_input(prompt_ids), params)
+        lora = self.adapters.request(flight.request.adapter)
+        self._llm.add_request(name, tokens_input(prompt_ids), params, lora_request=lora)
         self._asked[name] = (flight, tag)
 
     def _step(self) -> None:
@@ -226,12 +236,12 @@ class Engine:
             counts["prompt_tokens"] += prompted
             counts["cached_tokens"] += cached
             counts["generated_tokens"] += len(completion.token_ids)
+            flight, tag = self._asked.pop(output.request_id)
             versions = [
-                self._label_versions[span.version]
+                self._label_versions[span.version].get(flight.request.adapter, 0)
                 for span in completion.weight_versions
                 for _ in range(span.start, span.end)
             ]
-            flight, tag = self._asked.pop(output.request_id)
             flight.prompt_tokens += prompted
             flight.cached_tokens += cached
             if completion.finish_reason in ("stop", "length"):
@@ -245,23 +255,37 @@ class Engine:
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._deliver_all, finished)
 
-    def _load(self, version: int, buckets: Sequence[WeightBucket]) -> None:
+    def _version(self, adapter: str) -> int:
+        """Of the weights that a request is computed with; 0 before the first adapter of that name."""
+        return self.adapters.versions.get(adapter, 0) if adapter else self.version
+
+    def _load(self, version: int, buckets: Sequence[WeightBucket], adapter: str) -> None:
         """Running requests keep their tokens but lose their cached activations, as does the prefix cache: both
         are of the old weights. The version is set before the next step."""
-        llm, label = self._llm, str(version)
+        llm = self._llm
+        dropped = llm.reset_prefix_cache(reset_running_requests=True)
+        assert dropped, "vLLM kept activations of the old weights"
+        if adapter:
+            self.adapters.load(llm, adapter, version, buckets)
+        else:
+            self._replace(buckets)
+            self.version = version
+        versions = {"": self.version, **self.adapters.versions}
+        label = str(versions)
+        self._label_versions[label] = versions
+        llm.engine_core.set_weight_version(label)
+
+    def _replace(self, buckets: Sequence[WeightBucket]) -> None:
+        """The weights themselves, or those that an adapter changes."""
+        llm = self._llm
         if not self._receiver_ready:
             llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
             self._receiver_ready = True
-        dropped = llm.reset_prefix_cache(reset_running_requests=True)
-        assert dropped, "vLLM kept activations of the old weights"
         llm.collective_rpc("start_weight_update")
         for bucket in buckets:
-            info = {"data": bucket.data, "entries": bucket.entries}
+            info = {"data": bucket.data, "entries": bucket.entries, "base": bucket.base, "scaling": bucket.scaling}
             llm.collective_rpc("update_weights", kwargs={"update_info": info})
         llm.collective_rpc("finish_weight_update")
-        self._label_versions[label] = version
-        llm.engine_core.set_weight_version(label)
-        self.version = version
 
     def _die(self, error: BaseException) -> None:
         log.critical("engine of policy %r is lost", self.policy, exc_info=error)
@@ -302,3 +326,15 @@ def check_parameters(shapes: dict[str, tuple[int, ...]] | None, buckets: Sequenc
             raise ValueError(
                 f"update refused, {len(names)} parameters {what}: {', '.join(sorted(names)[:3])}"
             )
+
+
+def check_base(shapes: dict[str, tuple[int, ...]] | None, buckets: Sequence[WeightBucket]) -> None:
+    """Raises ValueError unless the buckets hold one adapter of a plain model that this engine can read and that has the
+    parameters of its own."""
+    if len({(bucket.base, bucket.scaling) for bucket in buckets}) > 1:
+        raise ValueError("update refused, its buckets belong to different adapters")
+    base = checkpoint_shapes(str(local_folder(buckets[0].base))) or {}
+    names = (base.keys() | (shapes or {}).keys()) - {"lm_head.weight"}  # a tied one may be listed, or not
+    if shapes is not None and any(shapes.get(name) != base.get(name) for name in names):
+        raise ValueError(f"update refused, {buckets[0].base} is no model of this engine's shape")
+    check_adapter(base, {entry[0]: tuple(entry[1]) for bucket in buckets for entry in bucket.entries})

@@ -24,6 +24,8 @@ class GenRequest:
     seed: int | None = None
     play: str = ""
     """The play that asks, for the router: its prompts share beginnings."""
+    adapter: str = ""
+    """On engines that several policies share: whose adapter it is computed with; "" for the base as it is."""
 
 
 @dataclass(slots=True)
@@ -57,3 +59,8 @@ class WeightBucket:
     data: object
     """numpy uint8 array; lives in Ray's object store between learner and engine."""
     sha256: str = ""
+    base: str = ""
+    """Of an adapter: folder or name of the plain model that it belongs to. The entries are then A and B of its layers
+    (actors/engine_adapter.py). Empty: entries are whole parameters."""
+    scaling: float = 0.0
+    """Of an adapter: how much B A counts."""

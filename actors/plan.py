@@ -36,6 +36,8 @@ class PolicyPlan:
     needs: tuple[Need, ...]
     key: str = ""
     """Remote policies: whether the API key is there."""
+    share: str = ""
+    """Whose engines it uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def _policy(config: RunConfig, name: str, policy: PolicyConfig, found: list[Need
         seats = [s.opponents.seats for s in config.stages.values() if s.opponents and s.opponents.past == name]
         taken = tuple(dict.fromkeys([*roles, *(seat for some in seats for seat in some)]))
         return PolicyPlan(name, taken, f"past {', '.join(policy.of)}", parameters(model), False, own)
-    return PolicyPlan(name, roles, _model(policy.model), parameters(policy.model), policy.trained, own)
+    size, share = parameters(policy.model), policy.engine.share
+    return PolicyPlan(name, roles, _model(policy.model), size, policy.trained, own, share=share)
 
 
 def key_state(remote: RemoteConfig) -> str:
@@ -207,7 +210,8 @@ def _policy_table(plan: Plan) -> RenderableType:
     for policy in plan.policies:
         size = "" if not policy.parameters else _count(policy.parameters)
         idle = "played in the driver" if policy.model == "uniform" else "nothing to do"
-        processes = policy.key or "\n".join(_need(need) for need in policy.needs) or idle
+        shared = [f"engine: that of {policy.share}"] if policy.share else []
+        processes = policy.key or "\n".join([*shared, *(_need(need) for need in policy.needs)]) or idle
         roles = ", ".join(policy.roles) or "none"
         size = "unknown" if policy.parameters is None else size
         name = policy.name + (" (trained)" if policy.trained else "")

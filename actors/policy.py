@@ -13,6 +13,7 @@ from actors.messages import GenRequest, GenResult
 from actors.players import Player
 from actors.router import Router
 from actors.runner import PLAY
+from actors.sharing import Lane
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
 REMEMBERED = 50_000
@@ -29,7 +30,7 @@ class EnginePlayer:
     """
 
     def __init__(
-        self, router: Router, codec: ChatCodec, temperature: float, max_tokens: int,
+        self, router: Router | Lane, codec: ChatCodec, temperature: float, max_tokens: int,
         memo: bool = False, seed: int | str = 0,
     ):  # fmt: skip
         self.router, self.codec = router, codec

@@ -143,8 +143,9 @@ class Router:
         """Why no replica is left."""
         self._revivals: set[asyncio.Task[None]] = set()
 
-    async def generate(self, request: GenRequest) -> GenResult:
-        """One request, to the replica of its play or the least loaded. Raises EngineLost after MAX_TRIES deaths."""
+    async def generate(self, request: GenRequest, counters: Counters | None = None) -> GenResult:
+        """One request, to the replica of its play or the least loaded. Raises EngineLost after MAX_TRIES deaths.
+        `counters`: where it is counted, in place of the router's own."""
         request.id = next(self._ids)
         pending = _Pending(request, asyncio.get_running_loop().create_future())
         self._send(pending)
@@ -153,7 +154,7 @@ class Router:
             result = await pending.future
         finally:
             self._open -= 1
-        counters = self.counters
+        counters = counters or self.counters
         counters.requests += 1
         counters.prompt_tokens += len(request.prompt_ids)
         counters.output_tokens += len(result.output_ids) or 1

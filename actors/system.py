@@ -21,7 +21,9 @@ from actors.policy import AtTemperature, EnginePlayer
 from actors.remote import RemotePlayer
 from actors.router import EngineLost, Router
 from actors.runner import Seated, gather_or_cancel
+from actors.sharing import Lane
 from configs.schema import ClusterConfig, EngineConfig, PolicyConfig
+from configs.sharing import adapter_of, group_of, with_adapters
 
 ROOT = Path(__file__).resolve().parent.parent
 REVIVE_SECONDS = 180.0
@@ -68,7 +70,7 @@ class ServedPolicy:
     name: str
     config: PolicyConfig
     handles: list[Any]
-    router: Router
+    router: Router | Lane
     player: EnginePlayer
     version: int = 0
     weights: Any = None
@@ -76,6 +78,17 @@ class ServedPolicy:
     sync_seconds: float = 0.0
     sync_bytes: int = 0
     details: dict[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    """What engines that are shared know its adapter by."""
+
+    def update(self, handle: Any) -> Any:
+        """Gives an engine the newest weights; awaits its report."""
+        return handle.update_weights.remote(self.version, self.weights, *filter(None, [self.adapter]))
+
+    def stands(self, report: Mapping[str, Any]) -> bool:
+        """Whether an engine with this status has them."""
+        version = report["adapters"].get(self.adapter, 0) if self.adapter else report["version"]
+        return bool(version == self.version)
 
 
 class System:
@@ -98,21 +111,42 @@ class System:
         from actors.engine import Engine
 
         config, first_seed = config or self.policies[name], self.seed if seed is None else seed
+        if config.engine.share:
+            return self._join(name, codec, version, config)
+        adapter = adapter_of(self.policies, name)
         cuda = config.engine.device == "cuda" or (config.engine.device == "auto" and cuda_offered())
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
         remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
         engine = alone(config.engine) if self.deterministic else config.engine
         if config.model.trust_remote_code:
             engine = replace(engine, extra={"trust_remote_code": True, **engine.extra})
+        engine = with_adapters(self.policies, name, engine)
         handles = [
-            remote.remote(name, model_dir, engine, version, first_seed + index)
+            remote.remote(name, model_dir, engine, 0 if adapter else version, first_seed + index)
             for index in range(config.engine.replicas)
         ]
         details = await gather_or_cancel([handle.ready.remote() for handle in handles])
         router = Router(name, handles, lambda handle: self._revive(served, handle))
+        served = self._seat(name, config, handles, router, codec, version, details[0])
+        return served
+
+    def _join(self, name: str, codec: ChatCodec, version: int, config: PolicyConfig) -> ServedPolicy:
+        """A policy on the engines of another, which have started."""
+        host = self.served[config.engine.share]
+        assert isinstance(host.router, Lane), "whose engines are shared has a lane like any other"
+        return self._seat(name, config, host.handles, host.router.router, codec, version, host.details)
+
+    def _seat(
+        self, name: str, config: PolicyConfig, handles: list[Any], router: Router, codec: ChatCodec, version: int,
+        details: dict[str, Any],
+    ) -> ServedPolicy:  # fmt: skip
+        """A player for a policy whose engines have started."""
+        adapter = adapter_of(self.policies, name)
+        host = bool(group_of(self.policies, name))
+        way = Lane(router, adapter, host) if host or config.engine.share else router
         memo_seed = f"{self.seed}/{name}/memo/{version}"
-        player = EnginePlayer(router, codec, config.temperature, config.max_tokens, config.memo, memo_seed)
-        served = ServedPolicy(name, config, handles, router, player, version, details=details[0])
+        player = EnginePlayer(way, codec, config.temperature, config.max_tokens, config.memo, memo_seed)
+        served = ServedPolicy(name, config, handles, way, player, version, details=details, adapter=adapter)
         self.served[name] = served
         return served
 
@@ -124,7 +158,7 @@ class System:
         start = time.monotonic()
         live = [replica for replica in served.router.replicas if replica.up]
         reports = await asyncio.gather(
-            *(replica.handle.update_weights.remote(version, weights) for replica in live), return_exceptions=True
+            *(served.update(replica.handle) for replica in live), return_exceptions=True
         )
         served.player.forget()
         for replica, report in zip(live, reports):
@@ -134,6 +168,14 @@ class System:
                 served.sync_bytes = int(report["bytes"])
         served.sync_seconds = time.monotonic() - start
 
+    async def keep(self, name: str) -> None:
+        """Before the learner of `name` ends, which owns what it pushed: the driver takes over what it can hold."""
+        import ray
+
+        served = self.served[name]
+        if served.weights is not None:
+            served.weights = ray.put(await served.weights)
+
     async def refresh(self) -> None:
         """Brings engines to the current version that died unnoticed, while nothing was asked of them: Ray has
         restarted them with the weights of the disk."""
@@ -141,7 +183,7 @@ class System:
             if served.weights is not None:
                 asked = [replica.handle.status.remote() for replica in served.router.replicas if replica.up]
                 reports = await asyncio.gather(*asked, return_exceptions=True)
-                stale = [r for r in reports if isinstance(r, BaseException) or r["version"] != served.version]
+                stale = [r for r in reports if isinstance(r, BaseException) or not served.stands(r)]
                 if stale:
                     await self.push(name, served.version, served.weights)
 
@@ -153,17 +195,18 @@ class System:
         replica.fail(error)
 
     async def _revive(self, served: ServedPolicy, handle: Any) -> None:
-        """Waits for Ray to restart the actor, then brings it to the current version."""
+        """Waits for Ray to restart the actor, then brings it to the current version of all whom it serves."""
         from ray.exceptions import ActorUnavailableError, RayActorError
 
         deadline = time.monotonic() + REVIVE_SECONDS
         while True:
             try:
                 await handle.ready.remote()
-                pushed = None
-                while served.weights is not None and pushed != served.version:
-                    pushed = served.version
-                    await handle.update_weights.remote(pushed, served.weights)
+                there = [one for one in self.served.values() if one.handles is served.handles]
+                pushed: dict[str, int] = {}
+                while stale := [o for o in there if o.weights is not None and pushed.get(o.name) != o.version]:
+                    pushed[stale[0].name] = stale[0].version
+                    await stale[0].update(handle)
                 return
             except (ActorUnavailableError, RayActorError) as error:
                 if time.monotonic() > deadline:
@@ -195,10 +238,12 @@ class System:
         return found
 
     def retire(self, name: str) -> None:
-        """Ends the engines of a policy that is not needed any more."""
+        """Ends the engines of a policy that is not needed any more, unless they are another's."""
         import ray
 
         served = self.served.pop(name)
+        if served.config.engine.share:
+            return
         served.router.stop()
         for handle in served.handles:
             ray.kill(handle)

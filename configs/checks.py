@@ -20,12 +20,14 @@ from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
     PREFERENCE_LOSSES,
+    EngineConfig,
     ModelConfig,
     PolicyConfig,
     RunConfig,
     StageConfig,
     WarmStartConfig,
 )
+from configs.sharing import sharing_problems
 from configs.source import KeyPath, Source, show_key
 from configs.training_checks import repeated_roles, training_problems
 from protocols.base import Protocol
@@ -195,6 +197,10 @@ class Checker:
 
     def engine(self, policy: PolicyConfig, path: KeyPath) -> None:
         engine, here = policy.engine, (*path, "engine")
+        if engine.share:
+            others = (f.name for f in dataclasses.fields(EngineConfig) if f.name != "share")
+            self.unused(here, others, "on a policy that shares engines", (*here, "share"))
+            return
         gpu_only = ["gpus", "gpu_memory_utilization", "tensor_parallel"]
         if engine.device == "cpu":
             self.unused(here, gpu_only, "with device: cpu", (*here, "device"))
@@ -364,7 +370,7 @@ class Checker:
 
     def promises(self) -> None:
         problems = repeatable_problems(self.config, self.machine or Machine(1, 0))
-        for path, message, valid in (*problems, *best_problems(self.config)):
+        for path, message, valid in (*problems, *best_problems(self.config), *sharing_problems(self.config)):
             self.error(path, message, valid)
         for name in self.config.policies if self.config.deterministic else ():
             path = ("policies", name, "engine")

@@ -97,12 +97,13 @@ def used_policies(config: RunConfig) -> list[str]:
 def needs(config: RunConfig, machine: Machine) -> list[Need]:
     """What the run starts: an engine group per used policy, a learner group per trained one."""
     found = []
+    served = {config.policies[name].engine.share or name for name in used_policies(config)}
     for name, policy in config.policies.items():
         policy = as_served(config.policies, policy)
         if policy.kind != "lm":
             continue
         learner = policy.learner
-        if name in used_policies(config):
+        if name in served:
             engine = policy.engine
             device = resolve_device(engine.device, machine)
             gpus = engine.gpus * engine.tensor_parallel if device == "cuda" else 0.0

@@ -69,6 +69,9 @@ class EngineConfig:
     """CPU only: OpenMP threads of one engine."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's EngineArgs as they are."""
+    share: str = ""
+    """Policy whose engines this one uses instead of engines of its own. Both begin with the same weights; whichever is
+    trained has an adapter (`learner.lora`), which vLLM computes beside the base for each request."""
 
 
 @dataclass

@@ -136,6 +136,10 @@ class LoraConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
     """Names of the linear layers that get one."""
+    push: Literal["adapter", "merged"] = "adapter"
+    """What engines are sent at each step. adapter: A and B, often a hundredth of the bytes; engines read the plain
+    model's folder and merge by themselves, to the same bits. merged: all weights; for a plain model that engines cannot
+    read (no safetensors, a folder on another machine)."""
 
 
 @dataclass
@@ -172,7 +176,7 @@ class LearnerConfig:
     threads: int = 1
     """CPU only: torch threads of one rank."""
     lora: LoraConfig | None = None
-    """Train an adapter; engines get the merged weights. Unset: all weights are trained."""
+    """Train an adapter; engines serve the merged weights. Unset: all weights are trained."""
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

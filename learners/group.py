@@ -39,10 +39,11 @@ class RankActor(LearnerRank):
         return self.open_store(ray.util.get_node_ip_address())
 
     def publish(self) -> list[Any]:
-        """`export` left in the object store, as one reference on rank 0."""
+        """What engines need for these weights, left in the object store, as one reference on rank 0."""
         import ray
 
-        buckets = self.export()
+        adapter = self.config.lora is not None and self.config.lora.push == "adapter"
+        buckets = self.export_adapter() if adapter else self.export()
         return [ray.put(buckets)] if self.rank == 0 else []
 
 
@@ -151,8 +152,8 @@ class LearnerGroup:
         return buckets
 
     async def export_ref(self) -> Any:
-        """The same as a Ray reference, to hand to other actors: the weights do not pass through this process.
-        They are lost with rank 0."""
+        """The same, or with `lora: {push: adapter}` the adapter alone, as a Ray reference to hand to engines: the
+        weights do not pass through this process. They are lost with rank 0."""
         return (await self._all("publish"))[0][0]
 
     async def reset_optimizer(self) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import PREFERENCE_LOSSES, LearnerConfig, LossConfig
-from learners.lora import add_adapter, leave_out_frozen, pieces
+from learners.lora import add_adapter, leave_out_frozen, parts, pieces
 from learners.packing import spread
 from learners.pairs import Lesson, compared, kept_together, sequences, split
 from learners.saving import Saving
@@ -306,6 +306,19 @@ class LearnerRank(Saving):
             with self._gathered([p for name in names for p in found[name].parameters]):
                 if self.rank == 0:
                     buckets.append(pack([(name, found[name].value()) for name in names], checksum))
+        return buckets
+
+    def export_adapter(self, checksum: bool = True) -> list[Bucket]:
+        """A and B of every adapted layer on rank 0, [] elsewhere, with what an engine needs to merge them: the plain
+        model that they belong to, and how much they count."""
+        lora, found = self.config.lora, dict(parts(self._lm()))
+        assert lora is not None, "there is no adapter"
+        buckets = []
+        for names in bucket_names((name, _numel(p) * p.element_size()) for name, p in found.items()):
+            with self._gathered([found[name] for name in names]):
+                if self.rank == 0:
+                    packed = pack([(name, found[name]) for name in names], checksum)
+                    buckets.append({**packed, "base": self.model_dir, "scaling": lora.alpha / lora.rank})
         return buckets
 
     def load_weights_from(self, model_dir: str) -> None:

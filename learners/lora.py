@@ -1,7 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft, and what others see of a model that has some: merged weights.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by peft, and what others see of a model that has some.
 
 An adapted model is the plain one with other layers in it: their `base_layer` weights W are frozen, and what is trained
-are A and B of W + alpha / rank * B A. Engines, exports and later stages get that sum under W's own name.
+are A and B of W + alpha / rank * B A. Exports and later stages get that sum under W's own name; engines get it too, or
+A and B, of which they make the same sum (`push`).
 """
 
 from __future__ import annotations
@@ -83,6 +84,12 @@ def _merged(layer: Any) -> Tensor:
 def adapter_parameters(lm: nn.Module) -> list[Any]:
     """What is trained of an adapted model."""
     return [parameter for parameter in lm.parameters() if parameter.requires_grad]
+
+
+def parts(lm: nn.Module) -> list[tuple[str, Any]]:
+    """A and B of every adapted layer, each under that layer's name in the plain model (actors/engine_adapter.py)."""
+    named = lm.named_parameters()
+    return [(name.replace(f".{_NAME}.", "."), p) for name, p in named if ".lora_A." in name or ".lora_B." in name]
 
 
 def leave_out_frozen(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from actors.runner import Seated, gather_or_cancel
 from actors.system import System, start_ray
 from actors.tracker import read_metrics
 from configs.load import load_protocol
-from configs.schema import ClusterConfig, EngineConfig, LearnerConfig, ModelConfig, PolicyConfig
+from configs.schema import ClusterConfig, EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
@@ -194,7 +194,7 @@ def test_what_the_run_left_can_be_replayed_and_measured(resumed: Interrupted) ->
 class Rig:
     """One policy with an engine and a learner, and plays against a judge that always says half and half."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, lora: LoraConfig | None = None):
         self.loop = asyncio.new_event_loop()
         self.source = Pixels()
         self.choosing, free = (
@@ -209,12 +209,12 @@ class Rig:
             model=model,
             engine=engine,
             trained=True,
-            learner=LearnerConfig(lr=1e-2, epochs=2),
+            learner=LearnerConfig(lr=1e-2, epochs=2, lora=lora),
             temperature=0.7,
         )
         sides = [f"{side}={label}" for side in ("for", "not") for label in range(10)]
         words = [*self.source.words(), "image", "they", "none", *sides]
-        model_dir = str(materialise(model, words, folder))
+        self.model_dir = model_dir = str(materialise(model, words, folder))
         self.codec = ChatCodec.from_pretrained(model_dir)
         self.system = System({"p": self.policy}, seed=0)
         self.learner = LearnerGroup("p", model_dir, self.policy.learner)
