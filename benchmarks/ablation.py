@@ -15,7 +15,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import ablation_page
-from benchmarks.ablation_jobs import ARENAS, JUDGE, SEEDS, Job, finished, fingerprint, jobs, methods, result, text_of
+from benchmarks.ablation_jobs import (
+    ARENAS,
+    JUDGE,
+    QUICK_RUNS,
+    SEEDS,
+    Job,
+    finished,
+    fingerprint,
+    jobs,
+    methods,
+    result,
+    text_of,
+)
 from benchmarks.measure import ROOT, Json, circumstances
 from configs.errors import ConfigErrors
 
@@ -23,11 +35,11 @@ INTERRUPTED = 130
 Launch = Callable[[Job], int]
 
 
-def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -> int:
-    """Exit code: 0, 1 where runs failed, 2 for a configuration that cannot work, 130 when interrupted."""
+def main(arguments: Sequence[str] | None = None, launch: Launch | None = None, root: Path = ROOT) -> int:
+    """Exit code: 0, 1 where runs failed, 2 for a configuration that cannot work, 130 when interrupted. `root`: where
+    runs, benchmarks and docs lie."""
     args = parse(arguments)
-    runs = Path("runs") / ("ablation-quick" if args.quick else "ablation")
-    chosen = list(jobs(args.tasks, args.methods, args.seeds, runs, args.quick))
+    chosen = list(jobs(args.tasks, args.methods, args.seeds, args.quick, root))
     try:
         texts = {job: text_of(job) for job in chosen}
     except ConfigErrors as error:
@@ -35,29 +47,33 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         return 2
     if args.dry_run:
         for job in chosen:
-            print("done" if finished(job, texts[job]) else "to do", *map(quoted, job.command[1:]))
+            print("done: " if finished(job, texts[job]) else "to do:", *map(quoted, ["python", *job.command[1:]]))
         return 0
-    docs, file = (ROOT / runs, ROOT / runs) if args.quick else (ROOT / "docs", ROOT / "benchmarks")
-    every = list(jobs([*ARENAS], [*methods()], sorted({*args.seeds, *(() if args.quick else SEEDS)}), runs, args.quick))
-    keep = Keeper(every, file / "ablation.json", docs)
-    keep.write()
+    seeds = args.seeds if args.quick else sorted({*args.seeds, *SEEDS})
+    book = Book(list(jobs([*ARENAS], [*methods()], seeds, args.quick, root)), root / QUICK_RUNS if args.quick else root)
+    book.write()
+    return work(chosen, book, launch or run)
+
+
+def work(chosen: Sequence[Job], book: Book, launch: Launch) -> int:
+    """Runs what has not finished, one after the other. One that fails does not keep the others from running."""
     failed: list[str] = []
     for number, job in enumerate(chosen, 1):
         place = f"[{number}/{len(chosen)}] {job.name}"
-        if finished(job, texts[job]):
+        if finished(job, text_of(job)):
             print(f"{place}: finished before", flush=True)
             continue
         print(f"{place} ...", flush=True)
-        code = (launch or run)(job)
+        code = launch(job)
         if code == INTERRUPTED or code < 0:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return INTERRUPTED
-        if code or not finished(job, texts[job]):
+        if code or not finished(job, text_of(job)):
             failed.append(job.name)
-            print(f"{place}: failed, see {log_of(job).relative_to(ROOT)}", file=sys.stderr)
+            print(f"{place}: failed, see {log_of(job)}", file=sys.stderr)
             continue
-        keep.write(new=True)
-        print(f"{place}: {keep.told(job)}", flush=True)
+        book.write(new=True)
+        print(f"{place}: {book.told(job)}", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -68,12 +84,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks ablation", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", nargs="+", choices=[*ARENAS], default=[*ARENAS], metavar="TASK", help=", ".join(ARENAS))
+    parser.add_argument("--tasks", nargs="+", choices=[*ARENAS], default=[*ARENAS], metavar="TASK",
+                        help=", ".join(ARENAS))  # fmt: skip
     names = [*methods()]
     parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=", ".join(names))
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help=f"default: {' '.join(map(str, SEEDS))}")
-    parser.add_argument("--quick", action="store_true", help="tiny runs of one seed into runs/ablation-quick, to see that it works")
-    parser.add_argument("--dry-run", action="store_true", help="check every configuration, show the commands, start nothing")
+    parser.add_argument("--quick", action="store_true", help=f"tiny runs of one seed, into {QUICK_RUNS}")
+    parser.add_argument("--dry-run", action="store_true", help="check and show every command, start nothing")
     args = parser.parse_args(arguments)
     args.seeds = args.seeds or list(SEEDS[:1] if args.quick else SEEDS)
     return args
@@ -88,7 +105,7 @@ def run(job: Job) -> int:
         while True:
             try:
                 return process.wait()
-            except KeyboardInterrupt:  # it has had the signal too, and ends its actors before it ends itself
+            except KeyboardInterrupt:  # it has had the signal too, and ends its actors before itself
                 continue
 
 
@@ -100,44 +117,37 @@ def quoted(word: str) -> str:
     return f"'{word}'" if set(word) & set(" {}[]") else word
 
 
-class Keeper:
+class Book:
     """The results on disk: those of the run directories, and older ones of the same configurations that
-    benchmarks/ablation.json still has."""
+    ablation.json still has."""
 
-    def __init__(self, every: Sequence[Job], file: Path, docs: Path) -> None:
-        self.texts = {job: text_of(job) for job in every}
-        self.file, self.docs = file, docs
+    def __init__(self, every: Sequence[Job], root: Path) -> None:
+        self.every = every
+        self.file, self.docs = root / "benchmarks" / "ablation.json", root / "docs"
         self.found: dict[str, Json] = {}
 
     def write(self, new: bool = False) -> None:
         """`new`: something was measured just now, here."""
         before: Json = json.loads(self.file.read_text()) if self.file.exists() else {}
-        older = {name_of(one): one for one in before.get("runs", [])}
+        older = {f"{one['task']}-{one['method']}-{one['seed']}": one for one in before.get("runs", [])}
         self.found = {}
-        for job, text in self.texts.items():
-            kept = older.get(job.name)
+        for job in self.every:
+            text, kept = text_of(job), older.get(job.name)
             if finished(job, text):
                 self.found[job.name] = result(job, text)
             elif kept is not None and kept["config"] == fingerprint(text):
                 self.found[job.name] = kept
         facts = before.get("facts")
-        if self.found and (new or facts is None):
-            facts = circumstances()
-        results: Json = {"facts": facts, "runs": list(self.found.values())}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        results: Json = {"facts": circumstances() if new or not facts else facts, "runs": list(self.found.values())}
         if self.found:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             self.file.write_text(json.dumps(results, indent=1) + "\n")
-        seeds = sorted({job.seed for job in self.texts})
-        ablation_page.write(results, seeds, self.docs)
+        ablation_page.write(results, sorted({job.seed for job in self.every}), self.docs)
 
     def told(self, job: Job) -> str:
         one = self.found[job.name]
         shown = ablation_page.shown(job.task, one["value"]) + (" on random evidence" if job.method == JUDGE else "")
         return f"{shown} in {one['wall_s']:.0f} s"
-
-
-def name_of(one: Json) -> str:
-    return f"{one['task']}-{one['method']}-{one['seed']}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ from configs.load import load, to_yaml
 from learners.samples import GROUP_FIELDS
 from learners.settings import KINDS, check_learner, idle
 
-CONFIGS = ROOT / "configs"
+CONFIGS = ROOT / "configs" / "ablation"
+RUNS = Path("runs") / "ablation"
+QUICK_RUNS = Path("runs") / "ablation-quick"
+"""Where the configs put their run directories, and where the tiny ones go."""
 SEEDS = (0, 1, 2)
 JUDGE = "judge"
 """In the place of a method: the run that trains a seed's judge."""
@@ -48,17 +51,17 @@ class Arena:
 
 ARENAS: dict[str, Arena] = {
     "pixels": Arena(
-        "Pixel debate", "ablation_pixels.yaml", "debater",
+        "Pixel debate", "pixels.yaml", "debater",
         "judge is right, 500 held-out debates, greedy (higher is better)",
         "share of training debates that the truth wins, sampled, over learner steps", True,
         ("stages.debate.steps=2", "stages.debate.plays_per_step=16",
          "eval.arms.untrained.episodes=8", "eval.arms.trained.episodes=8"),
-        "ablation_judge.yaml",
+        "judge.yaml",
         ("policies.judge.warm_start.steps=4", "policies.judge.warm_start.batch=32",
          "eval.arms.random_evidence.episodes=8"),
     ),
     "kuhn": Arena(
-        "Kuhn poker", "ablation_kuhn.yaml", "player",
+        "Kuhn poker", "kuhn.yaml", "player",
         "exact NashConv, mean of the last quarter of training (lower is better; an equilibrium has 0)",
         "exact NashConv over learner steps", False,
         ("stages.self_play.steps=4", "stages.self_play.plays_per_step=32", "stages.self_play.eval_every=2"),
@@ -87,16 +90,21 @@ class Job:
 
 
 @cache
+def written() -> Json:
+    """configs/ablation/methods.yaml."""
+    return dict(OmegaConf.to_container(OmegaConf.load(CONFIGS / "methods.yaml")))  # type: ignore[arg-type]
+
+
 def methods() -> dict[str, Json]:
-    """configs/ablation/methods.yaml: method -> title, about, source, and settings."""
-    found: dict[str, Json] = yaml.safe_load((CONFIGS / "ablation" / "methods.yaml").read_text(encoding="utf-8"))
-    return found
+    """method -> title, about, source, family, and settings."""
+    return dict(written()["methods"])
 
 
 def settings(method: str, task: str) -> Json:
     """What a method sets below `learner` on a task."""
     entry = methods()[method]
-    merged = OmegaConf.merge(entry["always"], entry.get(task, {}))
+    family = written()["families"][entry["family"]]
+    merged = OmegaConf.merge(entry["always"], family.get(task, {}), entry.get(task, {}))
     return dict(OmegaConf.to_container(merged))  # type: ignore[arg-type]
 
 
@@ -106,28 +114,32 @@ def flow(value: Any) -> str:
 
 
 def jobs(
-    tasks: Sequence[str], chosen: Sequence[str], seeds: Sequence[int], runs: Path, quick: bool = False
+    tasks: Sequence[str], chosen: Sequence[str], seeds: Sequence[int], quick: bool = False, root: Path = ROOT
 ) -> Iterator[Job]:
-    """Every run, seed by seed, so that whoever stops early has all methods. `runs`: folder of the run directories."""
+    """Every run, seed by seed, so that whoever stops early has all methods. `root`: holds `runs`."""
+    runs = QUICK_RUNS if quick else RUNS
+
+    def job(task: str, method: str, seed: int, config: str, own: Sequence[str]) -> Job:
+        name = f"{task}-{method}-{seed}"
+        where = [f"run_dir={runs / name}"] if quick else []
+        overrides = (f"name={name}", *where, f"seed={seed}", *own)
+        return Job(task, method, seed, CONFIGS / config, overrides, root / runs / name)
+
     for seed in seeds:
         for task in tasks:
             arena = ARENAS[task]
+            always = list(arena.quick) if quick else []
             if arena.judge:
-                yield _job(task, JUDGE, seed, arena.judge, runs, arena.judge_quick if quick else ())
+                yield job(task, JUDGE, seed, arena.judge, arena.judge_quick if quick else ())
+            if arena.judge and quick:
+                judge = runs / f"{task}-{JUDGE}-{seed}" / "models" / "judge" / "warm"
+                always.append(f"policies.judge.model.path={judge}")
             for method in chosen:
-                own = [f"policies.{arena.policy}.learner={flow(settings(method, task))}"]
-                if arena.judge:
-                    judge = runs / f"{task}-{JUDGE}-{seed}" / "models" / "judge" / "warm"
-                    own += [f"policies.judge.model.path={judge}", "policies.judge.warm_start=null"]
-                yield _job(task, method, seed, arena.config, runs, (*own, *(arena.quick if quick else ())))
+                learner = f"policies.{arena.policy}.learner={flow(settings(method, task))}"
+                yield job(task, method, seed, arena.config, [learner, *always])
 
 
-def _job(task: str, method: str, seed: int, config: str, runs: Path, own: Sequence[str]) -> Job:
-    name = f"{task}-{method}-{seed}"
-    overrides = (f"name={name}", f"run_dir={runs / name}", f"seed={seed}", *own)
-    return Job(task, method, seed, CONFIGS / config, overrides, ROOT / runs / name)
-
-
+@cache
 def text_of(job: Job) -> str:
     """The configuration as its run directory keeps it. Raises ConfigErrors for one that cannot work. Hardware, and whether
     the judge is there already, are checked when it is launched."""
