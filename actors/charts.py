@@ -169,9 +169,7 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
 def dots(groups: Mapping[str, Sequence[float]], before: float | None = None, percent: bool = False) -> str:
     """One row per group: its values as dots, their mean as a bar across; `before` as a dashed line."""
     with _figure(7.6, 0.5 + 0.34 * len(groups), "dots" + "".join(groups), left=1.45) as (axis, buffer):
-        for row, (name, values) in enumerate(groups.items()):
-            if not values:
-                continue
+        for row, values in enumerate(groups.values()):
             mean = sum(values) / len(values)
             axis.scatter(values, [row] * len(values), s=34, color=COLOURS[0], alpha=0.5, linewidth=0, zorder=3)
             axis.plot([mean, mean], [row - 0.32, row + 0.32], color=INK, linewidth=2, solid_capstyle="butt")

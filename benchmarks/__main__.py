@@ -1,7 +1,9 @@
 """python -m benchmarks [NAME ...] [--quick]: measure, add to benchmarks/results.json, write docs/benchmarks.md.
 
 Each benchmark runs in a process of its own. With --quick it is only shown that it runs: sizes are tiny, and the
-results go to runs/benchmarks-quick. `python -m benchmarks ablation --help` is about another one: which methods learn best.
+results go to runs/benchmarks-quick.
+
+`python -m benchmarks ablation --help` is about one more, which takes hours: how well each method learns.
 """
 
 from __future__ import annotations

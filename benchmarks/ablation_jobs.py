@@ -139,13 +139,18 @@ def jobs(
                 yield job(task, method, seed, arena.config, [learner, *always])
 
 
-@cache
 def text_of(job: Job) -> str:
-    """The configuration as its run directory keeps it. Raises ConfigErrors for one that cannot work. Hardware, and whether
-    the judge is there already, are checked when it is launched."""
-    return to_yaml(load(job.config, job.overrides, known=KNOWN).tree)
+    """The configuration as its run directory keeps it. Raises ConfigErrors for one that cannot work. Hardware, and
+    whether the judge is there already, are checked when it is launched."""
+    return _text(job.config, job.overrides)
 
 
+@cache
+def _text(config: Path, overrides: tuple[str, ...]) -> str:
+    return to_yaml(load(config, overrides, known=KNOWN).tree)
+
+
+@cache
 def fingerprint(text: str) -> str:
     """Short hash of a configuration; where the run directories are does not matter."""
     tree = yaml.safe_load(text)

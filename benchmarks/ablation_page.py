@@ -13,12 +13,12 @@ from benchmarks.measure import Json
 COMMAND = "python -m benchmarks ablation"
 HEAD = f"""# What to learn with
 
-Seven ways to learn from the same plays, on two tasks. Written by `{COMMAND}` from `benchmarks/ablation.json`
+Seven ways to learn, on two tasks. Written by `{COMMAND}` from `benchmarks/ablation.json`
 (`--tasks`, `--methods`, `--seeds` for some of it, `--dry-run` for the commands of single runs).
 
-All methods start from the same weights, play as many plays, make as many optimizer steps per batch, and are credited turn
-by turn; replies are always drawn from the newest weights (`max_staleness: 0`). One setting per method, none of them tuned: a
-difference says how a method does with it, not what it could do at best. Three seeds tell large differences only.
+All methods start from the same weights, play as many plays, make as many optimizer steps per batch, and are credited
+turn by turn; replies are always drawn from the newest weights (`max_staleness: 0`). One setting per method, none of
+them tuned: a difference says how a method does with it, not what it could do at best. Three seeds tell large ones only.
 """
 
 
@@ -56,7 +56,8 @@ def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Ite
         lines.append(row(about["title"], task, values, seeds, f"{statistics.mean(seconds):.0f} s" if seconds else ""))
     lines += ["", *(f"![{arena.title}](ablation/{name}.svg)" for name in pictures), ""]
     if any(of(method, runs) for method in methods()):
-        lines += [f"Above: each seed (dot), their mean (bar), untrained (dashed). Below: {arena.curve}, mean over seeds.", ""]
+        lines += ["Above: each seed (dot), their mean (bar), untrained (dashed). Below: "
+                  f"{arena.curve}, mean over seeds.", ""]  # fmt: skip
     lines += notes(task, runs, seeds)
     return "\n".join(lines)
 
@@ -64,9 +65,9 @@ def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Ite
 def row(title: str, task: str, values: dict[int, float], seeds: Sequence[int], seconds: str = "") -> str:
     """A line of the table; what is not known is a dash."""
     known = [values[seed] for seed in seeds if seed in values]
-    mean = shown(task, statistics.mean(known)) if known else "–"
-    spread = shown(task, statistics.stdev(known)) if len(known) > 1 else "–"
-    each = (shown(task, values[seed]) if seed in values else "–" for seed in seeds)
+    mean = shown(task, statistics.mean(known)) if known else "-"
+    spread = shown(task, statistics.stdev(known)) if len(known) > 1 else "-"
+    each = (shown(task, values[seed]) if seed in values else "-" for seed in seeds)
     return f"| {title} | **{mean}** | {spread} | {' | '.join(each)} | {seconds} |"
 
 
@@ -88,7 +89,7 @@ def notes(task: str, runs: Sequence[Json], seeds: Sequence[int]) -> list[str]:
         starts = {one["untrained"] for one in runs if one["seed"] == seed and "untrained" in one}
         if len(starts) > 1:
             low, high = shown(task, min(starts)), shown(task, max(starts))
-            lines += [f"Seed {seed}: untrained from {low} to {high}, although the weights are the same in all runs.", ""]
+            lines += [f"Seed {seed}: untrained from {low} to {high}, though all begin with the same weights.", ""]
     if skipped := sum(one["skipped"] for one in runs):
         lines += [f"{skipped} optimizer steps were skipped: their loss or gradient was no number.", ""]
     return lines
@@ -96,7 +97,8 @@ def notes(task: str, runs: Sequence[Json], seeds: Sequence[int]) -> list[str]:
 
 def settings_table() -> str:
     """What each method sets, task by task."""
-    lines = ["## Settings", "", "`configs/ablation/methods.yaml`; below `learner`, over what the task's config has for all.", ""]
+    lines = ["## Settings", ""]
+    lines += ["`configs/ablation/methods.yaml`: below `learner`, over what the task's config has for all.", ""]
     lines += ["| method | how it learns | source | " + " | ".join(ARENAS[task].title for task in ARENAS) + " |"]
     lines += ["|---|---|---|" + "---|" * len(ARENAS)]
     for method, about in methods().items():

@@ -264,7 +264,7 @@ class OpenSpiel(TaskSource):
     """OpenSpiel's name of it, with parameters if any: leduc_poker, tic_tac_toe, liars_dice(numdice=1), ..."""
 
     def train(self, rng: random.Random) -> Task:
-        """Named apart, so that the plays drawn together (`repeats`) can be compared among themselves (group_by: task)."""
+        """Named apart, so that plays drawn together (`repeats`) can be compared with each other (group_by: task)."""
         return dataclasses.replace(self.root(self.game), id=f"{self.game}/{rng.getrandbits(32):08x}")
 
     def heldout(self, n: int, seed: int) -> list[Task]:
