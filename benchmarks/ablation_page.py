@@ -75,7 +75,7 @@ def notes(task: str, runs: Sequence[Json], seeds: Sequence[int]) -> list[str]:
     """What a reader has to know beside the numbers: what is missing, starts that differ, steps skipped."""
     lines: list[str] = []
     missing = [
-        f"{about['title']} (seed {', '.join(map(str, gone))})"
+        about["title"] + (f" (seed {', '.join(map(str, gone))})" if len(gone) < len(seeds) else "")
         for method, about in methods().items()
         if (gone := [seed for seed in seeds if seed not in {one["seed"] for one in of(method, runs)}])
     ]

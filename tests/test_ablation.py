@@ -179,7 +179,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     page = (tmp_path / "docs" / "ablation.md").read_text()
     assert cells(page, "GRPO", "Kuhn poker") == ["GRPO", "**0.510**", "0.014", "0.500", "-", "0.520", "61 s"]
     assert cells(page, "RLOO", "Kuhn poker")[1:6] == ["**-**", "-", "-", "-", "-"]
-    assert "**Not measured yet:** GRPO (seed 1); RLOO (seed 0, 1, 2)" in page
+    assert "**Not measured yet:** GRPO (seed 1); RLOO; REINFORCE++; RAE (SPIRAL); DPO (seed 1); " in page
     assert not (tmp_path / "docs" / "ablation" / "pixels.svg").exists()
 
 
