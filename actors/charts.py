@@ -166,6 +166,24 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
+def dots(groups: Mapping[str, Sequence[float]], before: float | None = None, percent: bool = False) -> str:
+    """One row per group: its values as dots, their mean as a bar across; `before` as a dashed line."""
+    with _figure(7.6, 0.5 + 0.34 * len(groups), "dots" + "".join(groups), left=1.45) as (axis, buffer):
+        for row, values in enumerate(groups.values()):
+            mean = sum(values) / len(values)
+            axis.scatter(values, [row] * len(values), s=34, color=COLOURS[0], alpha=0.5, linewidth=0, zorder=3)
+            axis.plot([mean, mean], [row - 0.32, row + 0.32], color=INK, linewidth=2, solid_capstyle="butt")
+        if before is not None:
+            axis.axvline(before, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
+        axis.set_ylim(len(groups) - 0.5, -0.5)
+        axis.set_yticks(range(len(groups)), [_plain(name) for name in groups], color=INK)
+        if percent:
+            axis.xaxis.set_major_formatter("{x:.0%}")
+        axis.margins(x=0.05)
+        axis.grid(False, axis="y")
+    return _svg(buffer)
+
+
 def histogram(groups: Mapping[str, Sequence[float]], bins: int = 9) -> str:
     """Shares of values in [0, 1], one outline per group."""
     with _figure(3.9, 2.25, "histogram") as (axis, buffer):

@@ -2,6 +2,8 @@
 
 Each benchmark runs in a process of its own. With --quick it is only shown that it runs: sizes are tiny, and the
 results go to runs/benchmarks-quick.
+
+`python -m benchmarks ablation --help` is about one more, which takes hours: how well each method learns.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ NAMES = ("driver", "orchestrator", "learner", "bubbles", "prefix", "saturation",
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["ablation"]:  # two hours, and options and a page of its own: not among NAMES
+        from benchmarks import ablation
+
+        return ablation.main(sys.argv[2:])
     args = parse()
     if args.alone:
         Path(args.alone).write_text(json.dumps(measure(args.names[0], args.quick)))

@@ -256,7 +256,7 @@ class SpielState(GameState):
 
 @dataclass(frozen=True)
 class OpenSpiel(TaskSource):
-    """One task: the game. Chance is drawn in the play, so held-out plays are of the same game."""
+    """The game, again and again. Chance is drawn in the play, so held-out plays are of the same game."""
 
     kind: ClassVar[str] = "open_spiel"
 
@@ -264,7 +264,8 @@ class OpenSpiel(TaskSource):
     """OpenSpiel's name of it, with parameters if any: leduc_poker, tic_tac_toe, liars_dice(numdice=1), ..."""
 
     def train(self, rng: random.Random) -> Task:
-        return self.root(self.game)
+        """Named apart, so that plays drawn together (`repeats`) can be compared with each other (group_by: task)."""
+        return dataclasses.replace(self.root(self.game), id=f"{self.game}/{rng.getrandbits(32):08x}")
 
     def heldout(self, n: int, seed: int) -> list[Task]:
         """Numbered, so that plays of the same game are counted as independent of each other: their draws are."""

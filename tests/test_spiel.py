@@ -82,6 +82,14 @@ def test_tic_tac_toe_word_for_word() -> None:
     assert state.over and state.returns() == (-1.0, 1.0)
 
 
+def test_training_tasks_are_told_apart_by_their_draw_and_from_those_held_out() -> None:
+    source = OpenSpiel()
+    names = [source.train(random.Random(seed)).id for seed in range(50)]
+    assert len(set(names)) == 50 and names[7] == source.train(random.Random(7)).id
+    assert not set(names) & {task.id for task in source.heldout(50, 0)}
+    assert len({source.train(random.Random(seed)).question for seed in range(9)}) == 1
+
+
 @pytest.mark.parametrize("name", ["kuhn_poker", "leduc_poker", "tic_tac_toe"])
 def test_a_tiny_vocabulary_holds_every_word(name: str) -> None:
     words, rng = set(OpenSpiel(name).words()), random.Random(0)
