@@ -15,8 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from configs.schema import AdvantageConfig, CriticConfig, LearnerConfig, LossConfig, SignalConfig
