@@ -224,7 +224,7 @@ class Run:
         source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
-            self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic,
+            self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic, self.trained_in(stage),
         )  # fmt: skip
         rollouts.seating = season.seating
         learning = self.learn_loop(name, stage, rollouts, season)

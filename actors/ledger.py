@@ -36,7 +36,7 @@ class Ledger:
     def __init__(self, run_dir: Path | str) -> None:
         self.path = Path(run_dir) / "episodes.jsonl"
         self.counts: Counter[str] = Counter()
-        """roots, episodes, duplicates (refused commits), ok, invalid, lost (episodes by status),
+        """roots, episodes, duplicates (refused commits), ok, invalid, lost, filtered (episodes by status),
         tokens (sampled), taken (roots handed to learners), cut (bytes of a torn write dropped on opening)."""
         self.restored: dict[str, tuple[int, int]] = {}
         """Root plays that an earlier process committed and `recall` has not taken: (byte offset, length)."""

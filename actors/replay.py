@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from actors import records, transcript
 from actors.console import PALETTE, compact
-from protocols.types import Episode
+from protocols.types import Episode, Status
 
 LISTED = 12
 
@@ -111,10 +112,12 @@ def _list(path: Path, console: Console) -> tuple[int, int] | None:
         console.print("no episodes yet")
         return None
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for header in ("protocol", "ok", "invalid", "lost", "mean score"):
+    met = {status for _, status in statuses}
+    listed = [status for status in get_args(Status) if status in {"ok", "invalid", "lost", *met}]
+    for header in ("protocol", *listed, "mean score"):
         table.add_column(header, justify="left" if header == "protocol" else "right")
     for protocol in dict.fromkeys(name for name, _ in statuses):
-        counts = [f"{statuses[protocol, status]:,}" for status in ("ok", "invalid", "lost")]
+        counts = [f"{statuses[protocol, status]:,}" for status in listed]
         values = scores.get(protocol, [])
         table.add_row(
             transcript.printable(protocol), *counts, f"{sum(values) / len(values):.3f}" if values else ""

@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from actors.filters import Filter
 from actors.ledger import Ledger
 from actors.router import EngineLost
 from actors.runner import Seated, gather_or_cancel, run_play
 from configs.schema import StageConfig
 from protocols.base import Protocol
 from protocols.propose_solve import ProposeSolve
-from protocols.types import EXAMPLE, Episode, Outcome, Task
+from protocols.types import EXAMPLE, Episode, Outcome, Status, Task
 from tasks.archive import Archive
 from tasks.base import TaskSource, carried_proposal, with_proposal
 from tasks.trust import trusted
@@ -64,15 +65,19 @@ class Rollouts:
         archive: Archive,
         state: Mapping[str, Any] | None = None,
         deterministic: bool = False,
+        learners: Collection[str] | None = None,
     ):
         """`state`: what `self.state()` said when the run was saved, and the `step` reached. `deterministic`: nothing
-        depends on which play ends first; proposals are archived at the end of their step, in order."""
+        depends on which play ends first; proposals are archived at the end of their step, in order. `learners`: the
+        policies that the stage updates, for `stage.keep`; None: all."""
         self.name, self.stage, self.protocol, self.source = name, stage, protocol, source
         self.players, self.ledger, self.seed, self.archive = players, ledger, seed, archive
         self.deterministic = deterministic
         self._ended: dict[int, Episode] = {}
         """Root plays by index, to be archived."""
         self.groups_per_step = stage.plays_per_step // stage.repeats
+        keep = stage.keep
+        self.filter = None if keep is None else Filter(name, keep, learners, self.groups_per_step)
         self.next_group: int = state["group"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
         self._open: set[int] = set()
@@ -94,6 +99,8 @@ class Rollouts:
         """Called when these plays have been learned from and the engines have the result."""
         for index in sorted(self._ended):
             self._remember(self._ended.pop(index))
+        if self.filter is not None:
+            self.filter.step()
         for group in {play[0].meta["index"] // self.stage.repeats for play in plays}:
             self._open.discard(group)
             if self._to_come > 0:
@@ -107,6 +114,7 @@ class Rollouts:
     def figures(self) -> dict[str, float]:
         """How plays have ended so far, and what the archive holds."""
         found = {f"plays_{status}": float(n) for status, n in self.statuses.items()}
+        found |= {} if self.filter is None else self.filter.figures()
         return {**found, "archive": float(len(self.archive)), "proposal_duplicates": self.archive.duplicate_share}
 
     async def run(self) -> None:
@@ -144,16 +152,24 @@ class Rollouts:
 
     async def _group(self, group: int) -> None:
         """All plays of one task. They reach the learner together, or not at all: what came out invalid is left
-        away, and a play whose siblings all did has no one to be compared with."""
+        away, and a play whose siblings all did has no one to be compared with. With a filter they are recorded
+        together too, when it is known what becomes of them: what a crash interrupts is then played again."""
         repeats = self.stage.repeats
         async with self.seating(group) as seats:
             plays = await gather_or_cancel([self._one(repeats * group + i, seats) for i in range(repeats)])
         sound = [play for play in plays if play[0].status == "ok"]
-        if len(sound) >= min(2, repeats):
+        enough = len(sound) >= min(2, repeats)
+        reason = self.filter.reason(sound) if self.filter is not None and enough else ""
+        for play in plays:
+            if play[0].id not in self.ledger:
+                self.ledger.commit(play[0].id, marked(play, "filtered", reason) if reason else play, train=False)
+        if enough and not reason:
             self.ledger.queue(sound)
             return
+        if reason and self.filter is not None:
+            self.filter.check()
         if sound:
-            self.statuses["alone"] += len(sound)
+            self.statuses["filtered" if reason else "alone"] += len(sound)
         self._open.discard(group)
         self._slots.release()  # it reaches no learner: a replacement may start at once
 
@@ -165,7 +181,7 @@ class Rollouts:
             id = f"{self.name}-{index}" + (f".{attempt}" if attempt else "")
             seed = rng.randrange(2**63)
             if id in self.ledger.restored:  # played before the run was interrupted
-                return self._noted(self.ledger.recall(id))
+                return self._noted(marked(self.ledger.recall(id), "ok", was="filtered"))
             meta = {"stage": self.name, "index": index}
             try:
                 episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta, seats=seats)
@@ -175,7 +191,8 @@ class Rollouts:
                 episode = Episode(id, self.protocol.name, replace(task, domain=None, game=None), seed, (), lost)
                 self.ledger.commit(id, [episode], train=False)
                 continue
-            self.ledger.commit(id, episodes, train=False)
+            if self.filter is None:
+                self.ledger.commit(id, episodes, train=False)
             return self._noted(episodes)
         raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times")
 
@@ -216,6 +233,14 @@ class Rollouts:
             entry = self.archive.draw(rng, self.stage.archive_frontier)
             return with_proposal(self.source.root(entry.task_id), entry.proposal)
         return training_task(self.source, self.protocol, rng)
+
+
+def marked(play: Sequence[Episode], status: Status, reason: str = "", was: Status = "ok") -> list[Episode]:
+    """The play with another status on each of its episodes whose status was `was`."""
+    return [
+        replace(one, outcome=replace(one.outcome, status=status, reason=reason)) if one.status == was else one
+        for one in play
+    ]
 
 
 def trusted_task(source: TaskSource, protocol: Protocol, rng: random.Random, share: float) -> Task:

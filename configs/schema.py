@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from configs.schema_flow import (
+    KeepConfig as KeepConfig,
+)
 from configs.schema_learner import (
     PREFERENCE_LOSSES as PREFERENCE_LOSSES,
 )
@@ -225,6 +228,8 @@ class StageConfig:
     """Root plays of the same task (siblings of a group), where the protocol does not repeat itself."""
     max_staleness: int = 0
     """Learner steps by which a reply may lag the newest weights; 0 is synchronous."""
+    keep: KeepConfig | None = None
+    """Which groups reach the learners. Unset: all that are sound."""
     archive: float = 0.0
     """Share of root plays that replay an earlier proposal instead of asking the proposer."""
     archive_frontier: float = 0.0
