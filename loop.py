@@ -249,7 +249,7 @@ class Run:
         updates_before = done.setdefault("updates_before", self.updates)  # also where it is taken up again
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
-            plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
+            plays = await self.or_stop(rollouts.batch())
             plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]

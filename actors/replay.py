@@ -16,6 +16,7 @@ from rich.text import Text
 
 from actors import records, transcript
 from actors.console import PALETTE, compact
+from actors.ledger import FREE
 from protocols.types import Episode, Status
 
 LISTED = 12
@@ -67,7 +68,8 @@ def show(
 
 
 def find(path: Path, id: str) -> Episode:
-    """The episode of that id (the last one that is not `lost`, where attempts share it). Raises `UnknownEpisode`.
+    """The episode of that id (where attempts share it, the last one that is not `lost` or `cancelled`). Raises
+    `UnknownEpisode`.
 
     Only lines that contain the id are decoded.
     """
@@ -77,7 +79,7 @@ def find(path: Path, id: str) -> Episode:
         for line in lines:
             if needle in line and line.endswith(b"\n"):
                 head = records.decode_head(line)
-                if head.id == id and (best is None or head.status != "lost"):
+                if head.id == id and (best is None or head.status not in FREE):
                     best = line
     if best is None:
         raise UnknownEpisode(id, nearest(id, [head.id for head, _, _ in records.heads(path)]))

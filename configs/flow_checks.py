@@ -21,6 +21,9 @@ GROUP = tuple(AdvantageConfig().group_by)
 def flow_problems(config: RunConfig, protocols: Mapping[str, Protocol | None]) -> Iterator[Problem]:
     """`protocols`: name -> protocol, None for those that could not be built."""
     for name, stage in config.stages.items():
+        if config.deterministic and stage.oversample > 1:
+            message = "which plays end first depends on time (deterministic: true)"
+            yield ("stages", name, "oversample"), message, "1"
         if stage.keep is not None:
             yield from _keep(config, stage, protocols.get(stage.protocol), ("stages", name, "keep"))
 

@@ -67,6 +67,7 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     StageConfig: {
         **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
+        "oversample": (1, 10),
         **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
     KeepConfig: {"limit": (TINY, INF)},

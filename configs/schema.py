@@ -228,6 +228,9 @@ class StageConfig:
     """Root plays of the same task (siblings of a group), where the protocol does not repeat itself."""
     max_staleness: int = 0
     """Learner steps by which a reply may lag the newest weights; 0 is synchronous."""
+    oversample: float = 1.0
+    """Groups begun for each that a step needs. More than 1: a step takes those that end first, and what would lag more
+    than `max_staleness` by then is cancelled. Favours short plays."""
     keep: KeepConfig | None = None
     """Which groups reach the learners. Unset: all that are sound."""
     archive: float = 0.0
