@@ -224,7 +224,7 @@ class Run:
         source = load_task_source({**self.config.tasks, **stage.tasks})
         rollouts = Rollouts(
             name, stage, self.protocols[stage.protocol], source, self.system.players(stage.roles),
-            self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic,
+            self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic, self.trained_in(stage),
         )  # fmt: skip
         rollouts.seating = season.seating
         learning = self.learn_loop(name, stage, rollouts, season)
@@ -249,7 +249,7 @@ class Run:
         updates_before = done.setdefault("updates_before", self.updates)  # also where it is taken up again
         for step in range(done["step"], stage.steps):
             begun = time.monotonic()
-            plays = await self.or_stop(self.ledger.batch(rollouts.groups_per_step))
+            plays = await self.or_stop(rollouts.batch())
             plays.sort(key=lambda play: play[0].meta["index"])  # whatever finished first: same batch, same sums
             waited = time.monotonic() - begun
             episodes = [episode for play in plays for episode in play]

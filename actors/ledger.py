@@ -6,7 +6,7 @@ episodes of a root (its sub-plays carry `parent`) are appended with one write, t
 whose line is in the file is there completely, and what a crash left behind the last root's line is cut
 off on reopening.
 
-A root that was `lost` (its engine died, say) is recorded, but leaves its id free for another attempt.
+A root that was `lost` (its engine died, say) or `cancelled` is recorded, but leaves its id free for another attempt.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ import asyncio
 import fcntl
 import os
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from actors import records
 from actors.files import cut_tail
 from protocols.types import Episode
+
+FREE = ("lost", "cancelled")
+"""Status of root plays that may be played again under the same id."""
+Group = Sequence[list[Episode]]
+"""Root plays that are compared with each other, each [root, sub-plays...]."""
 
 
 class LedgerInUse(ValueError):
@@ -36,12 +41,12 @@ class Ledger:
     def __init__(self, run_dir: Path | str) -> None:
         self.path = Path(run_dir) / "episodes.jsonl"
         self.counts: Counter[str] = Counter()
-        """roots, episodes, duplicates (refused commits), ok, invalid, lost (episodes by status),
+        """roots, episodes, duplicates (refused commits), ok, invalid, lost, filtered, cancelled (episodes by status),
         tokens (sampled), taken (roots handed to learners), cut (bytes of a torn write dropped on opening)."""
         self.restored: dict[str, tuple[int, int]] = {}
         """Root plays that an earlier process committed and `recall` has not taken: (byte offset, length)."""
         self._committed: set[str] = set()
-        self._waiting: deque[list[list[Episode]]] = deque()
+        self._waiting: deque[Group] = deque()
         """Groups of plays."""
         self._arrival = asyncio.Event()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,17 +84,21 @@ class Ledger:
         children = [episode for episode in episodes if episode.parent is not None]
         self._append(records.encode([*children, root]))
         self._count([(episode.status, _sampled(episode)) for episode in episodes])
-        if root.status != "lost":
+        if root.status not in FREE:
             self._committed.add(root_id)
             self.counts["roots"] += 1
         if train and root.status == "ok":
             self.queue([[root, *children]])
         return True
 
-    def queue(self, group: list[list[Episode]]) -> None:
+    def wake(self) -> None:
+        """Lets a `batch` that waits choose again."""
+        self._arrival.set()
+
+    def queue(self, group: Group) -> None:
         """Queues recorded plays for `batch`, which never separates them: siblings are compared with each other."""
         self._waiting.append(group)
-        self._arrival.set()
+        self.wake()
 
     def recall(self, root_id: str) -> list[Episode]:
         """A root play that an earlier process committed, read back as [root, sub-plays...]. For a run that
@@ -100,23 +109,28 @@ class Ledger:
         *children, root = map(records.decode_line, lines)
         return [root, *children]
 
-    def drop_waiting(self) -> int:
+    def drop_waiting(self, which: Callable[[Group], bool] = lambda group: True) -> int:
         """Forgets what is queued for `batch`; it stays recorded. Returns how many root plays that were."""
-        dropped = self.waiting
-        self._waiting.clear()
-        return dropped
+        before = self.waiting
+        self._waiting = deque(group for group in self._waiting if not which(group))
+        return before - self.waiting
 
-    async def batch(self, groups: int) -> list[list[Episode]]:
+    async def batch(
+        self, groups: int, choose: Callable[[Sequence[Group]], Sequence[int] | None] | None = None
+    ) -> list[list[Episode]]:
         """The root plays of the next `groups` groups, in the order queued, each handed out once:
-        [root, sub-plays...].
+        [root, sub-plays...]. `choose`: which of those that are queued instead, by position; None while it waits for
+        more.
 
         Waits until there are as many; a cancelled wait takes nothing. What was committed before is on disk when
         this returns (fsync).
         """
-        while len(self._waiting) < groups:
+        choose = choose or (lambda waiting: range(groups) if len(waiting) >= groups else None)
+        while (chosen := choose(self._waiting)) is None:
             self._arrival.clear()
             await self._arrival.wait()
-        plays = [play for _ in range(groups) for play in self._waiting.popleft()]
+        plays = [play for place in chosen for play in self._waiting[place]]
+        self._waiting = deque(group for place, group in enumerate(self._waiting) if place not in {*chosen})
         self.counts["taken"] += len(plays)
         self.sync()
         return plays
@@ -153,7 +167,7 @@ class Ledger:
             if head.parent is None:
                 self._count(pending)
                 pending = []
-                if head.status != "lost":
+                if head.status not in FREE:
                     self._committed.add(head.id)
                     self.restored[head.id] = (complete, end - complete)
                     self.counts["roots"] += 1

@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from rich.console import Console
@@ -15,7 +16,8 @@ from rich.text import Text
 
 from actors import records, transcript
 from actors.console import PALETTE, compact
-from protocols.types import Episode
+from actors.ledger import FREE
+from protocols.types import Episode, Status
 
 LISTED = 12
 
@@ -66,7 +68,8 @@ def show(
 
 
 def find(path: Path, id: str) -> Episode:
-    """The episode of that id (the last one that is not `lost`, where attempts share it). Raises `UnknownEpisode`.
+    """The episode of that id (where attempts share it, the last one that is not `lost` or `cancelled`). Raises
+    `UnknownEpisode`.
 
     Only lines that contain the id are decoded.
     """
@@ -76,7 +79,7 @@ def find(path: Path, id: str) -> Episode:
         for line in lines:
             if needle in line and line.endswith(b"\n"):
                 head = records.decode_head(line)
-                if head.id == id and (best is None or head.status != "lost"):
+                if head.id == id and (best is None or head.status not in FREE):
                     best = line
     if best is None:
         raise UnknownEpisode(id, nearest(id, [head.id for head, _, _ in records.heads(path)]))
@@ -111,10 +114,12 @@ def _list(path: Path, console: Console) -> tuple[int, int] | None:
         console.print("no episodes yet")
         return None
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for header in ("protocol", "ok", "invalid", "lost", "mean score"):
+    met = {status for _, status in statuses}
+    listed = [status for status in get_args(Status) if status in {"ok", "invalid", "lost", *met}]
+    for header in ("protocol", *listed, "mean score"):
         table.add_column(header, justify="left" if header == "protocol" else "right")
     for protocol in dict.fromkeys(name for name, _ in statuses):
-        counts = [f"{statuses[protocol, status]:,}" for status in ("ok", "invalid", "lost")]
+        counts = [f"{statuses[protocol, status]:,}" for status in listed]
         values = scores.get(protocol, [])
         table.add_row(
             transcript.printable(protocol), *counts, f"{sum(values) / len(values):.3f}" if values else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
+from configs.flow_checks import flow_problems
 from configs.known import Known
 from configs.machine import Machine, needs, peak, resolve_device, used_policies
 from configs.measure_checks import measure_problems
@@ -64,7 +65,7 @@ class Checker:
                 self.unused(where, ["episodes"], f"with measure: {arm.measure}", (*where, "measure"))
         self.never_updated()
         self.promises()
-        for problems in (training_problems, measure_problems):
+        for problems in (training_problems, measure_problems, flow_problems):
             for path, message, valid in problems(self.config, self.protocols):
                 self.error(path, message, valid)
         if self.config.eval.ceiling:

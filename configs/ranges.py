@@ -10,6 +10,7 @@ from configs.schema import (
     EngineConfig,
     EvalConfig,
     GuardConfig,
+    KeepConfig,
     LearnerConfig,
     LoraConfig,
     LossConfig,
@@ -68,8 +69,10 @@ RANGES: dict[type, dict[str, tuple[float, float]]] = {
     StageConfig: {
         **dict.fromkeys(("steps", "plays_per_step", "repeats", "eval_episodes"), _COUNT),
         **dict.fromkeys(("max_staleness", "eval_every"), _FROM_0),
+        "oversample": (1, 10),
         **dict.fromkeys(("archive", "archive_frontier"), (0, 1)),
     },
+    KeepConfig: {"limit": (TINY, INF)},
     UpdateConfig: {**dict.fromkeys(("every", "span"), _COUNT), **dict.fromkeys(("after", "until"), _FROM_0)},
     GuardConfig: {"steps": _COUNT, "times": _COUNT},
     OpponentsConfig: {**dict.fromkeys(("every", "keep", "redraw_every"), _COUNT), "power": (TINY, INF)},

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from configs.schema_flow import (
+    KeepConfig as KeepConfig,
+)
 from configs.schema_learner import (
     PREFERENCE_LOSSES as PREFERENCE_LOSSES,
     REFERENCE_LOSSES as REFERENCE_LOSSES,
@@ -214,6 +217,11 @@ class StageConfig:
     """Root plays of the same task (siblings of a group), where the protocol does not repeat itself."""
     max_staleness: int = 0
     """Learner steps by which a reply may lag the newest weights; 0 is synchronous."""
+    oversample: float = 1.0
+    """Groups begun for each that a step needs. More than 1: a step takes those that end first, and what would lag more
+    than `max_staleness` by then is cancelled. Favours short plays."""
+    keep: KeepConfig | None = None
+    """Which groups reach the learners. Unset: all that are sound."""
     archive: float = 0.0
     """Share of root plays that replay an earlier proposal instead of asking the proposer."""
     archive_frontier: float = 0.0

@@ -231,12 +231,14 @@ class Reward:
     name: str
 
 
-Status = Literal["ok", "invalid", "lost"]
+Status = Literal["ok", "invalid", "lost", "filtered", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a protocol concludes. Status `invalid`: missing data somewhere, `reason` says what; trains nothing."""
+    """What a protocol concludes. Status `invalid`: missing data somewhere, `reason` says what; trains nothing.
+    Whoever runs the play may set others: `lost` with its engine, `filtered` or `cancelled` with its
+    group."""
 
     status: Status = "ok"
     judgments: tuple[Judgment, ...] = ()
