@@ -84,7 +84,8 @@ def azr(record: Record, params: Params) -> Iterator[Reward]:
 def r_zero(record: Record, params: Params) -> Iterator[Reward]:
     """min(p, 1 - p) - `duplicates` * d: p the share of sub-plays that are won, d the share of the batch's proposals
     that are like this one, itself included. The uncertainty reward is that of R-Zero's implementation, half of the
-    paper's 1 - |2p - 1| (Huang et al. 2025, arXiv 2508.05004), the fine its repetition penalty |C_k| / B (duplicates.py).
+    paper's 1 - |2p - 1| (Huang et al. 2025, arXiv 2508.05004), the fine its repetition penalty |C_k| / B
+    (protocols/duplicates.py).
     A play with one proposal (`batch: 1`) knows of no others: nothing is taken off."""
     for move, p in _proposed(record):
         alike = 0.0 if record.duplicates is None else params["duplicates"] * record.duplicates

@@ -48,10 +48,10 @@ def public_scratchpad(tell: Any) -> Any:
 
 @mutant(COUNCIL, "turns asked", phased.Phased, "_rounds")
 def same_round_leak(rounds: Any) -> Any:
-    def broken(self: Any, places: Any) -> Iterator[Any]:
-        for phase, speakers in rounds(self, places):
+    def broken(self: Any, phase: Any, lap: int, places: Any) -> Iterator[Any]:
+        for speakers in rounds(self, phase, lap, places):
             for speaker in speakers:
-                yield phase, (speaker,)
+                yield (speaker,)
 
     return broken
 
