@@ -178,7 +178,7 @@ class _Marked:
         index, self.count = self.count, self.count + 1
         changed = index == self.other
         if request.read:
-            first = 1 / len(request.choices) + (0.04 if changed else -0.04)  # never so sure that a phase would end
+            first = 0.75 if changed else 1 / len(request.choices) - 0.04  # not so sure that a phase would end
             rest = (1 - first) / max(1, len(request.choices) - 1)
             probs = (first, *[rest] * (len(request.choices) - 1))
             return Reply(request.choices[probs.index(max(probs))], probs)
