@@ -123,9 +123,11 @@ def _solve_rates(run: Run) -> Iterator[str]:
     """How hard the proposed tasks were: mean score of the plays of each proposal, early against late."""
     rates = []
     for kids in run.children.values():
-        scores = [float(run.heads[kid].score) for kid in kids if run.heads[kid].score is not None]  # type: ignore[arg-type]
-        if len(scores) >= 4:
-            rates.append(sum(scores) / len(scores))
+        scores: dict[str, list[float]] = {}  # of a play with several proposals, each has plays named after it
+        for kid in kids:
+            if (score := run.heads[kid].score) is not None:
+                scores.setdefault(kid.rpartition("/")[2].rpartition(".")[0], []).append(float(score))
+        rates += [sum(own) / len(own) for own in scores.values() if len(own) >= 4]
     third = len(rates) // 3
     if third >= 5:
         groups = {"first third of training": rates[:third], "last third": rates[-third:]}

@@ -279,15 +279,11 @@ class Rollouts:
 
     def _remember(self, root: Episode) -> None:
         """Archives what was proposed, with the share of sub-plays that succeeded."""
-        rate = root.outcome.metrics.get("solve_rate")
-        if not isinstance(self.protocol, ProposeSolve) or rate is None:
-            return
-        proposal = self.protocol.proposal(root.task, root.turns)
-        assert proposal is not None, f"{root.id}: a solve rate without a proposal"
-        if carried_proposal(root.task) is None:
-            self.archive.add(proposal, root.task.id, rate)
-        else:
-            self.archive.update(proposal, root.task.id, rate)
+        for proposal, rate in self.protocol.rates(root) if isinstance(self.protocol, ProposeSolve) else ():
+            if carried_proposal(root.task) is None:
+                self.archive.add(proposal, root.task.id, rate)
+            else:
+                self.archive.update(proposal, root.task.id, rate)
 
     def _count(self, status: str) -> None:
         self.statuses[status] += 1

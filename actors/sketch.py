@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from configs.contract.drive import Trace, asks_grades, asks_vote, drive, grades_of, parts_of, phases_of
+from configs.contract.drive import Trace, asks_grades, asks_vote, drive, grades_of, nested, parts_of, words_of
 from configs.contract.tasks import Markers, synthetic
 from configs.contract.text import Raw
 from protocols.base import Protocol, SubPlay
@@ -85,6 +85,8 @@ class Sketch:
     """role -> work"""
     drawn: bool = False
     """Whether another play has another order of turns: then this is one of them."""
+    at_most: bool = False
+    """Whether a play may be shorter: a phase or a loop may end early."""
 
 
 def sketch(protocol: Protocol, raw: Raw) -> Sketch:
@@ -120,6 +122,7 @@ def sketch(protocol: Protocol, raw: Raw) -> Sketch:
         _material(task, turns, seats),
         _loads(protocol, raw, task),
         len({_order(drive(protocol, task, seed, _Marked(raw))) for seed in range(ORDERS)}) > 1,
+        any(block.get("stop") for each in nested(raw) for key in ("phases", "loops") for block in each.get(key) or ()),
     )
 
 
@@ -141,12 +144,9 @@ def _parts_seen(raw: Raw, turns: Turns, index: int, seats: Mapping[str, str]) ->
 
 def _ends(protocol: Protocol, raw: Raw, task: Task, turns: Turns, index: int) -> bool:
     """Whether the play is shorter if the word that ends the phase is said in turn `index`."""
-    words = {phase["name"]: phase["stop"]["says"] for phase in phases_of(raw) if (phase.get("stop") or {}).get("says")}
-    word = words.get(turns[index][1].phase)
-    if word is None:
-        return False
-    ended = drive(protocol, task, SEED, _Marked(raw, says=(index, word)))
-    return len(list(_turns(ended))) < len(turns)
+    words = {word for _, word in words_of(raw).get(turns[index][1].phase, ())}
+    ended = (drive(protocol, task, SEED, _Marked(raw, says=(index, word))) for word in sorted(words))
+    return any(len(list(_turns(play))) < len(turns) for play in ended)
 
 
 class _Derived(Markers):
@@ -172,19 +172,20 @@ class _Marked:
     ) -> None:
         self.parts, self.grades = parts_of(raw), grades_of(raw)
         self.other, self.says, self.longest = other, says, longest
-        self.count = 0
+        self.count = self.picks = 0
 
     def __call__(self, request: TurnRequest) -> Reply:
         index, self.count = self.count, self.count + 1
         changed = index == self.other
         if request.read:
-            first = 0.75 if changed else 0.25
+            first = 0.75 if changed else 1 / len(request.choices) - 0.04  # not so sure that a phase would end
             rest = (1 - first) / max(1, len(request.choices) - 1)
             probs = (first, *[rest] * (len(request.choices) - 1))
             return Reply(request.choices[probs.index(max(probs))], probs)
         room = CHARS_PER_TOKEN * (request.max_tokens or MAX_TOKENS) if self.longest else 0
         if request.choices:
-            pick = request.choices[-1 if changed else 0]
+            turn, self.picks = self.picks, self.picks + (not asks_vote(request))  # nobody agrees: no phase would end
+            pick = request.choices[((turn if not asks_vote(request) else 0) - changed) % len(request.choices)]
             return Reply(f"{_filler(room - len(pick) - 1)}\n{pick}" if asks_vote(request) and room else pick)
         if asks_grades(request) and request.seat in self.grades:
             names, low, high = self.grades[request.seat]

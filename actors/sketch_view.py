@@ -53,7 +53,8 @@ def _turn_table(found: Sketch) -> RenderableType:
     from rich.table import Table
 
     turns = sum(load.turns for load in found.loads.values())
-    table = Table(title=f"{plain(found.name)} ({found.kind}): {turns} turns a play", title_justify="left")
+    count = f"at most {turns}" if found.at_most else str(turns)
+    table = Table(title=f"{plain(found.name)} ({found.kind}): {count} turns a play", title_justify="left")
     table.add_column("turn", justify="right")
     table.add_column("phase")
     for seat, role in found.seats.items():

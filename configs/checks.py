@@ -32,6 +32,7 @@ from configs.sharing import sharing_problems
 from configs.source import KeyPath, Source, show_key
 from configs.training_checks import repeated_roles, training_problems
 from protocols.base import Protocol
+from protocols.propose_solve import ProposeSolve
 
 GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "hierarchical", "rejection", "reward_weighted",
            *PREFERENCE_LOSSES)  # fmt: skip
@@ -346,13 +347,15 @@ class Checker:
             learner = self.config.policies[name].learner
             kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
             kind = learner.loss.kind if learner.loss.kind in PREFERENCE_LOSSES else kind
-            alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated]
+            batched = set() if "turn" in learner.advantage.group_by else _batched_roles(protocol)
+            alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated | batched]
             if alone and kind in GROUPED and "task" in learner.advantage.group_by:
                 message = (
                     f"groups of one: {kind} compares the plays of {name!r} as {_list(alone)} with others "
                     f"of the same task, and each task is played once"
                 )
-                valid = f"2 or more, or policies.{name}.learner.advantage.group_by without task"
+                without = "turn" if {*alone} <= _batched_roles(protocol) else "task"
+                valid = f"2 or more, or policies.{name}.learner.advantage.group_by without {without}"
                 self.error((*path, "repeats"), message, valid)
 
     def updated(self, stage: StageConfig) -> set[str]:
@@ -403,6 +406,11 @@ class Checker:
                 )
                 message = f"about {_gib(memory)} of {device} memory are needed, there are {_gib(there)}"
                 self.error(("policies", most.policy), message, "smaller models, fewer replicas or ranks")
+
+
+def _batched_roles(protocol: Protocol) -> set[str]:
+    """Roles that make several proposals at once, each a turn to be compared with the others."""
+    return {protocol.role} if isinstance(protocol, ProposeSolve) and protocol.batch > 1 else set()
 
 
 def _list(names: Iterable[str]) -> str:

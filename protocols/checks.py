@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from protocols.checks_loops import MAX_REPEAT, loop_problems
 from protocols.checks_sides import name_problems, side_problems, sided_at
 from protocols.checks_subplays import sub_play_problems
 from protocols.judging import judge_problems
@@ -16,9 +17,6 @@ from protocols.templates import names, template_problems
 
 if TYPE_CHECKING:
     from protocols.phased import Phase, Phased, Stop
-
-MAX_REPEAT = 1000
-"""More rounds than this of one phase are taken for a loop without an end."""
 
 _PART = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -36,7 +34,7 @@ def phased_problems(rules: Phased) -> list[Problem]:
     if rules.judge is not None:
         speaking = {s for phase in rules.phases for s in phase.seats}
         found += judge_problems(rules.judge, rules.seats, speaking, _shared(rules))
-    found += [*_when_problems(rules), *_principle_problems(rules), *name_problems(rules)]
+    found += [*loop_problems(rules), *_when_problems(rules), *_principle_problems(rules), *name_problems(rules)]
     found += sub_play_problems(rules)
     found += [*_vote_problems(rules), *_listen_problems(rules), *side_problems(rules)]
     return [*found, *_pay_problems(rules)]
@@ -126,7 +124,7 @@ def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem
         yield f"{path}.seats", "a seat cannot speak twice at once"
     if together and phase.moves == "evidence" and len(phase.seats) > 1:
         yield f"{path}.order", "seats that reveal at once could clash on one statement; valid: sequential"
-    yield from _order_problems(phase, path)
+    yield from _order_problems(phase, path, phase.repeat > 1 or phase.name in rules.loop_of)
     yield from _speech_problems(phase, path)
     yield from _stop_problems(rules, phase, index)
     if phase.quotes and phase.moves != "free":
@@ -145,14 +143,14 @@ def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem
         yield f"{path}.temperature", "must be at least 0"
 
 
-def _order_problems(phase: Phase, path: str) -> Iterable[Problem]:
-    """Mistakes in who speaks first."""
+def _order_problems(phase: Phase, path: str, again: bool) -> Iterable[Problem]:
+    """Mistakes in who speaks first. `again`: whether the phase has a second round."""
     path = f"{path}.speakers"
     if phase.speakers == "fixed":
         return
     if phase.order == "simultaneous" or len(phase.seats) < 2:
         yield path, f"{phase.speakers} has no effect where seats do not take turns; valid: fixed"
-    elif phase.speakers == "alternating" and phase.repeat < 2:
+    elif phase.speakers == "alternating" and not again:
         yield path, "alternating has no effect without a second repeat; valid: fixed, shuffled"
     elif phase.speakers == "shuffled" and len(set(phase.seats)) < len(phase.seats):
         yield path, "a seat that speaks twice in a round has no one place; valid: fixed, alternating"
@@ -310,7 +308,7 @@ def _pay_problems(rules: Phased) -> Iterable[Problem]:
             has.add("grades")
         else:
             has |= {"final belief", "beliefs"} if each_turn else {"final belief"}
-        if each_turn or len(rules.judge.after) > 1:
+        if each_turn or len(rules.judge.after) > 1 or {*rules.judge.after} & {*rules.loop_of}:
             has.add("two judgments")
         if rules.judge.votes:
             has.add("verdicts")

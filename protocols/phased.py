@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from typing import ClassVar, Literal
 
 from protocols.base import Play, Protocol
@@ -42,14 +41,15 @@ class RolePrompt:
 
 @dataclass(frozen=True)
 class Stop:
-    """What ends a phase early: whichever of these is given and happens first, after a round."""
+    """What ends a phase, or a loop of several, early: whichever of these is given and happens first, after a round."""
 
     seat: str = ""
     """Who may end it, by what it `says`."""
     says: str = ""
     """Written on a line of its own, in what others hear of a turn: the phase ends with that turn."""
     agreed: bool = False
-    """The last legal choices (moves: choices, in this phase or before) of all seats of the phase are the same."""
+    """The last legal choices (moves: choices, in this phase or before) of all seats of the phase are the same; of a
+    loop, those of all seats that choose in it."""
     belief_above: float | None = None
     """The judge believes a claim more than this."""
 
@@ -102,6 +102,19 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """Phases that follow each other, played from the first to the last and again, `repeat` times: for example
+    question, answer, verdict. Each phase has its own repeats and its own end every time round."""
+
+    over: list[str]
+    """The names of the phases, as they follow each other in `phases`."""
+    repeat: int = 0
+    """How often at most, from 2: no loop is without an end."""
+    stop: Stop | None = None
+    """What ends the loop before that, and at once: the rest of it falls away, and the phases after it are played."""
+
+
+@dataclass(frozen=True)
 class Phased(Protocol):
     """Seats speak in phases, and a judge's belief over `Task.choices` decides, or a vote among the seats.
 
@@ -113,6 +126,8 @@ class Phased(Protocol):
     phases: list[Phase]
     seats: dict[str, str]
     """seat -> role, the judge's too."""
+    loops: list[Loop] = field(default_factory=list)
+    """Phases that are repeated together."""
     sides: dict[str, int] = field(default_factory=dict)
     """seat -> index of the claim in `Task.choices` that it argues: assigned by the task."""
     opposes: dict[str, str] = field(default_factory=dict)
@@ -152,10 +167,13 @@ class Phased(Protocol):
         when = "" if self.judge is None else self.judge.when
         if bench is not None and when == "each_turn":
             yield from bench.poll(0)
-        for name, rounds in groupby(self._rounds(self._draw(rng)), key=lambda each: each[0].name):
-            for phase, speakers in rounds:
-                if table.over or name in table.stopped:
-                    continue
+        places = self._draw(rng)
+        for phase, lap in self._course():
+            if table.over or not table.begin(phase):
+                continue
+            for speakers in self._rounds(phase, lap, places):
+                if table.over or table.ended(phase):
+                    break
                 asks = table.ask(phase, speakers)
                 if not asks:
                     continue  # nobody has a legal move left
@@ -166,9 +184,10 @@ class Phased(Protocol):
                     yield from bench.poll(table.public_turns)
                 table.settle()
                 table.check_end(phase)
-            if bench is not None and self._judged_after(name) and not table.over:
+            if bench is not None and self._judged_after(phase.name) and not table.over:
                 yield from bench.poll(table.public_turns)
-        if bench is not None and when == "end" and not table.over:
+                table.check_end(phase)
+        if bench is not None and not table.over and (when == "end" or not bench.beliefs):
             yield from bench.poll(table.public_turns)
         return table.outcome()
 
@@ -195,7 +214,7 @@ class Phased(Protocol):
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
         texts = [self.rejected, *self.principles, *(phase.prompt for phase in self.phases)]
         texts += [f"<{part}> </{part}>" for phase in self.phases for part in phase.parts]
-        texts += [phase.stop.says for phase in self.phases if phase.stop is not None]
+        texts += [stop.says for stop in self.stops if stop is not None]
         for prompt in self.prompts.values():
             texts += [prompt.system, prompt.opening, prompt.heard]
         if self.judge is not None:
@@ -230,7 +249,19 @@ class Phased(Protocol):
             return "sides that seats choose for themselves are not one game that could be searched"
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
             return "shuffled reveals are not one game that could be searched"
+        if any(stop is not None for stop in self.stops):
+            return "a debate that may end early is not one game that could be searched"
         return ""
+
+    def choosers(self, loop: Loop) -> list[str]:
+        """The seats that choose among the claims in a loop."""
+        choosing = [phase for phase in self.phases if phase.name in loop.over and phase.moves == "choices"]
+        return list(dict.fromkeys(seat for phase in choosing for seat in phase.seats))
+
+    @property
+    def stops(self) -> list[Stop | None]:
+        """What may end each phase, then each loop."""
+        return [*(phase.stop for phase in self.phases), *(loop.stop for loop in self.loops)]
 
     def reveal_sides(self) -> tuple[int, ...]:
         """The side that makes each reveal, in order: the turns of the game that an exact search plays out."""
@@ -242,8 +273,9 @@ class Phased(Protocol):
             raise ValueError(f"protocol {self.name}: who argues which side is not known before the play")
         return tuple(
             self.sides[speaker.seat]
-            for phase, speakers in self._rounds({})
+            for phase, lap in self._course()
             if phase.moves == "evidence"
+            for speakers in self._rounds(phase, lap, {})
             for speaker in speakers
         )
 
@@ -274,20 +306,33 @@ class Phased(Protocol):
             return {}
         return {seat: place for place, seat in enumerate(rng.sample(list(self.seats), len(self.seats)))}
 
-    def _rounds(self, places: Mapping[str, int]) -> Iterator[tuple[Phase, Sequence[Speaker]]]:
-        """The turns that happen at once, in order."""
-        for phase in self.phases:
-            seats = tuple(phase.seats)
-            if phase.speakers == "shuffled":
-                seats = tuple(sorted(seats, key=places.__getitem__))
-            for i in range(phase.repeat):
-                reversed_now = phase.speakers == "alternating" and i % 2 == 1
-                speakers = self._line_up(phase, seats[::-1] if reversed_now else seats)
-                if phase.order == "simultaneous":
-                    yield phase, speakers
-                else:
-                    for speaker in speakers:
-                        yield phase, (speaker,)
+    def _course(self) -> Iterator[tuple[Phase, int]]:
+        """The phases in the order in which they are played, each with how often its loop has come round before."""
+        i = 0
+        while i < len(self.phases):
+            loop = self.loop_of.get(self.phases[i].name)
+            block = self.phases[i : i + (1 if loop is None else len(loop.over))]
+            for lap in range(1 if loop is None else loop.repeat):
+                yield from ((phase, lap) for phase in block)
+            i += len(block)
+
+    @cached_property
+    def loop_of(self) -> Mapping[str, Loop]:
+        """phase -> the loop that it is part of."""
+        return {name: loop for loop in self.loops for name in loop.over}
+
+    def _rounds(self, phase: Phase, lap: int, places: Mapping[str, int]) -> Iterator[Sequence[Speaker]]:
+        """The turns of a phase that happen at once, in order."""
+        seats = tuple(phase.seats)
+        if phase.speakers == "shuffled":
+            seats = tuple(sorted(seats, key=places.__getitem__))
+        for i in range(lap * phase.repeat, (lap + 1) * phase.repeat):
+            reversed_now = phase.speakers == "alternating" and i % 2 == 1
+            speakers = self._line_up(phase, seats[::-1] if reversed_now else seats)
+            if phase.order == "simultaneous":
+                yield speakers
+            else:
+                yield from ((speaker,) for speaker in speakers)
 
     def _line_up(self, phase: Phase, seats: tuple[str, ...]) -> tuple[Speaker, ...]:
         """Who speaks in this order and who hears it. Fixed by the definition, so worked out once for each order."""

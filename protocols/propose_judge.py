@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from protocols.base import Answer, Ask
 from protocols.judging import UnreadableVerdict
-from protocols.propose_solve import Admission, ProposeSolve
+from protocols.propose_solve import Admission, ProposeSolve, Tried, _metrics
 from protocols.rating import RaterRules
-from protocols.rewards import REWARDS, Move, reward_problems
+from protocols.rewards import REWARDS, reward_problems
 from protocols.types import Outcome, Task
 from protocols.views import as_reply
 
@@ -32,26 +32,26 @@ class ProposeSolveJudge(ProposeSolve):
     least: float = 0.5
     """In [0, 1], the ends of the rater's scale."""
 
-    def _admit(self, task: Task, derived: Task, moves: Sequence[Move]) -> Generator[list[Ask], list[Answer], Admission]:
-        if not moves:
+    def _admit(self, task: Task, derived: Task, tried: Tried) -> Generator[list[Ask], list[Answer], Admission]:
+        if tried.move is None:
             return Admission()
-        replies = yield [self.rater.request({"question": task.question}, derived.question, 0)]
+        replies = yield [self.rater.request({"question": task.question}, derived.question, tried.move.turn)]
         try:
             rating = self.rater.read(as_reply(replies[0]))
         except UnreadableVerdict as error:
             return Admission(failure=f"{self.rater.seat}: {error}")
         return Admission(rating >= self.least, (rating, rating), {"proposal_rating": rating})
 
-    def _conclude(self, moves: Sequence[Move], answers: Sequence[Answer], admission: Admission) -> Outcome:
+    def _conclude(self, tried: Sequence[Tried], answers: Sequence[Answer]) -> Outcome:
         reads_plays = any(REWARDS[term.name].needs == "sub-plays" for term in self.rewards
                           if term.name != "invalid_proposal")  # fmt: skip
         plays = [answer for answer in answers if isinstance(answer, Outcome) and answer.status == "ok"]
         if reads_plays or any(play.score is not None for play in plays):
-            return super()._conclude(moves, answers, admission)
+            return super()._conclude(tried, answers)
         if not plays:
-            return Outcome("invalid", reason=f"none of {self.repeats} sub-plays came to an end")
-        metrics = {"proposal_valid": 1.0, "children_ended": float(len(plays)), **admission.metrics}
-        return Outcome("ok", (), self._pay(moves, admission), None, metrics)
+            return Outcome("invalid", reason=f"none of {len(answers)} sub-plays came to an end")
+        metrics = {**_metrics(tried), "children_ended": float(len(plays))}
+        return Outcome("ok", (), self._pay(tried), None, metrics)
 
     def roles(self) -> Mapping[str, str]:
         return {self.seat: self.role, self.rater.seat: self.rater.role, **self.child.roles()}

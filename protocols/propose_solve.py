@@ -6,17 +6,20 @@ along (`PROPOSAL`: replay from an archive, controls, held-out sets) is played wi
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from protocols.base import Answer, Ask, Play, Protocol, SubPlay
+from protocols.duplicates import shares
 from protocols.rewards import Move, Record, RewardTerm, pay, reward_problems
 from protocols.templates import literals, render, template_problems
 from protocols.types import (
     EXAMPLE,
     PROPOSAL,
+    Episode,
     InvalidProposal,
     Outcome,
     Reward,
@@ -40,6 +43,24 @@ class Admission:
     """Why that could not be decided: missing data."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One proposal of a play."""
+
+    text: str
+    move: Move | None
+    """The proposer's turn; None where the task brought the proposal along."""
+    task: Task | None = None
+    """What it describes; None where that is no task."""
+    admission: Admission = Admission(False)
+    share: float | None = None
+    """With `batch`: the share of the batch's proposals that are like this one."""
+
+    @property
+    def turn(self) -> int:
+        return 0 if self.move is None else self.move.turn
+
+
 _COMPARE = ("learnability", "azr", "r_zero")
 
 
@@ -53,6 +74,10 @@ class ProposeSolve(Protocol):
     """Played on each derived task: a YAML file, or a definition with `kind:`."""
     repeats: int = 8
     """Child plays per proposal."""
+    batch: int = 1
+    """Proposals that are asked for at once, in chats that know nothing of each other: they are one play, each is paid
+    by its own sub-plays, and `r_zero` fines those that are alike. To compare them with each other, leave `turn` out of
+    `advantage.group_by`."""
     seat: str = "proposer"
     role: str = "proposer"
     system: str = ""
@@ -75,44 +100,65 @@ class ProposeSolve(Protocol):
         domain = task.domain
         if domain is None:
             raise ValueError(f"protocol {self.name}: task {task.id} has no domain that could derive a task")
-        brought = task.hidden.get(PROPOSAL)
-        moves: list[Move] = []
-        if brought is not None:
-            proposal, legal = brought.text, True
-        else:
-            reply = as_reply((yield [self._request(task)])[0])
-            proposal = reply.text.strip()
-            legal = self.proposals == "free" or proposal in task.proposals
-            moves.append(Move(self.seat, 0, unfinished=reply.truncated or not proposal))
+        tried = yield from self._propose(task)
         # Taken off, so that tasks derived from this one do not seem to bring a proposal of their own.
         task = replace(task, hidden={k: v for k, v in task.hidden.items() if k not in (PROPOSAL, EXAMPLE)})
-        try:
-            derived = domain.derive(task, proposal) if legal else None
-        except InvalidProposal:
-            derived = None
-        except VerifierError as error:
-            return Outcome("invalid", reason=f"verifier: {error}")
-        admission = (yield from self._admit(task, derived, moves)) if derived else Admission(False)
-        if admission.failure:
-            return Outcome("invalid", reason=admission.failure)
-        if derived is None or not admission.valid:
-            metrics = {"proposal_valid": 0.0, **admission.metrics}
-            return Outcome("ok", rewards=self._pay(moves, admission), metrics=metrics)
+        failures = []
+        for i, one in enumerate(tried):
+            try:
+                legal = one.move is None or self.proposals == "free" or one.text in task.proposals
+                derived = domain.derive(task, one.text) if legal else None
+                admission = (yield from self._admit(task, derived, one)) if derived else Admission(False)
+            except InvalidProposal:
+                derived, admission = None, Admission(False)
+            except VerifierError as error:
+                derived, admission = None, Admission(False, failure=f"verifier: {error}")
+            tried[i] = replace(one, task=derived, admission=admission)
+            failures += [admission.failure] if admission.failure else []
+        known = [one for one in tried if not one.admission.failure]
+        if not known:
+            return Outcome("invalid", reason=failures[0])
         plays: list[Ask] = [
-            SubPlay(self.child, derived, rng.getrandbits(63), str(i)) for i in range(self.repeats)
-        ]
-        return self._conclude(moves, (yield plays), admission)
+            SubPlay(self.child, one.task, rng.getrandbits(63), f"{one.turn}.{n}" if self.batch > 1 else str(n))
+            for one in known if one.task is not None and one.admission.valid
+            for n in range(self.repeats)
+        ]  # fmt: skip
+        if not plays:
+            return Outcome("ok", rewards=self._pay(known), metrics=_metrics(known))
+        return self._conclude(known, (yield plays))
 
-    def _admit(self, task: Task, derived: Task, moves: Sequence[Move]) -> Generator[list[Ask], list[Answer], Admission]:
-        """Whether the derived task is played. `moves`: the proposer's, none where the proposal was brought along."""
+    def _propose(self, task: Task) -> Generator[list[Ask], list[Answer], list[Tried]]:
+        """What is proposed, by the task itself or by the proposer."""
+        brought = task.hidden.get(PROPOSAL)
+        if brought is not None:
+            return [Tried(brought.text, None)]
+        request = self._request(task)
+        asked: list[Ask] = [request]
+        if self.batch > 1:
+            asked = [replace(request, turn=turn, fresh=True) for turn in range(self.batch)]
+        replies = [as_reply(answer) for answer in (yield asked)]
+        texts = [reply.text.strip() for reply in replies]
+        alike: Sequence[float | None] = shares(texts) if self.batch > 1 else [None]
+        return [
+            Tried(text, Move(self.seat, turn, unfinished=reply.truncated or not text), share=share)
+            for turn, (reply, text, share) in enumerate(zip(replies, texts, alike))
+        ]
+
+    def _admit(self, task: Task, derived: Task, tried: Tried) -> Generator[list[Ask], list[Answer], Admission]:
+        """Whether the derived task is played."""
         return Admission()
         yield []  # a generator, like those that ask somebody
 
-    def _pay(self, moves: Sequence[Move], admission: Admission, scores: Sequence[float] = ()) -> tuple[Reward, ...]:
-        record = Record(
-            self.roles(), moves, sub_scores=scores, proposal_valid=admission.valid, ratings=admission.ratings
-        )
-        return pay(self.rewards, record)
+    def _pay(self, tried: Sequence[Tried], scores: Mapping[int, Sequence[float]] | None = None) -> tuple[Reward, ...]:
+        """What the proposer gets for each proposal. `scores`: turn of a proposal -> scores of its sub-plays."""
+        paid: list[Reward] = []
+        for one in tried:
+            record = Record(
+                self.roles(), [] if one.move is None else [one.move], sub_scores=(scores or {}).get(one.turn, ()),
+                proposal_valid=one.admission.valid, ratings=one.admission.ratings, duplicates=one.share,
+            )  # fmt: skip
+            paid += pay(self.rewards, record)
+        return tuple(paid)
 
     def _request(self, task: Task) -> TurnRequest:
         values = {"question": task.question, "proposals": ", ".join(task.proposals)}
@@ -134,27 +180,46 @@ class ProposeSolve(Protocol):
             temperature=self.temperature,
         )
 
-    def _conclude(self, moves: Sequence[Move], answers: Sequence[Answer], admission: Admission) -> Outcome:
-        scores = []
-        for answer in answers:
-            assert isinstance(answer, Outcome), f"a sub-play was answered with {type(answer).__name__}"
-            if answer.status == "ok" and answer.score is not None:
-                scores.append(answer.score)
+    def _conclude(self, tried: Sequence[Tried], answers: Sequence[Answer]) -> Outcome:
+        """`answers`: to the sub-plays of each valid proposal in turn. A proposal too few of whose sub-plays have a
+        score is missing data: it is not paid, and the play is invalid where that is so of all."""
+        left = iter(answers)
+        scores: dict[int, list[float]] = {one.turn: [] for one in tried if one.admission.valid}
+        for own in scores.values():
+            for _ in range(self.repeats):
+                answer = next(left)
+                assert isinstance(answer, Outcome), f"a sub-play was answered with {type(answer).__name__}"
+                if answer.status == "ok" and answer.score is not None:
+                    own.append(answer.score)
         needed = min(self.repeats, max(2, (self.repeats + 1) // 2))
-        metrics = {"proposal_valid": 1.0, "children_scored": float(len(scores)), **admission.metrics}
-        if len(scores) < needed:
-            reason = f"{len(scores)} of {self.repeats} sub-plays have a score; at least {needed} are needed"
+        rates = {i: sum(own) / len(own) for i, own in scores.items() if len(own) >= needed}
+        metrics = {**_metrics(tried), "children_scored": float(sum(map(len, scores.values())))}
+        if not rates:
+            most = max(map(len, scores.values()))
+            reason = f"{most} of {self.repeats} sub-plays have a score; at least {needed} are needed"
             return Outcome("invalid", metrics=metrics, reason=reason)
-        p = sum(scores) / len(scores)
-        metrics["solve_rate"] = p
-        return Outcome("ok", (), self._pay(moves, admission, scores), p, metrics)
+        decided = [one for one in tried if one.turn in rates or not one.admission.valid]
+        p = metrics["solve_rate"] = sum(rates.values()) / len(rates)
+        if self.batch > 1:
+            metrics |= {f"solve_rate/{i}": rate for i, rate in rates.items()}
+        return Outcome("ok", (), self._pay(decided, scores), p, metrics)
 
     def proposal(self, task: Task, turns: Sequence[Turn]) -> str | None:
-        """What was proposed in a recorded play: for the archive. None where nothing was."""
+        """What was proposed in a recorded play, first. None where nothing was."""
         brought = task.hidden.get(PROPOSAL)
         if brought is not None:
             return brought.text
         return next((turn.text.strip() for turn in turns if turn.seat == self.seat), None)
+
+    def rates(self, play: Episode) -> list[tuple[str, float]]:
+        """Each proposal of a recorded play that was decided, with its solve rate: for the archive."""
+        metrics, first = play.outcome.metrics, self.proposal(play.task, play.turns)
+        if "solve_rate" not in metrics or first is None:
+            return []
+        if self.batch == 1 or PROPOSAL in play.task.hidden:
+            return [(first, metrics["solve_rate"])]
+        said = {turn.turn: turn.text.strip() for turn in play.turns if turn.seat == self.seat}
+        return [(text, metrics[f"solve_rate/{i}"]) for i, text in said.items() if f"solve_rate/{i}" in metrics]
 
     def roles(self) -> Mapping[str, str]:
         return {self.seat: self.role, **self.child.roles()}
@@ -173,6 +238,13 @@ class ProposeSolve(Protocol):
             found.append(
                 ("hidden", f"question, proposals and {PROPOSAL} are no names for shown hidden material")
             )
+        if self.batch < 1:
+            found.append(("batch", "must be at least 1"))
+        if self.batch == 1:
+            found += [
+                (f"rewards.{i}.params.duplicates", "one proposal has none to be like; valid with batch: 2 or more")
+                for i, term in enumerate(self.rewards) if "duplicates" in term.params
+            ]  # fmt: skip
         if self.repeats < 1:
             found.append(("repeats", "must be at least 1"))
         if self.repeats < 2 and any(term.name in _COMPARE for term in self.rewards):
@@ -191,3 +263,14 @@ class ProposeSolve(Protocol):
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
         own = [text for text in map(literals, (self.system, self.prompt)) if text.strip()]
         return own + list(getattr(self.child, "literal_texts", list)())
+
+
+def _metrics(tried: Sequence[Tried]) -> dict[str, float]:
+    """Means over the proposals of a play."""
+    found: dict[str, list[float]] = {"proposal_valid": [float(one.admission.valid) for one in tried]}
+    for one in tried:
+        for name, value in one.admission.metrics.items():
+            found.setdefault(name, []).append(value)
+        if one.share is not None:
+            found.setdefault("duplicates", []).append(one.share)
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}

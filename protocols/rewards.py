@@ -82,6 +82,8 @@ class Record:
     sub_scores: Sequence[float] = ()
     """Scores of the sub-plays that have one."""
     proposal_valid: bool = True
+    duplicates: float | None = None
+    """The share of the proposals of this play that are like this one; None where it is the only one."""
     returns: Mapping[str, float] = field(default_factory=dict)
     """seat -> what a game that was played to its end pays it."""
     forfeited: Sequence[str] = ()
@@ -254,7 +256,7 @@ REWARDS: dict[str, Rule] = {
     "brier_change": Rule(judged.brier_change, "beliefs"),
     "src_sides": Rule(judged.src_sides, "final belief", {"helpful": 1.0}),
     "azr": Rule(judged.azr, "sub-plays"),
-    "r_zero": Rule(judged.r_zero, "sub-plays"),
+    "r_zero": Rule(judged.r_zero, "sub-plays", {"duplicates": 1.0}),
     "unverified_quotes": Rule(judged.unverified_quotes, "quotes"),
     "illegal": Rule(illegal, "legal moves"),
     "format": Rule(format_, "turns"),
@@ -316,6 +318,8 @@ def reward_problems(
         for key, unit in (("clip", "nats"), ("cap", "share of the limit"), ("forfeit", "as the game pays")):
             if not term.params.get(key, 1.0) > 0.0:
                 found.append((f"rewards.{i}.params.{key}", f"must be above 0 ({unit})"))
+        if not term.params.get("duplicates", 0.0) >= 0.0:
+            found.append((f"rewards.{i}.params.duplicates", "must be at least 0 (weight of the share of duplicates)"))
         if term.params.get("helpful", 1.0) not in (0.0, 1.0):
             found.append((f"rewards.{i}.params.helpful", "must be 1 (a helpful prover) or 0 (a sneaky one)"))
         if not math.isfinite(term.weight) or term.weight == 0.0:

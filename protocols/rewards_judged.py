@@ -82,11 +82,14 @@ def azr(record: Record, params: Params) -> Iterator[Reward]:
 
 
 def r_zero(record: Record, params: Params) -> Iterator[Reward]:
-    """min(p, 1 - p), p the share of sub-plays that are won (Huang et al. 2025, R-Zero, arXiv 2508.05004, half of its
-    uncertainty reward 1 - |2p - 1|). Its fine for tasks that resemble each other looks at a whole batch of proposals,
-    which one play does not know: that part is left out."""
+    """min(p, 1 - p) - `duplicates` * d: p the share of sub-plays that are won, d the share of the batch's proposals
+    that are like this one, itself included. The uncertainty reward is that of R-Zero's implementation, half of the
+    paper's 1 - |2p - 1| (Huang et al. 2025, arXiv 2508.05004), the fine its repetition penalty |C_k| / B
+    (protocols/duplicates.py).
+    A play with one proposal (`batch: 1`) knows of no others: nothing is taken off."""
     for move, p in _proposed(record):
-        yield Reward(move.seat, move.turn, min(p, 1.0 - p), "r_zero")
+        alike = 0.0 if record.duplicates is None else params["duplicates"] * record.duplicates
+        yield Reward(move.seat, move.turn, min(p, 1.0 - p) - alike, "r_zero")
 
 
 def _proposed(record: Record) -> Iterator[tuple[Move, float]]:

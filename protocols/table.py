@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from protocols.views import Cast, Chat, MaterialError, as_reply, hidden_values
 if TYPE_CHECKING:
     import random
 
-    from protocols.phased import Phase, Phased
+    from protocols.phased import Phase, Phased, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,11 @@ class Table:
         """Seats that were to commit to a claim and named none."""
         self.revealed: dict[str, None] = {}
         self.stopped: set[str] = set()
-        """Phases that a seat has ended."""
+        """Phases that were ended early, in their current lap of a loop."""
+        self.left: set[tuple[str, ...]] = set()
+        """The loops that were, by their phases."""
+        self._ends = 0
+        """Early ends of phases in earlier laps."""
         self.public_turns = 0
         """Turns taken so far that the judge could see; all turns where there is no judge."""
         self._values: dict[str, dict[str, str]] = {}
@@ -95,6 +99,16 @@ class Table:
     def over(self) -> bool:
         """Whether nothing that is said could count any more."""
         return bool(self.forfeits) or (self.bench is not None and bool(self.bench.failure))
+
+    def begin(self, phase: Phase) -> bool:
+        """Whether the phase is played now: not, where its loop is over. What ended it in an earlier lap is past."""
+        self._ends += phase.name in self.stopped
+        self.stopped.discard(phase.name)
+        return not self.ended(phase)
+
+    def ended(self, phase: Phase) -> bool:
+        loop = self.rules.loop_of.get(phase.name)
+        return phase.name in self.stopped or (loop is not None and tuple(loop.over) in self.left)
 
     def ask(self, phase: Phase, speakers: Sequence[Speaker]) -> list[Ask]:
         """The requests of one round. All are built here, before any of its replies exists."""
@@ -158,10 +172,8 @@ class Table:
             if phase.quotes and not silenced:
                 statement, move = self._verified(phase, statement, move)
             self._note(move, speaker)
-            ends = phase.stop is not None and speaker.seat == phase.stop.seat and not silenced
-            if ends and phase.stop is not None and says(statement, phase.stop.says):
-                self.stopped.add(phase.name)
-            elif phase.delegate is not None and not silenced:
+            last_word = not silenced and self._said_to_end(phase, speaker.seat, statement)
+            if phase.delegate is not None and not silenced and not last_word:
                 self._questions.append((speaker.seat, statement))
             if phase.visible_to and phase.delegate is None and not silenced:
                 self._last = statement
@@ -196,14 +208,31 @@ class Table:
 
     def check_end(self, phase: Phase) -> None:
         """After a round and the judge's word on it: the phase may be over."""
-        stop = phase.stop
-        if stop is None:
-            return
-        chosen = {self._choices.get(seat) for seat in phase.seats}
-        agreed = stop.agreed and len(chosen) == 1 and None not in chosen
-        beliefs = () if self.bench is None else self.bench.beliefs
-        if agreed or (stop.belief_above is not None and beliefs and max(beliefs[-1]) > stop.belief_above):
+        loop = self.rules.loop_of.get(phase.name)
+        if self._reached(phase.stop, phase.seats):
             self.stopped.add(phase.name)
+        if loop is not None and self._reached(loop.stop, self.rules.choosers(loop)):
+            self.left.add(tuple(loop.over))
+
+    def _reached(self, stop: Stop | None, seats: Iterable[str]) -> bool:
+        """Whether these seats agree, or the judge is sure enough."""
+        if stop is None:
+            return False
+        chosen = {self._choices.get(seat) for seat in seats}
+        beliefs = () if self.bench is None else self.bench.beliefs
+        sure = stop.belief_above is not None and bool(beliefs) and max(beliefs[-1]) > stop.belief_above
+        return sure or (stop.agreed and len(chosen) == 1 and None not in chosen)
+
+    def _said_to_end(self, phase: Phase, seat: str, statement: str) -> bool:
+        """Whether the phase or its loop is over by what was said just now."""
+        loop = self.rules.loop_of.get(phase.name)
+        stops = (phase.stop, None if loop is None else loop.stop)
+        own, whole = (stop is not None and stop.seat == seat and says(statement, stop.says) for stop in stops)
+        if own:
+            self.stopped.add(phase.name)
+        if loop is not None and whole:
+            self.left.add(tuple(loop.over))
+        return own or whole
 
     def outcome(self) -> Outcome:
         bench = self.bench
@@ -263,8 +292,8 @@ class Table:
             counts["unparsed"] = float(sum(move.unparsed for move in self._moves))
         if any(phase.max_words is not None for phase in self.rules.phases):
             counts["cut"] = float(self._cuts)
-        if any(phase.stop is not None for phase in self.rules.phases):
-            counts["stopped"] = float(len(self.stopped))
+        if any(stop is not None for stop in self.rules.stops):
+            counts["stopped"] = float(self._ends + len(self.stopped) + len(self.left))
         if any(phase.delegate for phase in self.rules.phases):
             counts["unanswered"], counts["answered"] = map(float, self._delegated)
         if any(phase.quotes for phase in self.rules.phases):

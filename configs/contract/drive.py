@@ -91,6 +91,17 @@ def parts_of(raw: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
     return {phase["name"]: phase["parts"] for phase in phases_of(raw) if phase.get("parts")}
 
 
+def words_of(raw: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """phase -> for each word that ends it, or the loop that it is in: the seat that may say it, and the word."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for each in nested(raw):
+        loops = [(loop["over"], loop.get("stop")) for loop in each.get("loops") or []]
+        for names, stop in [*(([phase["name"]], phase.get("stop")) for phase in each.get("phases") or []), *loops]:
+            for name in names if (stop or {}).get("says") else []:
+                found.setdefault(name, []).append((stop["seat"], stop["says"]))
+    return found
+
+
 def asks_vote(request: TurnRequest) -> bool:
     """Whether a judge is asked for reasons and a last line with its verdict."""
     return request.phase == "judge" and not request.read and not request.enforce and len(request.choices) > 1
@@ -137,8 +148,8 @@ class Scripted:
     unreadable: float = 0.0
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """phase -> the parts that its turns should have."""
-    stops: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """phase -> the seat that may end it, and what it says to do so."""
+    stops: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """phase -> the seats that may end it or its loop, and what each says to do so."""
     grades: Mapping[str, tuple[list[str], float, float]] = field(default_factory=dict)
     """judge -> the names that it grades, the lowest and the highest grade."""
     helpers: frozenset[str] = frozenset()
@@ -154,8 +165,6 @@ class Scripted:
     @classmethod
     def of(cls, raw: Mapping[str, Any], seed: int, **settings: Any) -> Scripted:
         """A player who knows the form of turns that the YAML `raw` asks for."""
-        spoken = {p["name"]: p["stop"] for p in phases_of(raw) if (p.get("stop") or {}).get("says")}
-        stops = {name: (stop["seat"], stop["says"]) for name, stop in spoken.items()}
         votes = frozenset(str(each["vote"]) for each in nested(raw) if each.get("vote"))
         quotes = frozenset(phase["name"] for phase in phases_of(raw) if phase.get("quotes"))
         below = [] if "child" in raw else [each for each in nested(raw)[1:] if each["kind"] == "phased"]
@@ -164,7 +173,7 @@ class Scripted:
         helpers = frozenset(raw["seats"]) if twice else helpers
         return cls(
             seed, **settings, helpers=helpers, reads_differ=twice, quotes=quotes, parts=parts_of(raw),
-            stops=stops, votes=votes, grades=grades_of(raw),
+            stops=words_of(raw), votes=votes, grades=grades_of(raw),
         )  # fmt: skip
 
     def __call__(self, request: TurnRequest) -> Reply:
@@ -191,7 +200,8 @@ class Scripted:
         forged = forged if rng.random() < 0.3 else ""
         if request.phase in self.quotes:
             forged += self._quotes(request, rng)
-        seat, word = self.stops.get(request.phase, ("", ""))
+        words = self.stops.get(request.phase, [("", "")])
+        seat, word = words[0] if len(words) == 1 else rng.choice(words)
         if word:  # said to end the phase, or in passing, or by a seat that has no say
             ends = rng.random() < (0.3 if seat == request.seat else 0.1)
             forged += f"\n {word} \n" if ends else f"\nI am {word} soon.{word}"

@@ -56,6 +56,8 @@ class PhasedOracle(PayOracle):
         self.last = ""
         self.misquotes: dict[tuple[str, int], int] = {}
         self.stopped: set[str] = set()
+        self.left: list[Raw] = []
+        """Loops that are over."""
         self.bench = BenchOracle(self)
 
     def run(self, trace: Trace) -> list[str]:
@@ -104,13 +106,17 @@ class PhasedOracle(PayOracle):
         each = bool(self.judge) and self.judge.get("when", "each_turn") == "each_turn"
         if each:
             yield from self.bench.rounds()
-        for phase in self.raw["phases"]:
+        for phase, lap in self._laps():
+            self.stopped.discard(phase["name"])
+            if self._loop(phase) in self.left:
+                continue
             together = phase.get("order", "sequential") == "simultaneous"
-            line_ups = [self._line_up(phase, i) for i in range(phase.get("repeat", 1))]
+            count = phase.get("repeat", 1)
+            line_ups = [self._line_up(phase, lap * count + i) for i in range(count)]
             for seats in line_ups if together else [[seat] for row in line_ups for seat in row]:
                 if self.bench.failed or self.forfeit:
                     return
-                if phase["name"] in self.stopped:
+                if phase["name"] in self.stopped or self._loop(phase) in self.left:
                     break
                 if phase.get("moves") == "evidence" and len(self.revealed) == len(self.task.evidence):
                     continue
@@ -124,8 +130,24 @@ class PhasedOracle(PayOracle):
                 self._conditions(phase)
             if phase["name"] in self.judge.get("after", []) and not (self.bench.failed or self.forfeit):
                 yield from self.bench.rounds()
-        if self.judge.get("when") == "end" and not self.forfeit:
+                self._conditions(phase)
+        never = self.judge.get("when") == "phases" and not self.bench.beliefs and not self.bench.failed
+        if (self.judge.get("when") == "end" or never) and not self.forfeit:
             yield from self.bench.rounds()
+
+    def _laps(self) -> Iterator[tuple[Raw, int]]:
+        """Every phase as often as its loop comes round at most, with how often it has before."""
+        by_name = {phase["name"]: phase for phase in self.raw["phases"]}
+        starts = {loop["over"][0]: loop for loop in self.raw.get("loops", [])}
+        inside = {name for loop in self.raw.get("loops", []) for name in loop["over"]}
+        for name, phase in by_name.items():
+            if name in starts:
+                yield from ((by_name[n], lap) for lap in range(starts[name]["repeat"]) for n in starts[name]["over"])
+            elif name not in inside:
+                yield phase, 0
+
+    def _loop(self, phase: Raw) -> Raw:
+        return next((loop for loop in self.raw.get("loops", []) if phase["name"] in loop["over"]), {})
 
     def _round(self, phase: Raw, got: list[tuple[TurnRequest, Reply]]) -> None:
         legal = {"evidence": [e for e in self.task.evidence if e not in self.revealed],
@@ -142,6 +164,7 @@ class PhasedOracle(PayOracle):
             self.chats[seat] = [*pairs(request), ("assistant", reply.text)]
             self.turns[seat] = self.turns.get(seat, 0) + 1
             self.said |= traces(reply.text.strip() if legal else reply.text)
+            last_word = False
             if heard is not None and not legal:
                 count = len(heard.split())
                 self._lengths(phase, (seat, request.turn), count)
@@ -149,9 +172,10 @@ class PhasedOracle(PayOracle):
                 if phase.get("quotes"):
                     sources = [self.task.hidden[name].text for name in phase["quotes"]]
                     heard, self.misquotes[seat, request.turn] = checked(heard, sources)
-                stop = phase.get("stop", {})
-                if stop.get("seat") == seat and re.search(rf"(?m)^\s*{stop['says']}\s*$", heard):
-                    self.stopped.add(phase["name"])
+                for whole, stop in ((False, phase.get("stop", {})), (True, self._loop(phase).get("stop", {}))):
+                    if stop.get("seat") == seat and re.search(rf"(?m)^\s*{stop['says']}\s*$", heard):
+                        last_word = True
+                        self._over(phase, whole)
             if heard is None or reply.truncated or not reply.text.strip():
                 self.malformed.append((seat, request.turn))
             if legal and heard not in legal:
@@ -170,7 +194,7 @@ class PhasedOracle(PayOracle):
                 self._commits(seat, heard)
             if heard is None:
                 self.due[seat].append(self.neutral)
-            elif phase.get("delegate") and phase["name"] not in self.stopped:
+            elif phase.get("delegate") and not last_word:
                 self.asking.append((seat, heard))
             if heard is not None and phase.get("visible_to", ["all"]) and not phase.get("delegate"):
                 self.last = heard
@@ -199,10 +223,21 @@ class PhasedOracle(PayOracle):
 
     def _conditions(self, phase: Raw) -> None:
         """Ends the phase where its seats agree, or the judge is sure enough."""
-        stop = phase.get("stop") or {}
-        picks = {self.picks.get(seat, "") for seat in phase["seats"]}
-        sure = bool(self.bench.beliefs) and max(self.bench.beliefs[-1]) > stop.get("belief_above", 1.0)
-        if (stop.get("agreed") and len(picks) == 1 and picks != {""}) or sure:
+        loop = self._loop(phase)
+        block = [p for p in self.raw["phases"] if p["name"] in loop.get("over", []) and p.get("moves") == "choices"]
+        both = ((False, phase, phase["seats"]), (True, loop, [seat for p in block for seat in p["seats"]]))
+        for whole, owner, seats in both:
+            stop = owner.get("stop") or {}
+            picks = {self.picks.get(seat, "") for seat in seats}
+            sure = bool(self.bench.beliefs) and max(self.bench.beliefs[-1]) > stop.get("belief_above", 1.0)
+            if (stop.get("agreed") and len(picks) == 1 and picks != {""}) or sure:
+                self._over(phase, whole)
+
+    def _over(self, phase: Raw, whole: bool) -> None:
+        """The phase, or the whole loop that it is in, has ended early."""
+        if whole:
+            self.left.append(self._loop(phase))
+        else:
             self.stopped.add(phase["name"])
 
     def _commits(self, seat: str, claim: str | None) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -19,11 +19,12 @@ from configs.contract.game import MarkerGame
 from configs.contract.oracle import PhasedOracle
 from configs.contract.oracle_bench import seats_of
 from configs.contract.oracle_game import GameOracle
+from configs.contract.oracle_proposed import proposed, solved
 from configs.contract.tasks import NOBODY, synthetic
 from configs.contract.text import Raw
 from configs.contract.twins import choice_shows
-from protocols.base import Protocol, SubPlay
-from protocols.types import Hidden, Outcome, Reply, Task, TurnRequest
+from protocols.base import Protocol
+from protocols.types import Hidden, Reply, TurnRequest
 from tasks.base import with_proposal
 
 PLAYS: dict[str, dict[str, Any]] = {
@@ -176,103 +177,14 @@ def _check_rerun(raw: Raw, trace: Trace) -> list[str]:
     return found
 
 
-def _check_solve(raw: Raw, trace: Trace) -> list[str]:
-    (((request, reply),),) = trace.rounds
-    assert isinstance(request, TurnRequest) and isinstance(reply, Reply)
-    task, outcome = trace.task, trace.outcome
-    found = _secrets(request, task)
-    if task.answer and any(task.answer in message.text for message in request.messages):
-        found.append("the solver saw the answer")
-    if task.question not in request.messages[-1].text:
-        found.append("the solver did not see its own question")
-    if "undecidable" in reply.text:
-        if outcome.status != "invalid" or outcome.rewards or outcome.score is not None or not outcome.reason:
-            found.append("an undecided verifier scored")
-    elif outcome.status != "ok" or outcome.score != float(reply.text == task.answer):
-        found.append(
-            f"{outcome.status} with score {outcome.score} for a reply that is {reply.text == task.answer}"
-        )
-    else:  # the synthetic verifier grades all or nothing
-        for term in raw.get("rewards", [{"name": "correct"}]):
-            paid = [r.value for r in outcome.rewards if r.name == term["name"]]
-            if term["name"] in ("correct", "partly_correct") and paid != [
-                outcome.score * term.get("weight", 1.0)
-            ]:
-                found.append(f"score {outcome.score} was paid {outcome.rewards}")
-    return found
-
-
 def _check_proposed(raw: Raw, trace: Trace) -> list[str]:
-    found: list[str] = []
-    task, rounds = trace.task, list(trace.rounds)
-    brought = task.hidden.get("proposal")
-    proposal = brought.text if brought else ""
-    choices = list(task.proposals) if raw.get("proposals", "free") == "choices" else []
-    if brought is None:
-        ((request, reply),) = rounds.pop(0)
-        assert isinstance(request, TurnRequest) and isinstance(reply, Reply)
-        found += _secrets(request, task)
-        if list(request.choices) != choices:
-            found.append(f"the proposer may choose {request.choices}, not {choices}")
-        proposal = reply.text.strip()
-    valid = bool(brought) or (proposal in choices if choices else not proposal.startswith("nonsense"))
-    plays = [ask for asks in rounds for ask, _ in asks]
-    if len(plays) != (raw.get("repeats", 8) if valid else 0) or len(rounds) > 1:
-        return [*found, f"{len(plays)} sub-plays in {len(rounds)} yields of a proposal that is {valid}"]
-    for ask in plays:
-        assert isinstance(ask, SubPlay)
-        if ask.task.id != f"{task.id}/{proposal}" or ask.task.parent != task.id:
-            found.append(f"a sub-play got task {ask.task.id}, not the one proposed")
-    keys, seeds = ({getattr(ask, name) for ask in plays} for name in ("key", "seed"))
-    if len(keys) != len(plays) or len(seeds) != len(plays):
-        found.append("sub-plays share keys or seeds")
-    found += [f"child: {wrong}" for child in trace.children for wrong in check_trace(raw["child"], child)]
-    return found + _check_proposer_pay(raw, trace, valid, brought is None)
-
-
-def _check_proposer_pay(raw: Raw, trace: Trace, valid: bool, asked: bool) -> list[str]:
-    outcome = trace.outcome
-    scores = [
-        c.outcome.score for c in trace.children if c.outcome.score is not None and c.outcome.status == "ok"
-    ]
-    if not valid:
-        wrong = outcome.status != "ok" or outcome.score is not None
-        return (
-            ["an invalid proposal was not fined"]
-            if wrong or _pay(raw, outcome, "invalid_proposal") != -1.0
-            else []
-        )
-    if len(scores) < max(2, raw.get("repeats", 8) / 2):
-        wrong = outcome.status != "invalid" or bool(outcome.rewards) or outcome.score is not None
-        return ["too few sub-plays had a score, and yet it counted"] if wrong else []
-    p = sum(scores) / len(scores)
-    if outcome.status != "ok" or outcome.score is None or abs(outcome.score - p) > 1e-9:
-        return [f"{outcome.status} with score {outcome.score}, not {p}"]
-    worth = {"learnability": 4 * p * (1 - p), "azr": 1 - p if p else 0.0}
-    name = next((term["name"] for term in raw.get("rewards", []) if term["name"] in worth), "learnability")
-    paid = _pay(raw, outcome, name)
-    should = worth[name] if asked else None
-    if (paid is None) != (should is None) or abs((paid or 0.0) - (should or 0.0)) > 1e-9:
-        return [f"{name} paid {paid}, not {should}"]
-    return []
-
-
-def _pay(raw: Raw, outcome: Outcome, name: str, default: Mapping[str, float] | None = None) -> float | None:
-    """The sum of rewards of that name, by weight; None where there are none."""
-    weight = next((t.get("weight", 1.0) for t in raw.get("rewards", []) if t["name"] == name), 1.0)
-    paid = [r.value / weight for r in outcome.rewards]
-    return sum(paid) if paid and all(r.name == name for r in outcome.rewards) else None
-
-
-def _secrets(request: TurnRequest, task: Task) -> list[str]:
-    chat = "\n".join(message.text for message in request.messages)
-    return [f"{request.seat} saw hidden {name!r}" for name, hidden in task.hidden.items()
-            if hidden.text in chat and request.role not in hidden.roles]  # fmt: skip
+    found = proposed(raw, trace)
+    return found + [f"child: {wrong}" for child in trace.children for wrong in check_trace(raw["child"], child)]
 
 
 ORACLES: dict[str, Callable[[Raw, Trace], list[str]]] = {
     "phased": _check_phased,
-    "solve": _check_solve,
+    "solve": solved,
     "propose_solve": _check_proposed,
     "game": lambda raw, trace: GameOracle(raw, trace.task).run(trace),
 }

@@ -11,12 +11,19 @@ from typing import Any
 
 from protocols import bench, judging, phased, propose_solve, rewards, table, views
 from protocols.types import Outcome, Reply
-from tests.contract import mutants_games, mutants_grades, mutants_rooms, mutants_sides, mutants_subplays
+from tests.contract import (
+    mutants_blocks,
+    mutants_games,
+    mutants_grades,
+    mutants_rooms,
+    mutants_sides,
+    mutants_subplays,
+)
 from tests.contract.seeding import HERE, MUTANTS, SHIPPED, mutant, noticed, seeded
 
 __all__ = [
-    "MUTANTS", "mutants_games", "mutants_grades", "mutants_rooms", "mutants_sides", "mutants_subplays", "noticed",
-    "seeded",
+    "MUTANTS", "mutants_blocks", "mutants_games", "mutants_grades", "mutants_rooms", "mutants_sides",
+    "mutants_subplays", "noticed", "seeded",
 ]  # fmt: skip
 
 COUNCIL, HEARING, SALON, JURY, ASSEMBLY, TRIO = (
@@ -41,10 +48,10 @@ def public_scratchpad(tell: Any) -> Any:
 
 @mutant(COUNCIL, "turns asked", phased.Phased, "_rounds")
 def same_round_leak(rounds: Any) -> Any:
-    def broken(self: Any, places: Any) -> Iterator[Any]:
-        for phase, speakers in rounds(self, places):
+    def broken(self: Any, phase: Any, lap: int, places: Any) -> Iterator[Any]:
+        for speakers in rounds(self, phase, lap, places):
             for speaker in speakers:
-                yield phase, (speaker,)
+                yield (speaker,)
 
     return broken
 
@@ -343,9 +350,9 @@ def child_of_the_wrong_task(sub_play: Any) -> Any:
 
 @mutant(PROPOSED, "too few sub-plays", propose_solve.ProposeSolve, "_conclude")
 def missing_data_scores_zero(conclude: Any) -> Any:
-    def broken(self: Any, moves: Any, answers: list[Outcome | Reply], admission: Any) -> Outcome:
+    def broken(self: Any, tried: Any, answers: list[Outcome | Reply]) -> Outcome:
         filled = [Outcome(score=0.0) if getattr(a, "score", None) is None else a for a in answers]
-        done: Outcome = conclude(self, moves, filled, admission)
+        done: Outcome = conclude(self, tried, filled)
         return done
 
     return broken

@@ -1,0 +1,69 @@
+"""Seeded faults in batches of proposals, loops over phases and protocols that delegate to themselves. Part of
+`tests.contract.mutants`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from protocols import phased, propose_solve, table
+from tests.contract.seeding import HERE, mutant
+
+CONTEST, SEMINAR, CIRCLE = (HERE / "protocols" / f"{name}.yaml" for name in ("contest", "seminar", "circle"))
+
+
+@mutant(CONTEST, "the proposer was paid", propose_solve, "shares")
+def nobody_repeats_anybody(shares: Any) -> Any:
+    return lambda texts: [1 / len(texts)] * len(texts)
+
+
+@mutant(CONTEST, "the proposer was paid", propose_solve.ProposeSolve, "_pay")
+def one_solve_rate_for_all(pay: Any) -> Any:
+    def broken(self: Any, tried: Any, scores: Any = None) -> Any:
+        together = [score for own in (scores or {}).values() for score in own]
+        return pay(self, tried, dict.fromkeys(scores or {}, together))
+
+    return broken
+
+
+@mutant(CONTEST, "proposals were asked for", propose_solve.ProposeSolve, "_propose")
+def one_proposal_after_the_other(propose: Any) -> Any:
+    def broken(self: Any, task: Any) -> Any:
+        one = yield from propose(replace(self, batch=1), task)
+        return one * self.batch
+
+    return broken
+
+
+@mutant(SEMINAR, "asked [", table.Table, "begin")
+def ended_once_ended_for_good(begin: Any) -> Any:
+    return lambda self, phase: not self.ended(phase)
+
+
+@mutant(SEMINAR, "asked [", phased.Phased, "_course")
+def each_phase_by_itself(course: Any) -> Any:
+    return lambda self: sorted(course(self), key=lambda each: self.phases.index(each[0]))
+
+
+@mutant(SEMINAR, "asked [", phased.Phased, "_rounds")
+def every_lap_begins_alike(rounds: Any) -> Any:
+    def broken(self: Any, phase: Any, lap: int, places: Any) -> Any:
+        odd = replace(self, phases=[replace(p, repeat=1) for p in self.phases])
+        return [*rounds(odd, replace(phase, repeat=1), 0, places)] * phase.repeat
+
+    return broken
+
+
+@mutant(CIRCLE, "asked [", table.Table, "_said_to_end")
+def a_loop_runs_on(said: Any) -> Any:
+    def broken(self: Any, phase: Any, seat: str, statement: str) -> bool:
+        ended: bool = said(self, phase, seat, statement)
+        self.left.clear()
+        return ended
+
+    return broken
+
+
+@mutant(CIRCLE, "play ended before", phased.Phased, "choosers")
+def agreed_among_one(choosers: Any) -> Any:
+    return lambda self, loop: choosers(self, loop)[:1]
