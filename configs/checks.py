@@ -12,15 +12,16 @@ from typing import Any
 
 from configs.errors import ConfigError
 from configs.flow_checks import flow_problems
+from configs.group_checks import group_problems
+from configs.hardware_checks import hardware_problems
 from configs.known import Known
-from configs.machine import Machine, needs, peak, resolve_device, used_policies
+from configs.machine import Machine, resolve_device, used_policies
 from configs.measure_checks import measure_problems
 from configs.opponents import PAST, USED, cross_play_problems, idle, opponents_problems, past_problems
 from configs.promises import best_problems, repeatable_problems
 from configs.ranges import INF, RANGES, show_range
 from configs.remote_checks import HUMAN, deaf_to, remote_problems
 from configs.schema import (
-    PREFERENCE_LOSSES,
     EngineConfig,
     ModelConfig,
     PolicyConfig,
@@ -30,13 +31,8 @@ from configs.schema import (
 )
 from configs.sharing import sharing_problems
 from configs.source import KeyPath, Source, show_key
-from configs.training_checks import repeated_roles, training_problems
+from configs.training_checks import training_problems
 from protocols.base import Protocol
-from protocols.propose_solve import ProposeSolve
-
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "hierarchical", "rejection", "reward_weighted",
-           *PREFERENCE_LOSSES)  # fmt: skip
-"""Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
 
 
 @dataclass
@@ -80,7 +76,8 @@ class Checker:
         if self.config.track.wandb == "disabled":
             self.unused(("track",), ["project"], "with wandb: disabled", ("track", "wandb"))
         if self.machine is not None and not self.config.cluster.address:
-            self.hardware(self.machine)
+            for path, message, valid in hardware_problems(self.config, self.machine):
+                self.error(path, message, valid)
 
     # helpers
 
@@ -333,30 +330,8 @@ class Checker:
             )
         if not stage.archive:
             self.unused(path, ["archive_frontier"], "without archive", (*path, "archive"))
-        self.groups(stage, protocol, path)
-
-    def groups(self, stage: StageConfig, protocol: Protocol, path: KeyPath) -> None:
-        """A group of one has no one to be compared with: its advantage, and the gradient, would be zero."""
-        if stage.plays_per_step % stage.repeats:
-            message = f"{stage.plays_per_step} plays are no whole number of groups of {stage.repeats}"
-            self.error((*path, "plays_per_step"), message, f"a multiple of {stage.repeats}")
-        if stage.repeats > 1:
-            return
-        repeated = repeated_roles(protocol)
-        for name in sorted(self.updated(stage)):
-            learner = self.config.policies[name].learner
-            kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
-            kind = learner.loss.kind if learner.loss.kind in PREFERENCE_LOSSES else kind
-            batched = set() if "turn" in learner.advantage.group_by else _batched_roles(protocol)
-            alone = [role for role, policy in stage.roles.items() if policy == name and role not in repeated | batched]
-            if alone and kind in GROUPED and "task" in learner.advantage.group_by:
-                message = (
-                    f"groups of one: {kind} compares the plays of {name!r} as {_list(alone)} with others "
-                    f"of the same task, and each task is played once"
-                )
-                without = "turn" if {*alone} <= _batched_roles(protocol) else "task"
-                valid = f"2 or more, or policies.{name}.learner.advantage.group_by without {without}"
-                self.error((*path, "repeats"), message, valid)
+        for where, message, valid in group_problems(self.config, stage, protocol):
+            self.error((*path, *where), message, valid)
 
     def updated(self, stage: StageConfig) -> set[str]:
         """Policies that this stage updates."""
@@ -380,42 +355,6 @@ class Checker:
             path = ("policies", name, "engine")
             self.unused(path, ["max_num_seqs"], "with deterministic: true", ("deterministic",))
 
-    # hardware
-
-    def hardware(self, machine: Machine) -> None:
-        offered = self.config.cluster.gpus
-        if offered > machine.gpus:
-            message = f"{offered} GPUs to offer, there are {machine.gpus}"
-            self.error(("cluster", "gpus"), message, f"-1 to {machine.gpus}")
-        gpus = machine.gpus if offered < 0 else min(offered, machine.gpus)
-        found = needs(self.config, machine)
-        asked = peak(found, "cuda", "gpus")
-        if asked > gpus:
-            wanted = [need for need in found if need.gpus]
-            most = max(wanted, key=lambda need: need.count * need.gpus)
-            parts = ", ".join(f"{n.policy} {n.part} {n.count * n.gpus:g}" for n in wanted)
-            path = ("policies", most.policy, "engine" if most.part == "engine" else "learner")
-            valid = "device: cpu, or fractions such as gpus: 0.25" if gpus else "device: cpu"
-            self.error(path, f"{asked:g} GPUs are asked for ({parts}), there are {gpus}", valid)
-        room = {"cpu": machine.memory, "cuda": gpus * machine.gpu_memory if asked <= gpus else 0}
-        for device, there in room.items():
-            memory = peak(found, device, "memory")
-            if there and memory > there:
-                most = max(
-                    (n for n in found if n.device == device), key=lambda need: need.count * need.memory
-                )
-                message = f"about {_gib(memory)} of {device} memory are needed, there are {_gib(there)}"
-                self.error(("policies", most.policy), message, "smaller models, fewer replicas or ranks")
-
-
-def _batched_roles(protocol: Protocol) -> set[str]:
-    """Roles that make several proposals at once, each a turn to be compared with the others."""
-    return {protocol.role} if isinstance(protocol, ProposeSolve) and protocol.batch > 1 else set()
-
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none are defined"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from configs.group_checks import updated
 from configs.schema import PREFERENCE_LOSSES, AdvantageConfig, PolicyConfig, RunConfig, StageConfig
 from configs.source import KeyPath
-from configs.training_checks import updated
 from protocols.base import Protocol
 from protocols.propose_solve import ProposeSolve
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from configs.group_checks import repeated_roles, updated
 from configs.schedule import ALWAYS, due
 from configs.schema import GuardConfig, PolicyConfig, RunConfig, StageConfig
 from configs.source import KeyPath
@@ -35,18 +36,6 @@ def training_problems(config: RunConfig, protocols: Protocols) -> Iterator[Mista
             yield from _flat(config, protocols, name, policy)
     for i, guard in enumerate(config.guards):
         yield from _guard(config, guard, ("guards", i))
-
-
-def updated(config: RunConfig, stage: StageConfig) -> list[str]:
-    """Trained language models with a role in the stage that it updates."""
-    players = [name for name in dict.fromkeys(stage.roles.values()) if name in config.policies]
-    return [
-        name
-        for name in players
-        if config.policies[name].trained
-        and config.policies[name].kind == "lm"
-        and (not stage.train or name in stage.train)
-    ]
 
 
 # -- schedules
@@ -124,16 +113,6 @@ def _learns(
     elif paid is not None and not roles & paid:
         message = f"policy {name!r} would learn nothing: no reward of protocol {stage.protocol!r} is for its roles"
         yield path, message, f"rewards for {', '.join(sorted(roles))}; there are some for: {', '.join(sorted(paid))}"
-
-
-def repeated_roles(protocol: Protocol) -> set[str]:
-    """Roles of the protocols inside this one, where it plays them several times."""
-    found: set[str] = set()
-    for inner in vars(protocol).values():
-        if isinstance(inner, Protocol):
-            repeated = getattr(protocol, "repeats", 1) > 1
-            found |= set(inner.roles().values()) if repeated else repeated_roles(inner)
-    return found
 
 
 def _flat(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:
