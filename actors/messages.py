@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class WeightBucket:
     """Consecutive parameters in one flat buffer: (name, shape, dtype, byte offset, byte length) each."""
 
     entries: list[tuple[str, tuple[int, ...], str, int, int]]
-    data: object
+    data: Any
     """numpy uint8 array; lives in Ray's object store between learner and engine."""
     sha256: str = ""
     base: str = ""

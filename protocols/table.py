@@ -219,8 +219,8 @@ class Table:
         if stop is None:
             return False
         chosen = {self._choices.get(seat) for seat in seats}
-        beliefs = () if self.bench is None else self.bench.beliefs
-        sure = stop.belief_above is not None and bool(beliefs) and max(beliefs[-1]) > stop.belief_above
+        belief = self.bench.beliefs[-1] if self.bench is not None and self.bench.beliefs else (0.0,)
+        sure = stop.belief_above is not None and max(belief) > stop.belief_above
         return sure or (stop.agreed and len(chosen) == 1 and None not in chosen)
 
     def _said_to_end(self, phase: Phase, seat: str, statement: str) -> bool:
