@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+from actors.audit import audit_of
 from actors.chat import ChatCodec
 from actors.console import Progress
 from actors.figures import step_figures
@@ -199,7 +200,8 @@ class Run:
         done = self.progress.setdefault(name, {"step": 0, "group": 0, "again": []})
         if done["step"] >= stage.steps:
             return
-        await gather_or_cancel([self.serve(stage.roles.values()), *map(self.learner, self.trained_in(stage))])
+        playing = [*stage.roles.values(), *(stage.audit.roles.values() if stage.audit else ())]
+        await gather_or_cancel([self.serve(playing), *map(self.learner, self.trained_in(stage))])
         if any(guard.action == "roll_back" for guard in self.config.guards):
             await self.save()  # so that there is something to go back to
         season = Season(self, name, stage)
@@ -227,6 +229,7 @@ class Run:
             self.ledger, self.config.seed, self.archives[name], done, self.config.deterministic, self.trained_in(stage),
         )  # fmt: skip
         rollouts.seating = season.seating
+        rollouts.audit = audit_of(name, stage, self.protocols, self.system.players, self.ledger, self.config.seed)
         learning = self.learn_loop(name, stage, rollouts, season)
         loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(learning)]
         try:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from actors.audit import Audit
 from actors.filters import Filter
 from actors.ledger import Group, Ledger
 from actors.router import EngineLost
@@ -29,7 +30,8 @@ from protocols.base import Protocol
 from protocols.propose_solve import ProposeSolve
 from protocols.types import EXAMPLE, Episode, Outcome, Status, Task
 from tasks.archive import Archive
-from tasks.base import TaskSource, carried_proposal, with_proposal
+from tasks.base import TaskSource, carried_proposal, real_task, with_proposal
+from tasks.distinct import Distinct
 from tasks.trust import trusted
 
 MAX_ATTEMPTS = 3
@@ -84,6 +86,11 @@ class Rollouts:
         self.spare = spare_groups(stage.oversample, self.groups_per_step)
         self._held: dict[int, dict[int, list[Episode]]] | None = {} if self.filter or self.spare else None
         """Group -> index -> its play as far as it has come, until it is decided what becomes of the group."""
+        known = [(entry.task_id, entry.proposal) for entry in archive.within(0.0, 1.0)]
+        self.distinct = None if stage.distinct is None else Distinct(stage.distinct, known)
+        self.audit: Audit | None = None
+        self._rates: dict[str, list[float]] = defaultdict(list)
+        """Origin of a task -> solve rates since the last figures."""
         self.next_group: int = state["group"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
         self._open: dict[int, int] = {}
@@ -170,6 +177,10 @@ class Rollouts:
         found = {f"plays_{status}": float(n) for status, n in self.statuses.items()}
         found |= {} if self.filter is None else self.filter.figures()
         found |= {"lag_max": float(self._lag)} | ({"cancelled_groups": float(self._cancelled)} if self.spare else {})
+        found |= {} if self.audit is None else self.audit.figures()
+        found |= {} if self.distinct is None else {"proposals_refused": float(self.distinct.refused)}
+        found |= {f"solve_rate/{origin}": sum(rates) / len(rates) for origin, rates in self._rates.items()}
+        self._rates.clear()
         return {**found, "archive": float(len(self.archive)), "proposal_duplicates": self.archive.duplicate_share}
 
     async def run(self) -> None:
@@ -190,6 +201,8 @@ class Rollouts:
             for one in ending:
                 one.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
+            if self.audit is not None:
+                await self.audit.stop()
             for group in list(self._held or ()):
                 self._record(group, "cancelled", "the stage was left")
 
@@ -241,13 +254,16 @@ class Rollouts:
 
     async def _one(self, index: int, seats: Mapping[str, Seated]) -> list[Episode]:
         """One root play, tried again when its engines were lost. Lost attempts are recorded, never rewarded."""
-        task = self.draw(index)
+        task, origin = self._draw(index)
+        drawn = task
+        if self.distinct is not None and origin == "proposed":
+            task = self.distinct.guard(task, index)
         rng = random.Random(f"{self.seed}/{self.name}/play/{index}")
         for attempt in range(MAX_ATTEMPTS):
             id = f"{self.name}-{index}" + (f".{attempt}" if attempt else "")
             seed = rng.randrange(2**63)
             if id in self.ledger.restored:  # played before the run was interrupted
-                return self._noted(marked(self.ledger.recall(id), "ok", was="filtered"))
+                return self._noted(marked(self.ledger.recall(id), "ok", was="filtered"), drawn, origin)
             meta = {"stage": self.name, "index": index}
             bare = replace(task, domain=None, game=None)
             unplayed = Episode(id, self.protocol.name, bare, seed, (), Outcome(), meta=meta)
@@ -260,26 +276,35 @@ class Rollouts:
                 continue
             if self._held is None:
                 self.ledger.commit(id, episodes, train=False)
-            return self._noted(episodes)
+            return self._noted(episodes, drawn, origin)
         raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times")
 
     def _hold(self, index: int, play: list[Episode]) -> None:
         if self._held is not None:
             self._held.setdefault(index // self.stage.repeats, {})[index] = play
 
-    def _noted(self, episodes: list[Episode]) -> list[Episode]:
-        self._hold(episodes[0].meta["index"], episodes)
-        self._count(episodes[0].status)
-        if episodes[0].status == "ok":
+    def _noted(self, episodes: list[Episode], task: Task, origin: str) -> list[Episode]:
+        root = episodes[0]
+        self._hold(root.meta["index"], episodes)
+        self._count(root.status)
+        if root.status == "ok":
             if self.deterministic:
-                self._ended[episodes[0].meta["index"]] = episodes[0]
+                self._ended[root.meta["index"]] = root
             else:
-                self._remember(episodes[0])
+                self._remember(root)
+            for number, (proposal, rate) in enumerate(self._rated(root)):
+                self._rates[origin].append(rate)
+                if self.audit is not None and origin != "replayed":
+                    self.audit.begin(root, task, proposal, origin, number)
         return episodes
+
+    def _rated(self, root: Episode) -> list[tuple[str, float]]:
+        """What was proposed in a root play and could be decided, with its solve rate."""
+        return self.protocol.rates(root) if isinstance(self.protocol, ProposeSolve) else []
 
     def _remember(self, root: Episode) -> None:
         """Archives what was proposed, with the share of sub-plays that succeeded."""
-        for proposal, rate in self.protocol.rates(root) if isinstance(self.protocol, ProposeSolve) else ():
+        for proposal, rate in self._rated(root):
             if carried_proposal(root.task) is None:
                 self.archive.add(proposal, root.task.id, rate)
             else:
@@ -296,11 +321,21 @@ class Rollouts:
 
     def draw(self, index: int) -> Task:
         """The task of root play `index`: the same for siblings, whatever ran before (but for the archive)."""
-        rng = random.Random(f"{self.seed}/{self.name}/task/{index // self.stage.repeats}")
-        if rng.random() < self.stage.archive and len(self.archive):
-            entry = self.archive.draw(rng, self.stage.archive_frontier)
-            return with_proposal(self.source.root(entry.task_id), entry.proposal)
-        return training_task(self.source, self.protocol, rng)
+        return self._draw(index)[0]
+
+    def _draw(self, index: int) -> tuple[Task, str]:
+        """The same, and where it is from: replayed, real or proposed. Where the task source itself brings proposals
+        along, all of them are real."""
+        stage = self.stage
+        rng = random.Random(f"{self.seed}/{self.name}/task/{index // stage.repeats}")
+        share, rates = rng.random(), stage.archive_rates or (0.0, 1.0)
+        if share < stage.archive and self.archive.within(*rates):
+            entry = self.archive.draw(rng, stage.archive_frontier, rates)
+            return with_proposal(self.source.root(entry.task_id), entry.proposal), "replayed"
+        if stage.archive <= share < stage.archive + stage.real:
+            return real_task(self.source, rng), "real"
+        task = training_task(self.source, self.protocol, rng)
+        return task, "proposed" if carried_proposal(task) is None else "real"
 
 
 def marked(play: Sequence[Episode], status: Status, reason: str = "", was: Status = "ok") -> list[Episode]:

@@ -321,6 +321,8 @@ class Checker:
                 self.unused(path, ["eval_episodes"], "on an exact measurement", (*path, "eval_arm"))
         else:
             self.unused(path, ["eval_arm", "eval_episodes"], "without eval_every", (*path, "eval_every"))
+        if stage.audit is not None:
+            self.bindings(stage.audit.protocol, stage.audit.roles, (*path, "audit"))
         protocol = self.protocols.get(stage.protocol)
         if protocol is None:
             return
@@ -329,7 +331,7 @@ class Checker:
                 (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
             )
         if not stage.archive:
-            self.unused(path, ["archive_frontier"], "without archive", (*path, "archive"))
+            self.unused(path, ["archive_frontier", "archive_rates"], "without archive", (*path, "archive"))
         for where, message, valid in group_problems(self.config, stage, protocol):
             self.error((*path, *where), message, valid)
 

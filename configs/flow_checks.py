@@ -1,4 +1,4 @@
-"""What is wrong with which plays of a stage are to train: filters that would drop all of them, or what others need."""
+"""What is wrong with which tasks a stage plays, and with which of its plays are to train."""
 
 from __future__ import annotations
 
@@ -21,11 +21,54 @@ GROUP = tuple(AdvantageConfig().group_by)
 def flow_problems(config: RunConfig, protocols: Mapping[str, Protocol | None]) -> Iterator[Problem]:
     """`protocols`: name -> protocol, None for those that could not be built."""
     for name, stage in config.stages.items():
-        if config.deterministic and stage.oversample > 1:
-            message = "which plays end first depends on time (deterministic: true)"
-            yield ("stages", name, "oversample"), message, "1"
+        protocol = protocols.get(stage.protocol)
+        yield from _timed(config, stage, ("stages", name))
+        yield from _curriculum(stage, protocol, ("stages", name))
+        if stage.audit is not None:
+            yield from _audit(config, stage, protocols.get(stage.audit.protocol), ("stages", name, "audit"))
         if stage.keep is not None:
-            yield from _keep(config, stage, protocols.get(stage.protocol), ("stages", name, "keep"))
+            yield from _keep(config, stage, protocol, ("stages", name, "keep"))
+
+
+def _timed(config: RunConfig, stage: StageConfig, path: KeyPath) -> Iterator[Problem]:
+    """What depends on which play ends first."""
+    depends = {"oversample": stage.oversample > 1, "distinct": stage.distinct, "audit": stage.audit}
+    for key, used in depends.items():
+        if used and config.deterministic:
+            yield (*path, key), "depends on which plays end first (deterministic: true)", "remove it"
+
+
+def _curriculum(stage: StageConfig, protocol: Protocol | None, path: KeyPath) -> Iterator[Problem]:
+    """Where proposed tasks, replayed ones and real ones come from."""
+    settings = {"real": stage.real > 0, "distinct": stage.distinct is not None, "audit": stage.audit is not None}
+    for key, used in settings.items():
+        if used and protocol is not None and not isinstance(protocol, ProposeSolve):
+            yield (*path, key), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
+    if stage.archive + stage.real > 1:
+        message = f"archive {stage.archive:g} and real {stage.real:g} are more than all plays"
+        yield (*path, "real"), message, f"0 to {1 - stage.archive:g}"
+    if stage.archive_rates:
+        yield from _band(stage.archive_rates, (*path, "archive_rates"))
+
+
+def _band(band: list[float], path: KeyPath) -> Iterator[Problem]:
+    if len(band) != 2 or not 0 <= band[0] <= band[1] <= 1:
+        yield path, f"{band} is no range of solve rates", "[least, most], both from 0 to 1"
+    elif band == [0, 1]:
+        yield path, "has no effect: every solve rate lies in [0, 1]", "a narrower range"
+
+
+def _audit(config: RunConfig, stage: StageConfig, protocol: Protocol | None, path: KeyPath) -> Iterator[Problem]:
+    """Who audits must not learn from the very answers, and must be there while the stage is played."""
+    assert stage.audit is not None
+    if isinstance(protocol, ProposeSolve):
+        yield (*path, "protocol"), "would propose tasks of its own instead of answering these", "the child's protocol"
+    for role, name in stage.audit.roles.items():
+        if name in updated(config, stage):
+            message = f"policy {name!r} learns in this stage: it would agree with what it has been taught"
+            yield (*path, "roles", role), message, "a policy of its own, frozen or init_from another"
+        elif name in config.policies and config.policies[name].kind == "past":
+            yield (*path, "roles", role), f"{name!r} is of kind past: its engines play opponents", "another policy"
 
 
 def _keep(config: RunConfig, stage: StageConfig, protocol: Protocol | None, path: KeyPath) -> Iterator[Problem]:
@@ -34,10 +77,8 @@ def _keep(config: RunConfig, stage: StageConfig, protocol: Protocol | None, path
     if not stage.keep.signal and not band:
         yield path, "keeps every group", "signal: true, solve_rate: [0.3, 0.8], or both"
         return
-    if band and (len(band) != 2 or not 0 <= band[0] <= band[1] <= 1):
-        yield (*path, "solve_rate"), f"{band} is no range of solve rates", "[least, most], both from 0 to 1"
-    elif band == [0, 1]:
-        yield (*path, "solve_rate"), "has no effect: every solve rate lies in [0, 1]", "a narrower range"
+    if band:
+        yield from _band(band, (*path, "solve_rate"))
     if stage.repeats < 2 and protocol is not None and not _repeats(protocol):
         message = f"a group is one play of {stage.protocol!r}, and there is nothing to compare"
         yield path, message, "stages.NAME.repeats: 2 or more"

@@ -20,6 +20,7 @@ from configs.machine import Machine
 from configs.schema import RunConfig
 from configs.source import KeyPath, Source, override, read
 from protocols.base import Protocol
+from tasks.base import real_task
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 _DEFAULTS = {"name": RunConfig.name, "run_dir": RunConfig.run_dir, "seed": RunConfig.seed}
@@ -69,6 +70,7 @@ def load(
                 _own_tasks(builder, config.tasks, policy.warm_start.tasks, path_to)
     protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
     _proposers(builder, config, protocols)
+    _examples(builder, config)
     _games(builder, config, protocols)
     Checker(config, source, protocols, machine, known, errors).run()
     if errors:
@@ -154,6 +156,20 @@ def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Prot
             message = f"nobody proposes in a protocol of kind {protocol.kind}, and these tasks need a proposer"
             valid = "a protocol of kind propose_solve, or other tasks: in this stage"
             builder.error(("stages", name, "protocol"), message, valid)
+
+
+def _examples(builder: Builder, config: RunConfig) -> None:
+    """Where a share of the plays is on real tasks, the source must have some."""
+    for name, stage in config.stages.items():
+        if stage.real <= 0 or config.tasks is None:
+            continue
+        try:
+            real_task(load_task_source({**config.tasks, **stage.tasks}), random.Random(0))
+        except ConfigErrors:
+            continue  # noted already
+        except LookupError:
+            message = "these tasks have no examples of their own"
+            builder.error(("stages", name, "real"), message, "0, or tasks that warm starts of a proposer imitate")
 
 
 def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:

@@ -30,8 +30,10 @@ def rules_of(opponents: OpponentsConfig) -> dict[str, float]:
 
 
 def opponents_in(stage: StageConfig) -> list[str]:
-    """Policies that play in a stage without having a role."""
-    return [] if stage.opponents is None else [*filter(None, [stage.opponents.past]), *stage.opponents.fixed]
+    """Policies that play in a stage without having a role: opponents, and those who audit."""
+    auditors = [] if stage.audit is None else [*stage.audit.roles.values()]
+    opponents = stage.opponents
+    return auditors if opponents is None else [*filter(None, [opponents.past]), *opponents.fixed, *auditors]
 
 
 def past_problems(config: RunConfig, name: str) -> Iterator[Problem]:

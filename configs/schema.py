@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from configs.schema_flow import (
+    AuditConfig as AuditConfig,
+)
+from configs.schema_flow import (
     KeepConfig as KeepConfig,
 )
 from configs.schema_learner import (
@@ -227,6 +230,15 @@ class StageConfig:
     archive_frontier: float = 0.0
     """How replays are chosen: 0 all alike (guards against forgetting), 1 by learnability 4p(1-p) of their last
     solve rate p, between: a mixture of both."""
+    archive_rates: list[float] = field(default_factory=list)
+    """[least, most]: only proposals are replayed whose last solve rate lies between. Empty: all."""
+    real: float = 0.0
+    """Share of root plays on the task source's own examples (those of warm starts): nobody is asked to propose."""
+    distinct: float | None = None
+    """A proposal that is as similar as this to an earlier one is invalid (ROUGE-L of words); 1: only repeats are.
+    Unset: both are played."""
+    audit: AuditConfig | None = None
+    """Whether the right answers of the tasks are right. Unset: taken as they are."""
     eval_every: int = 0
     """Learner steps between small evaluations of `eval_arm`; 0: none."""
     eval_arm: str = ""

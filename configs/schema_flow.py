@@ -17,3 +17,15 @@ class KeepConfig:
     solver's tasks are chosen). Empty: any. A group without any score is kept, since nothing is known of it."""
     limit: float = 20.0
     """Filtered groups for each that a step needs, beyond which the stage ends with an error."""
+
+
+@dataclass
+class AuditConfig:
+    """Policies that do not learn here answer some of the tasks, to see whether the tasks' right answers are."""
+
+    share: float = 0.1
+    """Of the tasks that are played, proposed and real ones."""
+    protocol: str = ""
+    """Which entry of `protocols` they play; its score is whether they came to the task's own answer."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """role -> policy"""

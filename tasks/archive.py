@@ -9,6 +9,7 @@ likewise).
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,16 +62,20 @@ class Archive:
         if known is not None:
             self._put(Entry(task_id, proposal, solve_rate, known.count))
 
-    def draw(self, rng: random.Random, frontier: float = 0.0) -> Entry:
-        """One entry, weighted (1 - frontier) + frontier * 4p(1-p): 0 is uniform, which also replays what is
-        solved and so guards against forgetting; 1 keeps to what is neither solved nor hopeless. Raises
-        IndexError if empty.
+    def within(self, least: float, most: float) -> list[Entry]:
+        """The entries whose last solve rate lies between, ends included."""
+        return [entry for entry in self._entries.values() if least <= entry.solve_rate <= most]
+
+    def draw(self, rng: random.Random, frontier: float = 0.0, rates: Sequence[float] = (0.0, 1.0)) -> Entry:
+        """One entry of those whose solve rate lies in `rates`, weighted (1 - frontier) + frontier * 4p(1-p): 0 is
+        uniform, which also replays what is solved and so guards against forgetting; 1 keeps to what is neither solved
+        nor hopeless. Raises IndexError if there is none.
         """
         if not 0 <= frontier <= 1:
             raise ValueError(f"frontier must lie in [0, 1], not {frontier}")
-        entries = list(self._entries.values())
+        entries = self.within(*rates)
         if not entries:
-            raise IndexError("the archive is empty")
+            raise IndexError("the archive is empty" if not self._entries else f"no solve rate lies in {rates}")
         weights = [(1 - frontier) + frontier * entry.learnability for entry in entries]
         if not any(weights):
             return rng.choice(entries)

@@ -73,6 +73,16 @@ def with_example(task: Task, proposal: str) -> Task:
     return _with_hidden(task, EXAMPLE, proposal)
 
 
+def real_task(source: TaskSource, rng: random.Random) -> Task:
+    """A root task that carries a proposal nobody made here: that of the source, its example, or (claims) a uniform
+    one. Raises LookupError where the source has none."""
+    task = source.warm(rng)
+    example = task.hidden.get(EXAMPLE)
+    if carried_proposal(task) is not None:
+        return task
+    return with_proposal(task, example.text if example else rng.choice(task.proposals))
+
+
 def carried_proposal(task: Task) -> str | None:
     """The proposal that `task` carries, if any."""
     return task.hidden[PROPOSAL].text if PROPOSAL in task.hidden else None

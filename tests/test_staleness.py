@@ -229,5 +229,6 @@ def test_filtered_and_oversampled_groups_together(tmp_path: Path) -> None:
 
 def test_oversampling_is_refused_where_it_cannot_be(write: Any) -> None:
     found = mistakes(write(), "deterministic=true", "stages.main.oversample=1.25")
-    assert set(found) == {"stages.main.oversample"} and "depends on time" in found["stages.main.oversample"].message
+    assert set(found) == {"stages.main.oversample"}
+    assert "which plays end first" in found["stages.main.oversample"].message
     assert "1 to 10" in str(mistakes(write(), "stages.main.oversample=0.5")["stages.main.oversample"])
