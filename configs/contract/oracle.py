@@ -301,6 +301,7 @@ class PhasedOracle(PayOracle):
             ("turn", request.turn, self.turns.get(seat, 0)), ("choices", list(request.choices), legal),
             ("enforce", request.enforce, phase.get("enforce", True)), ("fresh", request.fresh, False),
             ("read", request.read, False), ("max_tokens", request.max_tokens, phase.get("max_tokens")),
+            ("temperature", request.temperature, phase.get("temperature")),
             ("target", request.target, self.task.answer if picks else None),
         ]:  # fmt: skip
             if is_ != should:

@@ -87,3 +87,8 @@ def copies_spend_nothing(pay: Any) -> Any:
         pay(self, phase, replace(outcome, metrics={"questions": 0.0}))
 
     return broken
+
+
+@mutant(SEMINAR, "temperature is", table, "TurnRequest")
+def one_temperature_for_all(request: Any) -> Any:
+    return lambda **fields: request(**{**fields, "temperature": None})
