@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -65,6 +66,8 @@ class HumanPlayer:
             self._view(request)
             if request.read:
                 return await self._verdict(request.choices)
+            if request.grades:
+                return Reply(await self._grades(request.grades))
             if request.choices:
                 return Reply(await self._move(request))
             return Reply(await self._speech())
@@ -99,7 +102,9 @@ class HumanPlayer:
         return "\n".join(lines)
 
     async def _move(self, request: TurnRequest) -> str:
-        """A legal move, by its text or number; any text where the protocol verifies it afterwards."""
+        """A legal move, by its text or number; any text where the protocol verifies it afterwards. A judge's vote is
+        always asked for again: there are no reasons to be read from a person, and what it may be is listed."""
+        strict = request.enforce or request.phase == "judge"
         self._list(request.choices)
         while True:
             said = (await self._line()).strip()
@@ -108,7 +113,7 @@ class HumanPlayer:
             number = said.removeprefix("#")
             if said.startswith("#") and number.isdecimal() and 1 <= int(number) <= len(request.choices):
                 return request.choices[int(number) - 1]
-            if not request.enforce and said:
+            if not strict and said:
                 return said
             self._show(f"[{printable(said)!r} is not legal: one of the above, or its number, for example #1]")
 
@@ -119,6 +124,16 @@ class HumanPlayer:
         rows = [entries[at : at + columns] for at in range(0, len(entries), columns)]
         listed = "\n".join("  " + "".join(entry.ljust(width) for entry in row).rstrip() for row in rows)
         self._show(f"[legal here, by text or number]\n{listed}")
+
+    async def _grades(self, scales: Sequence[tuple[str, float, float]]) -> str:
+        """One grade after the other, in the form in which a judge writes them."""
+        grades: dict[str, float] = {}
+        for name, low, high in scales:
+            self._show(f"[your grade of {printable(name)}: a number from {low:g} to {high:g}]")
+            while (grade := read_number(said := await self._line(), low, high)) is None:
+                self._show(f"[{printable(said)!r} is no grade: a number from {low:g} to {high:g}]")
+            grades[name] = grade
+        return json.dumps(grades)
 
     async def _verdict(self, choices: Sequence[str]) -> Reply:
         """Probabilities as the person states them."""
@@ -131,6 +146,17 @@ class HumanPlayer:
             if probs is not None:
                 return Reply(choices[max(range(len(probs)), key=probs.__getitem__)], probs)
             self._show(f"[{len(choices)} numbers from 0 to 100 that sum to 100, with spaces between them]")
+
+
+def read_number(said: str, low: float, high: float) -> float | None:
+    """The number, a whole one as such; None unless it lies between the two."""
+    try:
+        value = float(said)
+    except ValueError:
+        return None
+    if not low <= value <= high:  # what is not a number fails the comparison too
+        return None
+    return int(value) if value == int(value) else value
 
 
 def read_percent(said: str, count: int) -> tuple[float, ...] | None:

@@ -163,7 +163,8 @@ def _read(
     shown, where = _shown(path), str(asked or "")
     if path in chain:
         cycle = " -> ".join(_shown(p) for p in (*chain[chain.index(path) :], path))
-        errors.append(ConfigError(where, "", f"files that lead back to themselves: {cycle}"))
+        valid = "delegate: {depth: 1} without protocol, to delegate to itself" if protocol else ""
+        errors.append(ConfigError(where, "", f"files that lead back to themselves: {cycle}", valid))
         return Source()
     try:
         text = path.read_text(encoding="utf-8")

@@ -83,7 +83,11 @@ def paid_roles(protocol: Protocol) -> set[str] | None:
         return None if child is None else child | {protocol.role for _ in protocol.rewards}
     if not isinstance(protocol, Phased):
         return None
-    return {role for term in protocol.rewards for role in _payees(protocol, term)}
+    roles = {role for term in protocol.rewards for role in _payees(protocol, term)}
+    for phase in protocol.phases:
+        if phase.delegate is not None and phase.delegate.protocol is not None:
+            roles |= paid_roles(phase.delegate.protocol) or set()
+    return roles
 
 
 def _payees(protocol: Phased, term: RewardTerm) -> set[str]:

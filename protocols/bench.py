@@ -96,7 +96,7 @@ class Juror:
         return [TurnRequest(
             seat=self.seat, role=self.role, messages=chats[i], turn=first + n, phase="judge",
             choices=() if rules.grade else self._answers[i], enforce=read or rules.grade is not None, read=read,
-            target=self._targets[i], fresh=self._chat is None,
+            grades=self._scales(i), target=self._targets[i], fresh=self._chat is None,
             situation="given" if i == 0 else "reversed", max_tokens=rules.max_tokens, temperature=rules.temperature,
         ) for n, i in enumerate(self.open)]  # fmt: skip
 
@@ -125,6 +125,14 @@ class Juror:
             self.swap_gap = max(self.swap_gap, *(abs(p - q) for p, q in zip(means[0], reversed(means[1]))))
         return mean_belief(self.orders, means)
 
+    def _scales(self, i: int) -> tuple[tuple[str, float, float], ...]:
+        """The name, the lowest and the highest grade of all that is graded."""
+        rules = self.rules.grade
+        return () if rules is None else tuple((name, rules.min, rules.max) for name in self._graded(i))
+
+    def _graded(self, i: int) -> Sequence[str]:
+        return [self.cast.name(seat) for seat in self.rules.graded] or self._answers[i]
+
     def _note_vote(self, turn: int, i: int) -> None:
         target = self._targets[i]
         if self.rules.votes and target is not None:
@@ -133,8 +141,7 @@ class Juror:
 
     def _read(self, reply: Reply, i: int) -> Belief:
         if self.rules.grade is not None:
-            graded = [self.cast.name(seat) for seat in self.rules.graded]
-            return read_graded(reply, graded or self._answers[i], self.rules.grade)
+            return read_graded(reply, self._graded(i), self.rules.grade)
         if not self.rules.votes:
             return read_probs(reply.probs, len(self._labels))
         return read_vote(reply, self._answers[i])

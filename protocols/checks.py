@@ -113,7 +113,9 @@ def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem
             valid = _names(rules, rules.seats[seat], sided_at(rules, [seat], index))
             yield from template_problems(f"{path}.prompt", phase.prompt, valid)
     if not phase.seats or phase.repeat < 1:
-        yield (path, f"phase {phase.name!r} is never reached: it needs seats and repeat of at least 1")
+        speaking = ", ".join(seat for seat in rules.seats if seat not in _judges(rules))
+        message = f"phase {phase.name!r} is never reached: it needs seats and repeat of at least 1"
+        yield path, f"{message}; valid: seats out of {speaking}, repeat: 1 to {MAX_REPEAT}"
     if phase.repeat > MAX_REPEAT:
         yield (
             f"{path}.repeat",

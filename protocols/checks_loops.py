@@ -26,7 +26,7 @@ def loop_problems(rules: Phased) -> Iterable[Problem]:
                 yield f"loops.{i}.over", f"phase {name!r} is part of loops.{taken[name]} already"
         most = MAX_REPEAT // max([phase.repeat for phase in rules.phases if phase.name in loop.over] or [1])
         if loop.repeat < 2:
-            message = f"{loop.repeat} is no loop, and none is without an end: say how often it comes round at most"
+            message = "a loop has an end and comes round again before it: say how often at most"
             yield f"loops.{i}.repeat", f"{message}; valid: 2 to {most}"
         elif loop.repeat > most:
             yield f"loops.{i}.repeat", f"{loop.repeat} times are as good as an endless loop; valid: 2 to {most}"

@@ -152,6 +152,14 @@ def favourites(scores: Sequence[float]) -> list[int]:
     return [i for i, score in enumerate(scores) if best - score < 1e-9]
 
 
+def won(belief: Sequence[float], truth: int) -> float:
+    """1 where the claim number `truth` is believed most, 0.5 where another is as much, else 0."""
+    best = favourites(belief)
+    if truth not in best:
+        return 0.0
+    return 1.0 if len(best) == 1 else 0.5
+
+
 def judge_problems(
     rules: JudgeRules, seats: Collection[str], speaking: Collection[str], shared: Collection[str] = ()
 ) -> list[Problem]:

@@ -204,7 +204,8 @@ class Phased(Protocol):
     def roles(self) -> Mapping[str, str]:
         roles = dict(self.seats)
         for phase in self.phases:
-            roles |= {} if phase.delegate is None else phase.delegate.protocol.roles()
+            inner = None if phase.delegate is None else phase.delegate.protocol
+            roles |= {} if inner is None else inner.roles()
         return roles
 
     def problems(self) -> list[tuple[str, str]]:
@@ -222,7 +223,8 @@ class Phased(Protocol):
             texts += [] if self.judge.view == "evidence" else [self.judge.entry]
         found = [literals(text) for text in texts if literals(text).strip()]
         for delegate in (phase.delegate for phase in self.phases if phase.delegate is not None):
-            found += [literals(delegate.heard), *delegate.protocol.literal_texts()]
+            found += [literals(delegate.heard)]
+            found += [] if delegate.protocol is None else delegate.protocol.literal_texts()
         return found
 
     def judge_requests(self, task: Task, revealed: Sequence[str]) -> list[TurnRequest]:
@@ -252,6 +254,16 @@ class Phased(Protocol):
         if any(stop is not None for stop in self.stops):
             return "a debate that may end early is not one game that could be searched"
         return ""
+
+    @property
+    def itself(self) -> Phase | None:
+        """The phase that delegates to this very protocol."""
+        return next((p for p in self.phases if p.delegate is not None and p.delegate.protocol is None), None)
+
+    def questions(self, phase: Phase) -> int:
+        """How many turns a phase has in one play, at most."""
+        loop = self.loop_of.get(phase.name)
+        return len(phase.seats) * phase.repeat * (1 if loop is None else loop.repeat)
 
     def choosers(self, loop: Loop) -> list[str]:
         """The seats that choose among the claims in a loop."""

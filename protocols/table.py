@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from protocols.base import Answer, Ask
 from protocols.bench import Bench
 from protocols.confidence import LEVELS, vote_shares
-from protocols.judging import favourites
+from protocols.judging import won
 from protocols.rewards import Move, Record, pay
 from protocols.speech import first_words, off_length, says, shown_parts, tag_quotes, words
-from protocols.subplays import posed
+from protocols.subplays import Purse, posed
 from protocols.templates import quote, render
 from protocols.types import Outcome, Task, TurnRequest
 from protocols.views import Cast, Chat, MaterialError, as_reply, hidden_values
@@ -69,6 +69,7 @@ class Table:
         self._cuts = 0
         self._questions: list[tuple[str, str]] = []
         """(seat, question) of this round."""
+        self._purse = Purse(rules)
         self._delegated = [0, 0]
         """Questions without an answer and with one."""
         self._last = ""
@@ -101,10 +102,11 @@ class Table:
         return bool(self.forfeits) or (self.bench is not None and bool(self.bench.failure))
 
     def begin(self, phase: Phase) -> bool:
-        """Whether the phase is played now: not, where its loop is over. What ended it in an earlier lap is past."""
+        """Whether the phase is played now: not, where its loop is over, or where nothing is below that it could
+        delegate to. What ended it in an earlier lap is past."""
         self._ends += phase.name in self.stopped
         self.stopped.discard(phase.name)
-        return not self.ended(phase)
+        return not self.ended(phase) and not (phase.delegate is not None and phase.delegate.bottom)
 
     def ended(self, phase: Phase) -> bool:
         loop = self.rules.loop_of.get(phase.name)
@@ -183,11 +185,13 @@ class Table:
 
     def delegated(self, phase: Phase, rng: random.Random) -> list[Ask]:
         """The plays that are to answer what was asked in this round. Draws nothing where there are none."""
-        asked = enumerate(self._questions, sum(self._delegated))
-        return [] if phase.delegate is None else [
-            posed(phase.delegate, self.task, question, f"{phase.name}{n}", rng.getrandbits(63))
-            for n, (_, question) in asked
-        ]  # fmt: skip
+        if not self._questions:
+            return []
+        delegate, first = self._purse.below(phase), sum(self._delegated)
+        return [
+            posed(delegate, self.task, question, f"{phase.name}{n}", rng.getrandbits(63))
+            for n, (_, question) in enumerate(self._questions, first)
+        ]
 
     def answered(self, phase: Phase, answers: Sequence[Answer]) -> None:
         """Each who asked hears what came of it; a play that is invalid, or came to nothing, gives no answer."""
@@ -196,6 +200,7 @@ class Table:
             assert isinstance(outcome, Outcome), f"a sub-play was answered with {type(outcome).__name__}"
             text = outcome.answer if outcome.status == "ok" else ""
             self._delegated[bool(text)] += 1
+            self._purse.pay(phase, outcome)
             text = text or self.rules.rejected
             self._chats[seat].hear(render(phase.delegate.heard, {"text": text, "quoted": quote(text)}))
         self._questions.clear()
@@ -247,7 +252,7 @@ class Table:
         graded = bench.rules.graded
         metrics |= {f"grade/{seat}": grade for seat, grade in zip(graded, bench.beliefs[-1])}
         truth = None if graded else self._truth()
-        score = None if truth is None else _won(bench.beliefs[-1], truth)
+        score = None if truth is None else won(bench.beliefs[-1], truth)
         if truth is not None:
             if len(bench.beliefs) > 1:
                 metrics["belief_truth_first"] = bench.beliefs[0][truth]
@@ -274,7 +279,7 @@ class Table:
                 )
             metrics["agreement"] = max(shares)
             if (truth := self._truth()) is not None:
-                score, metrics["votes_truth"] = _won(tuple(shares), truth), shares[truth]
+                score, metrics["votes_truth"] = won(shares, truth), shares[truth]
                 record = replace(record, votes_truth=shares[truth])
         rewards = pay(self.rules.rewards, record)
         return Outcome("ok", (), rewards, score, metrics, answer="" if self.rules.vote else self._last)
@@ -295,7 +300,7 @@ class Table:
         if any(stop is not None for stop in self.rules.stops):
             counts["stopped"] = float(self._ends + len(self.stopped) + len(self.left))
         if any(phase.delegate for phase in self.rules.phases):
-            counts["unanswered"], counts["answered"] = map(float, self._delegated)
+            counts |= {**dict(zip(("unanswered", "answered"), map(float, self._delegated))), **self._purse.counts()}
         if any(phase.quotes for phase in self.rules.phases):
             counts["quotes_unverified"], counts["quotes_verified"] = map(float, self._quotes)
         for seat, side in self.sides.items():
@@ -389,10 +394,3 @@ class Table:
         if side >= len(choices):
             raise ValueError(f"task {self.task.id} has {len(choices)} choices; {seat} argues number {side}")
         return {"claim": choices[side], "other": ", ".join(c for i, c in enumerate(choices) if i != side)}
-
-
-def _won(belief: tuple[float, ...], truth: int) -> float:
-    best = favourites(belief)
-    if truth not in best:
-        return 0.0
-    return 1.0 if len(best) == 1 else 0.5

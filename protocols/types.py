@@ -167,6 +167,8 @@ class TurnRequest:
     the text against them (and teachers of warm starts draw from them)."""
     read: bool = False
     """With choices: do not sample, read the probability of each choice (a judge's verdict)."""
+    grades: tuple[tuple[str, float, float], ...] = ()
+    """A judge's reply is to end in a number for each of these names, from the lowest to the highest that is legal."""
     target: str | None = None
     """The right reply where the protocol knows it (supervised warm starts, trusted slices). Never shown."""
     fresh: bool = False

@@ -22,6 +22,7 @@ from actors.play import others
 from actors.players import ScriptedPlayer
 from actors.runner import Seated, run_play
 from configs.load import load, load_protocol
+from protocols.grading import GradeRules, read_grades
 from protocols.types import Episode, Hidden, Message, Reply, Task, TurnRequest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,46 @@ def test_a_verdict_is_what_the_person_says_it_is() -> None:
     assert reply == Reply("B", (0.25, 0.75)) and sum("that sum to 100" in text for text in shown) == 4
     assert read_percent("33 33 33", 3) == pytest.approx((1 / 3,) * 3)
     assert read_percent("nan 50", 2) is None and read_percent("inf 0", 2) is None
+
+
+def test_a_graded_verdict_is_asked_for_one_number_at_a_time() -> None:
+    scales = (("ann", 1.0, 5.0), ("ben", 0.0, 1.0))
+    reply, shown = answer(["", "6", "nan", "good", "4", "-1", "0.25"], grades=scales, phase="judge")
+    assert reply.text == '{"ann": 4, "ben": 0.25}'
+    assert [text for text in shown if "your grade" in text] == [
+        "[your grade of ann: a number from 1 to 5]", "[your grade of ben: a number from 0 to 1]"]  # fmt: skip
+    assert sum("is no grade: a number from 1 to 5" in text for text in shown) == 4
+    assert sum("is no grade: a number from 0 to 1" in text for text in shown) == 1
+    assert read_grades(reply, ("ben", "ann"), GradeRules(min=0, max=5)) == pytest.approx((0.05, 0.8))
+
+
+def test_a_written_vote_is_one_of_the_labels() -> None:
+    ask = {"choices": ("A", "B"), "enforce": False, "phase": "judge"}
+    reply, shown = answer(["because", "", "C", "#2"], **ask)
+    assert reply == Reply("B") and sum("is not legal" in text for text in shown) == 3
+
+
+@pytest.mark.parametrize(("judge", "typed_in", "score", "scores"), [
+    ("grade: {min: 1, max: 5}, orders: given", "7\n5\n\n3\n", None, (2 / 3, 1 / 3)),
+    ("grade: {of: seats, seats: [ann], min: 1, max: 5}, orders: given", "x\n2\n", None, (0.25,)),
+    ("votes: 1, orders: both", "maybe\nA\n#1\n", 0.5, (0.5, 0.5)),
+    ("orders: given", "120 10\n90 10\n", 0.0, (0.9, 0.1)),
+])  # fmt: skip
+def test_a_person_judges(
+    judge: str, typed_in: str, score: float | None, scores: tuple[float, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "kind: phased\nseats: {ann: writer, jay: judge}\nprompts: {writer: {opening: '{{ question }}'}}\n"
+        "phases: [{name: talk, seats: [ann]}]\n"
+        f"judge: {{seat: jay, view: transcript, when: end, prompt: '{{{{ transcript }}}}', {judge}}}\n"
+    )
+    own = ["--question", "Why?", "--choice", "yes", "--choice", "no", "--answer", "no", "--out", "r"]
+    done = typed(f"So.\n\n{typed_in}", "p.yaml", "--as", "ann", "--as", "jay", *own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [episode] = episodes(tmp_path / "r")
+    assert episode.outcome.status == "ok" and episode.outcome.judgments[-1].scores == pytest.approx(scores)
+    assert {turn.policy for turn in episode.turns} == {"human"}
+    assert score is None or episode.outcome.score == score
 
 
 @given(st.text())

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from protocols.base import Answer, Ask, Protocol, SubPlay
 from protocols.types import Outcome, Reply, Task, TurnRequest
@@ -74,9 +74,29 @@ def drive(protocol: Protocol, task: Task, seed: int, player: Player, limit: int 
     raise Endless(f"{limit} yields and no end")
 
 
+def bottom(phase: Mapping[str, Any]) -> bool:
+    """Whether a phase delegates to its own protocol on the lowest level: there it falls away."""
+    delegate = phase.get("delegate") or {"protocol": "none"}
+    return not delegate.get("protocol") and delegate.get("depth", 0) < 1
+
+
+def below(raw: Mapping[str, Any], phase: Mapping[str, Any], share: int | None = None) -> Mapping[str, Any]:
+    """The YAML of what a delegating phase plays: a protocol of its own, or this very one, one level further down.
+    `share`: what such a copy may spend on questions; None: there is no bound."""
+    delegate = dict(phase["delegate"])
+    if delegate.get("protocol"):
+        return cast("Mapping[str, Any]", delegate["protocol"])
+    delegate["depth"] -= 1
+    if share is not None:
+        most = len(phase["seats"]) * phase.get("repeat", 1)
+        most *= next((loop["repeat"] for loop in raw.get("loops") or [] if phase["name"] in loop["over"]), 1)
+        delegate |= {"budget": share} if share >= most else {"budget": 0, "depth": 0}
+    return {**raw, "phases": [{**p, "delegate": delegate} if p["name"] == phase["name"] else p for p in raw["phases"]]}
+
+
 def nested(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A protocol's YAML and that of what it plays, and so on."""
-    delegates = [phase["delegate"]["protocol"] for phase in raw.get("phases") or [] if phase.get("delegate")]
+    delegates = [below(raw, phase) for phase in raw.get("phases") or [] if phase.get("delegate") and not bottom(phase)]
     played = [raw["child"], *delegates] if raw.get("child") else delegates
     return [raw, *(below for each in played for below in nested(each))]
 

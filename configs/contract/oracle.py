@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from configs.contract.drive import Trace
+from configs.contract.drive import Trace, below, bottom
 from configs.contract.oracle_bench import BenchOracle
 from configs.contract.oracle_pay import PayOracle
 from configs.contract.text import Raw, checked, fill, heard_of, pairs, quoted, traces, up_to
@@ -53,6 +53,8 @@ class PhasedOracle(PayOracle):
         self.asking: list[tuple[str, str]] = []
         self.delegated: list[Raw] = []
         """What each sub-play was to be, in their order."""
+        self.posed = self.questions = 0
+        """To copies of this very protocol, by this play and by all below it too."""
         self.last = ""
         self.misquotes: dict[tuple[str, int], int] = {}
         self.stopped: set[str] = set()
@@ -70,7 +72,7 @@ class PhasedOracle(PayOracle):
                 return self.found
             asked = [getattr(ask, "seat", "?") for ask, _ in got]
             if asked != (["?"] * len(seats) if kind == "plays" else seats):
-                self.found.append(f"{kind} asked {[ask.seat for ask, _ in got]}, not {seats}")
+                self.found.append(f"{kind} asked {asked}, not {seats}")
                 return self.found
             if kind == "poll":
                 self.bench.poll(got)
@@ -108,7 +110,7 @@ class PhasedOracle(PayOracle):
             yield from self.bench.rounds()
         for phase, lap in self._laps():
             self.stopped.discard(phase["name"])
-            if self._loop(phase) in self.left:
+            if self._loop(phase) in self.left or bottom(phase):
                 continue
             together = phase.get("order", "sequential") == "simultaneous"
             count = phase.get("repeat", 1)
@@ -205,6 +207,10 @@ class PhasedOracle(PayOracle):
     def _answers(self, phase: Raw, got: list[tuple[Any, Any]]) -> None:
         """Each question is put to a play of its own, and who asked hears the answer."""
         delegate = phase["delegate"]
+        share = None
+        if delegate.get("budget"):
+            most = len(phase["seats"]) * phase.get("repeat", 1) * self._loop(phase).get("repeat", 1)
+            share = (delegate["budget"] - self.questions) // (most - self.posed) - 1
         shared = {name: self.task.hidden[name] for name in delegate.get("share", [])}
         for (seat, question), (ask, outcome) in zip(self.asking, got):
             task = ask.task
@@ -212,7 +218,10 @@ class PhasedOracle(PayOracle):
                 self.found.append(f"a play was to answer {question!r} with {sorted(shared)}, not {task.question!r}")
             if task.choices or task.answer or task.evidence or task.proposals:
                 self.found.append("a play that answers a question has more than the question")
-            self.delegated.append({"phase": phase["name"], "protocol": delegate["protocol"]})
+            self.delegated.append({"phase": phase["name"], "protocol": below(self.raw, phase, share)})
+            if not delegate.get("protocol"):
+                self.posed += 1
+                self.questions += 1 + int(outcome.metrics.get("questions", 0))
             text = outcome.answer if outcome.status == "ok" and outcome.answer else self.neutral
             self.markers[seat] |= traces(text)
             self.said |= traces(text)
@@ -292,6 +301,7 @@ class PhasedOracle(PayOracle):
             ("turn", request.turn, self.turns.get(seat, 0)), ("choices", list(request.choices), legal),
             ("enforce", request.enforce, phase.get("enforce", True)), ("fresh", request.fresh, False),
             ("read", request.read, False), ("max_tokens", request.max_tokens, phase.get("max_tokens")),
+            ("temperature", request.temperature, phase.get("temperature")),
             ("target", request.target, self.task.answer if picks else None),
         ]:  # fmt: skip
             if is_ != should:
@@ -357,6 +367,11 @@ class PhasedOracle(PayOracle):
             ]
             self._score(outcome, counts, "votes")
         self.bench.outcome(outcome)
+        delegating = [phase for phase in self.raw["phases"] if phase.get("delegate")]
+        itself = [phase for phase in delegating if not phase["delegate"].get("protocol")]
+        budget = itself[0]["delegate"].get("budget", 0) if itself else 0
+        if itself and (outcome.metrics.get("questions") != self.questions or 0 < budget < self.questions):
+            self.found.append(f"{outcome.metrics.get('questions')} questions are recorded, {self.questions} were put")
         open_ended = not self.raw.get("vote") and bool(self.bench.graded or not self.judge)
         if outcome.status == "ok" and outcome.answer != (self.last if open_ended else ""):
             self.found.append(f"the play came to {outcome.answer!r}, not {self.last!r}")

@@ -60,7 +60,7 @@ def _expanded(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if child is not None:
         raw["child"] = _read(folder / child) if isinstance(child, str) else _expanded(child, folder)
     for phase in raw.get("phases") or []:
-        if phase.get("delegate"):
+        if (phase.get("delegate") or {}).get("protocol"):
             own = phase["delegate"]["protocol"]
             read = _read(folder / own) if isinstance(own, str) else _expanded(own, folder)
             phase["delegate"] = {**phase["delegate"], "protocol": read}

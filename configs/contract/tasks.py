@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from configs.contract.drive import nested, phases_of
+from configs.contract.drive import below, bottom, nested, phases_of
 from configs.contract.game import MarkerGame
 from protocols.types import Domain, Hidden, InvalidProposal, Task, VerifierError
 
@@ -81,6 +81,7 @@ def hidden_names(raw: Mapping[str, Any], roles: dict[str, set[str]]) -> None:
         if phase.get("delegate"):
             for name in phase["delegate"].get("share", []):
                 roles.setdefault(name, set())
-            hidden_names(phase["delegate"]["protocol"], roles)
+            if not bottom(phase):
+                hidden_names(below(raw, phase), roles)
     if "child" in raw:
         hidden_names(raw["child"], roles)

@@ -308,7 +308,7 @@ def majority_is_the_first_label(favourites: Any) -> Any:
     return lambda scores: [0]
 
 
-@mutant(ASSEMBLY, "by votes", table, "_won")
+@mutant(ASSEMBLY, "by votes", table, "won")
 def tied_vote_is_won(won: Any) -> Any:
     return lambda belief, truth: float(won(belief, truth) > 0)
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from protocols import phased, propose_solve, table
+from protocols import phased, propose_solve, subplays, table
 from tests.contract.seeding import HERE, mutant
 
-CONTEST, SEMINAR, CIRCLE = (HERE / "protocols" / f"{name}.yaml" for name in ("contest", "seminar", "circle"))
+CONTEST, SEMINAR, CIRCLE, TREE = (
+    HERE / "protocols" / f"{name}.yaml" for name in ("contest", "seminar", "circle", "tree")
+)
 
 
 @mutant(CONTEST, "the proposer was paid", propose_solve, "shares")
@@ -67,3 +69,26 @@ def a_loop_runs_on(said: Any) -> Any:
 @mutant(CIRCLE, "play ended before", phased.Phased, "choosers")
 def agreed_among_one(choosers: Any) -> Any:
     return lambda self, loop: choosers(self, loop)[:1]
+
+
+@mutant(TREE, "asked [", subplays.Purse, "below")
+def never_any_deeper(below: Any) -> Any:
+    def broken(self: Any, phase: Any) -> Any:
+        delegate = below(self, phase)
+        same = [replace(p, delegate=None) for p in delegate.protocol.phases]
+        return replace(delegate, protocol=replace(delegate.protocol, phases=same))
+
+    return broken
+
+
+@mutant(TREE, "questions are recorded", subplays.Purse, "pay")
+def copies_spend_nothing(pay: Any) -> Any:
+    def broken(self: Any, phase: Any, outcome: Any) -> None:
+        pay(self, phase, replace(outcome, metrics={"questions": 0.0}))
+
+    return broken
+
+
+@mutant(SEMINAR, "temperature is", table, "TurnRequest")
+def one_temperature_for_all(request: Any) -> Any:
+    return lambda **fields: request(**{**fields, "temperature": None})
