@@ -48,6 +48,7 @@ CHARTS: Mapping[str, Sequence[Chart]] = {
         Chart("Loss", "policy gradient", "loss", "learner"),
         Chart("Sampler against learner", "gap of log-probabilities, nats", "sampler_gap|sampler_gap_max", "learner"),
         Chart("Zero-variance groups", "share that teaches nothing", "zero_variance_share", "learner"),
+        Chart("Critic", "share of the returns' variance that it explains", "explained_variance", "learner"),
         Chart("Importance ratio", "largest in a batch", "ratio_max", "learner"),
         Chart("Policy lag", "steps behind the newest weights", "(policy_)?(lag|staleness)(_max|_mean)?"),
         Chart("Warm start", "supervised loss", "loss", "warm"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ class Saving(ABC):
     model_dir: str
     updates: int
     engine: Any
+    adamw: Any
     adapted: Any
     reference: Reference | None
 
@@ -105,6 +107,8 @@ class Saving(ABC):
             path, _ = self.engine.load_checkpoint(str(out), tag=TAG)
         finally:
             self.engine._config.load_universal_checkpoint = False
+        for state in self.adamw.state.values():  # at ZeRO 3 all groups are given one and the same count of steps
+            state["step"] = copy.deepcopy(state["step"])
         dist.barrier()
         if self.rank == 0:
             shutil.rmtree(out)
