@@ -26,7 +26,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from actors.engine_adapter import check_adapter, local_folder
+from actors.engine_adapter import check_adapter, local_folder, same_folder
 from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
 from actors.engine_lora import Adapters
 from actors.engine_setup import build_llm, checkpoint_shapes
@@ -140,7 +140,7 @@ class Engine:
             held = [WeightBucket(**bucket) if isinstance(bucket, dict) else bucket for bucket in buckets]
             (check_base if held and held[0].base else check_parameters)(self._shapes, held)
             await asyncio.to_thread(check_sums, held)
-            if adapter and (not held or local_folder(held[0].base) != local_folder(self._model_dir)):
+            if adapter and not (held and same_folder(held[0].base, self._model_dir)):
                 raise ValueError(f"policy {adapter!r}: its adapter is not one of {self._model_dir}")
             await asyncio.wrap_future(self._run(lambda: self._load(version, held, adapter)))
         nbytes = sum(entry[4] for bucket in held for entry in bucket.entries)

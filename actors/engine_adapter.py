@@ -37,6 +37,11 @@ def local_folder(name: str) -> Path:
     return folder
 
 
+def same_folder(one: str, other: str) -> bool:
+    """Whether both name the same model on this machine."""
+    return local_folder(one).resolve() == local_folder(other).resolve()
+
+
 class Base:
     """The weights of a plain model, by name."""
 

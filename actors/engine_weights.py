@@ -76,7 +76,8 @@ class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def load_merged(self) -> None:
         """The weights that the collected adapter changes, or all."""
-        layers, names = layers_of(self.adapter), None
+        layers = layers_of(self.adapter)
+        names: list[str] | None = None
         if self.base is not None and self.base.name == self.source and self.layers == layers:
             names = self.base.around(layers)
         else:

@@ -149,10 +149,10 @@ class TestMerged:
     def test_a_request_in_flight_goes_on_with_the_new_adapter(self, serving: Serving, folder: Path) -> None:
         old, new = adapted(serving.base, 9), adapted(serving.base, 10)
         serving.run(serving.engine.update_weights(9, sent(old, folder)))
-        result = serving.run(under_way(serving, [GenRequest(0, [30, 31], max_tokens=60)], 10, sent(new, folder)))[0]
+        result = serving.run(under_way(serving, [GenRequest(0, [30, 31], max_tokens=200)], 10, sent(new, folder)))[0]
         serving.models.update({9: old, 10: new})
         assert set(result.versions) == {9, 10} and result.versions == sorted(result.versions)
-        assert worst_gap(serving, [GenRequest(0, [30, 31], max_tokens=60)], [result]) < TOLERANCE
+        assert worst_gap(serving, [GenRequest(0, [30, 31], max_tokens=200)], [result]) < TOLERANCE
 
 
 async def under_way(serving: Serving, batch: list[GenRequest], *update: Any) -> Any:
@@ -203,8 +203,8 @@ class TestSideBySide:
     def test_requests_in_flight_carry_versions_of_their_own(self, serving: Serving, folder: Path) -> None:
         models = {("alice", 3): adapted(serving.base, 13), ("alice", 5): adapted(serving.base, 5),
                   ("bob", 4): adapted(serving.base, 2)}  # fmt: skip
-        batch = [GenRequest(0, [40, 41], max_tokens=60, adapter="alice"),
-                 GenRequest(1, [40, 41], max_tokens=60, adapter="bob")]  # fmt: skip
+        batch = [GenRequest(0, [40, 41], max_tokens=200, adapter="alice"),
+                 GenRequest(1, [40, 41], max_tokens=200, adapter="bob")]  # fmt: skip
         new = sent(models["alice", 5], folder)
         alice, bob = serving.run(under_way(serving, batch, 5, new, "alice"))
         assert set(alice.versions) == {3, 5} and set(bob.versions) == {4}
