@@ -42,7 +42,8 @@ class Audit:
         of = f"/{number}" if number else ""
         rng = random.Random(f"{self.seed}/{self.stage}/audit/{root.meta['index']}{of}")
         if rng.random() < self.config.share:
-            running = asyncio.ensure_future(self._audit(f"audit-{root.id}{of}", root, task, proposal, origin, rng.randrange(2**63)))
+            audit = self._audit(f"audit-{root.id}{of}", root, task, proposal, origin, rng.randrange(2**63))
+            running = asyncio.ensure_future(audit)
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from configs.schema_flow import (
     AuditConfig as AuditConfig,
-)
-from configs.schema_flow import (
     KeepConfig as KeepConfig,
 )
 from configs.schema_learner import (
