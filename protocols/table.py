@@ -224,8 +224,8 @@ class Table:
         if stop is None:
             return False
         chosen = {self._choices.get(seat) for seat in seats}
-        belief = self.bench.beliefs[-1] if self.bench is not None and self.bench.beliefs else (0.0,)
-        sure = stop.belief_above is not None and max(belief) > stop.belief_above
+        belief = self.bench.beliefs[-1] if self.bench is not None and self.bench.beliefs else ()
+        sure = stop.belief_above is not None and max(belief, default=0.0) > stop.belief_above
         return sure or (stop.agreed and len(chosen) == 1 and None not in chosen)
 
     def _said_to_end(self, phase: Phase, seat: str, statement: str) -> bool:
@@ -300,7 +300,8 @@ class Table:
         if any(stop is not None for stop in self.rules.stops):
             counts["stopped"] = float(self._ends + len(self.stopped) + len(self.left))
         if any(phase.delegate for phase in self.rules.phases):
-            counts |= {**dict(zip(("unanswered", "answered"), map(float, self._delegated))), **self._purse.counts()}
+            counts["unanswered"], counts["answered"] = map(float, self._delegated)
+            counts |= self._purse.counts()
         if any(phase.quotes for phase in self.rules.phases):
             counts["quotes_unverified"], counts["quotes_verified"] = map(float, self._quotes)
         for seat, side in self.sides.items():

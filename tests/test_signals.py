@@ -81,4 +81,5 @@ def test_every_signal_says_what_it_reads():
 def test_what_imitation_does_not_read_of_advantages():
     config = LearnerConfig(signal=SignalConfig("winners"), advantage=AdvantageConfig(kind="role_ema"))
     found = {name for name, _, _ in idle(config) if name.startswith("advantage.")}
-    assert found == {"advantage.kind", "advantage.baseline_by", "advantage.decay"}
+    unread = {"kind", "baseline_by", "decay", "gamma", "lam"}
+    assert found == {f"advantage.{name}" for name in unread}
