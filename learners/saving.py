@@ -107,7 +107,8 @@ class Saving(ABC):
             path, _ = self.engine.load_checkpoint(str(out), tag=TAG)
         finally:
             self.engine._config.load_universal_checkpoint = False
-        for state in self.adamw.state.values():  # at ZeRO 3 all groups are given one and the same count of steps
+        for state in filter(None, self.adamw.state.values()):
+            # ZeRO 3 has given all groups one and the same count of steps.
             state["step"] = copy.deepcopy(state["step"])
         dist.barrier()
         if self.rank == 0:
