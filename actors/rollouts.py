@@ -137,7 +137,7 @@ class Rollouts:
         taken = choose(self._open, finished, self.step, self.groups_per_step, self.spare)
         return None if taken is None else [finished.index(group) for group in taken]
 
-    def _groups(self, plays: Group) -> set[int]:
+    def _groups(self, plays: Sequence[Sequence[Episode]]) -> set[int]:
         return {play[0].meta["index"] // self.stage.repeats for play in plays}
 
     def _cancel(self, group: int) -> None:
