@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,9 @@ class Counters:
     """What vLLM was asked: a choice is one request, but asks at each of its branchings."""
     cached_tokens: int = 0
     """Of these, tokens that the prefix cache had."""
+    request_s: float = 0.0
+    """Seconds from the asking to the answer, of all requests together. What it grows by in a second is how many are
+    under way on average (Little's law): the policy with the most is the one that plays wait for."""
 
     def figures(self, policy: str) -> dict[str, float]:
         """As metrics of `policy`; `prefix_hit_rate` is the share of prompt tokens that were not computed again."""
@@ -150,11 +154,12 @@ class Router:
         pending = _Pending(request, asyncio.get_running_loop().create_future())
         self._send(pending)
         self._open += 1
+        counters, asked = counters or self.counters, time.monotonic()
         try:
             result = await pending.future
         finally:
             self._open -= 1
-        counters = counters or self.counters
+            counters.request_s += time.monotonic() - asked
         counters.requests += 1
         counters.prompt_tokens += len(request.prompt_ids)
         counters.output_tokens += len(result.output_ids) or 1
