@@ -14,6 +14,7 @@ from actors.players import Player
 from actors.policy import EnginePlayer
 from actors.router import Router
 from actors.runner import Seated
+from actors.sharing import Lane
 from configs.schema import EngineConfig, ModelConfig, PolicyConfig
 from learners.models import build_model, build_tokenizer
 from protocols.base import Protocol
@@ -75,7 +76,7 @@ class DrawnLength:
 class Recorder:
     """Stands before a router and keeps what it was asked and what came back."""
 
-    def __init__(self, router: Router):
+    def __init__(self, router: Router | Lane):
         self.router, self.counters = router, router.counters
         self.seen: list[tuple[GenRequest, GenResult]] = []
 

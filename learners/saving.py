@@ -63,8 +63,9 @@ class Saving(ABC):
 
     def _facts(self) -> dict[str, Any]:
         """What has to be the same where a state is taken up, but for the number of ranks."""
-        lora = asdict(self.config.lora) if self.config.lora else {}
-        lora = {key: value for key, value in lora.items() if key != "push"} or None  # how it travels is free
+        lora = asdict(self.config.lora) if self.config.lora else None
+        if lora is not None:
+            del lora["push"]  # how it travels may change
         shape = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
         return {**shape, "lora": lora}
 
