@@ -50,7 +50,8 @@ def write_adapter(buckets: Sequence[WeightBucket], folder: Path) -> None:
 
     from actors.engine_weights import read_tensors
 
-    tensors = {name: tensor for bucket in buckets for name, tensor in read_tensors(bucket.entries, bucket.data, "cpu")}
+    held: list[Any] = list(buckets)
+    tensors = {name: tensor for bucket in held for name, tensor in read_tensors(bucket.entries, bucket.data, "cpu")}
     rank = next(tensor.shape[1] for name, tensor in tensors.items() if name.endswith(B))
     targets = sorted({layer.rpartition(".")[2] for layer in layers_of(tensors)})
     settings = {

@@ -67,7 +67,7 @@ class Saving(ABC):
         """What has to be the same where a state is taken up, but for the number of ranks."""
         lora = asdict(self.config.lora) if self.config.lora else None
         if lora is not None:
-            del lora["push"]  # how it travels is free
+            del lora["push"]  # how it travels may change
         shape = {"ranks": self.world, "zero_stage": self.config.zero_stage, "dtype": self.dtype_name}
         return {**shape, "lora": lora, "critic": "a value head" if self.config.critic else None}
 
