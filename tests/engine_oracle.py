@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from actors.messages import GenRequest, GenResult, WeightBucket
+from configs.schema import EngineConfig
 
 
 class Serving:
@@ -41,6 +47,29 @@ class Serving:
         report = self.run(self.engine.update_weights(version, buckets(model)))
         self.models[version] = model
         return report
+
+
+@contextmanager
+def in_this_process(folder: Path, model: Any, config: EngineConfig) -> Iterator[Serving]:
+    """An engine in the process of the tests, where vLLM leaves nothing behind that reaches another test."""
+    import torch
+
+    from actors.engine import Engine
+
+    environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+    loop = asyncio.new_event_loop()
+    engine = Engine("tiny", str(folder), config)
+    yield Serving(engine, loop, model)
+    loop.run_until_complete(engine.shutdown())
+    loop.close()
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+    destroy_model_parallel()
+    destroy_distributed_environment()
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads = set_num_threads
+    torch.set_num_threads(threads)
 
 
 def _normal(parameter, generator):

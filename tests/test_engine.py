@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from engine_oracle import Serving, buckets, hf_logprobs, worst_gap
+from engine_oracle import Serving, buckets, hf_logprobs, in_this_process, worst_gap
 
 from actors.messages import GenRequest, GenResult
 from configs.schema import EngineConfig
@@ -24,26 +24,9 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def unchanged_process() -> Iterator[None]:
-    """vLLM moves into this process: what it leaves behind must not reach other tests."""
-    import torch
-
-    environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads = set_num_threads
-    torch.set_num_threads(threads)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory, unchanged_process) -> Iterator[Serving]:
+def serving(tmp_path_factory) -> Iterator[Serving]:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from actors.engine import Engine
 
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -64,12 +47,8 @@ def serving(tmp_path_factory, unchanged_process) -> Iterator[Serving]:
     model = Qwen3ForCausalLM(config).eval()
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
-    loop = asyncio.new_event_loop()
-    engine = Engine("tiny", str(folder), EngineConfig(max_num_seqs=64, kv_cache_mb=32))
-    serving = Serving(engine, loop, model)
-    yield serving
-    loop.run_until_complete(engine.shutdown())
-    loop.close()
+    with in_this_process(folder, model, EngineConfig(max_num_seqs=64, kv_cache_mb=32)) as serving:
+        yield serving
 
 
 def mixed_batch(seed: int) -> list[GenRequest]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from engine_oracle import Serving, buckets, worst_gap
+from engine_oracle import Serving, buckets, in_this_process, worst_gap
 from test_engine import STOP, TOLERANCE, VOCAB, mixed_batch, sampled
 
 from actors.messages import GenRequest, WeightBucket
@@ -41,32 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def serve(folder: Path, **extra: Any) -> Iterator[Serving]:
-    """An engine in this process, which vLLM then leaves as it was."""
-    from transformers import Qwen3ForCausalLM
-
-    from actors.engine import Engine
-
-    environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
-    loop = asyncio.new_event_loop()
-    engine = Engine("tiny", str(folder), EngineConfig(max_num_seqs=16, kv_cache_mb=32, extra=extra))
-    yield Serving(engine, loop, Qwen3ForCausalLM.from_pretrained(folder).eval())
-    loop.run_until_complete(engine.shutdown())
-    loop.close()
-    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
-    destroy_model_parallel()
-    destroy_distributed_environment()
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads = set_num_threads
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="class")
 def serving(request: pytest.FixtureRequest, folder: Path) -> Iterator[Serving]:
     """The engine of a class of tests, which names its settings."""
-    yield from serve(folder, **request.cls.settings)
+    from transformers import Qwen3ForCausalLM
+
+    config = EngineConfig(max_num_seqs=16, kv_cache_mb=32, extra=request.cls.settings)
+    with in_this_process(folder, Qwen3ForCausalLM.from_pretrained(folder).eval(), config) as serving:
+        yield serving
 
 
 def adapted(base: Any, seed: int, config: LoraConfig = LORA) -> Any:
