@@ -168,7 +168,9 @@ class LearnerRank(Saving):
         if needs_reference(config):
             assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
             self.reference.advance(self.engine.module, self._gathered)
-            lessons = compared(lessons, partial(self.reference.logprobs, micro_tokens=self.config.micro_tokens))
+            tokens, packing = self.config.micro_tokens, self.config.packing
+            score = partial(self.reference.logprobs, micro_tokens=tokens, packing=packing)
+            lessons = compared(lessons, score)
         shuffler = random.Random(f"{seed}/{self.rank}")
         tally = Tally()
         tally.total("sequences", len(sequences(lessons)))

@@ -80,10 +80,12 @@ class Reference:
         if shown.data_ptr() != self.weights[name].data_ptr():
             shown.copy_(self.weights[name])
 
-    def logprobs(self, samples: Sequence[Sample], micro_tokens: int) -> list[list[float]]:
+    def logprobs(
+        self, samples: Sequence[Sample], micro_tokens: int, packing: Packing = "none"
+    ) -> list[list[float]]:
         """Log-probability of every loss token of `samples`, under the masks and temperatures of the policy's."""
         device = next(self.model.parameters()).device
-        return token_logprobs(self.model, samples, micro_tokens, device)
+        return token_logprobs(self.model, samples, micro_tokens, device, packing)
 
     def facts(self) -> dict[str, Any]:
         """What `load` compares and takes over, as JSON."""
