@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,25 +79,32 @@ async def serve(quick: Asks, slow: Asks, every: int) -> None:
                 engine.answer(next(iter(engine.open)))
 
 
+@asynccontextmanager
+async def playing(ledger: Ledger, quick: Asks, slow: Asks, stage: StageConfig) -> AsyncIterator[Rollouts]:
+    """Rollouts of plays in which a quick and a slow policy take turns."""
+    players = {"quick": Seated("q", quick), "slow": Seated("s", slow)}
+    subject = Rollouts("s", stage, Alternating(), SOURCE, players, ledger, 7, Archive())
+    running = [asyncio.ensure_future(subject.run()), asyncio.ensure_future(serve(quick, slow, 10))]
+    yield subject
+    for one in running:
+        one.cancel()
+    quick.router.stop()
+    slow.router.stop()
+    await asyncio.gather(*running, return_exceptions=True)
+    await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_the_slowest_policy_sets_the_pace_and_nothing_piles_up(tmp_path: Path, staleness: int) -> None:
     async def scenario(ledger: Ledger) -> None:
         quick, slow, stage = Asks(), Asks(), StageConfig(plays_per_step=4, max_staleness=staleness, steps=3)
-        players = {"quick": Seated("q", quick), "slow": Seated("s", slow)}
-        subject = Rollouts("s", stage, Alternating(), SOURCE, players, ledger, 7, Archive())
         slots = 4 * (1 + staleness)
-        running = [asyncio.ensure_future(subject.run()), asyncio.ensure_future(serve(quick, slow, 10))]
-        for step in range(3):
-            plays = await subject.batch()
-            assert subject.next_group <= slots + 4 * step, "no play beyond the slots, however quick one policy is"
-            subject.release(plays)
+        async with playing(ledger, quick, slow, stage) as subject:
+            for step in range(3):
+                plays = await subject.batch()
+                assert subject.next_group <= slots + 4 * step, "no play beyond the slots, however quick one policy is"
+                subject.release(plays)
         assert slow.most <= slots and slow.asked == quick.asked == 3 * 4 * TURNS
-        for one in running:
-            one.cancel()
-        quick.router.stop()
-        slow.router.stop()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.sleep(0)
 
     run(tmp_path, scenario)
 
@@ -104,18 +112,10 @@ def test_the_slowest_policy_sets_the_pace_and_nothing_piles_up(tmp_path: Path, s
 def test_replicas_of_the_slow_policy_share_its_requests(tmp_path: Path) -> None:
     async def scenario(ledger: Ledger) -> None:
         quick, slow, stage = Asks(), Asks(replicas=4), StageConfig(plays_per_step=8, steps=1)
-        players = {"quick": Seated("q", quick), "slow": Seated("s", slow)}
-        subject = Rollouts("s", stage, Alternating(), SOURCE, players, ledger, 7, Archive())
-        running = [asyncio.ensure_future(subject.run()), asyncio.ensure_future(serve(quick, slow, 10))]
-        await subject.batch()
+        async with playing(ledger, quick, slow, stage) as subject:
+            await subject.batch()
         shares = [sum(map(len, engine.batches)) for engine in slow.engines]
         assert sum(shares) == 8 * TURNS and max(shares) <= 2 * min(shares), shares
-        for one in running:
-            one.cancel()
-        quick.router.stop()
-        slow.router.stop()
-        await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.sleep(0)
 
     run(tmp_path, scenario)
 
