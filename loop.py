@@ -216,8 +216,7 @@ class Run:
         for policy in self.trained_in(stage):
             self.models[policy] = str(self.dir / "models" / policy / name)
             await self.learners[policy].save_hf(self.models[policy])
-            if (lora := self.config.policies[policy].learner.lora) and lora.push == "adapter":
-                await self.system.keep(policy)
+            await self.system.keep(policy)
             self.dismiss(policy)
         await self.save()
 

@@ -169,7 +169,8 @@ class System:
         served.sync_seconds = time.monotonic() - start
 
     async def keep(self, name: str) -> None:
-        """Before the learner of `name` ends, which owns what it pushed: the driver takes over what it can hold."""
+        """Before the learner of `name` ends, which owns what it pushed and takes it along: the driver takes it over,
+        for engines that die later."""
         import ray
 
         served = self.served[name]

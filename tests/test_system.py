@@ -347,3 +347,21 @@ def test_an_engine_killed_in_the_middle_of_play_costs_nothing(rig: Rig) -> None:
     rig.learn(samples)
     rig.push()
     assert rig.gap(rig.samples(rig.play(6), 6)) < TOLERANCE
+
+
+def test_an_engine_that_dies_after_its_learner_has_ended_gets_the_last_weights(rig: Rig) -> None:
+    """The last test of this file: the learner owns what it pushed, and is gone afterwards."""
+    request = TurnRequest("j", "judge", (Message("user", "image"),), 0, choices=("1", "2"), read=True)
+    rig.served.player.forget()
+    before = rig(rig.served.player(request, ()))
+    rig(rig.system.keep("p"))
+    rig.learner.stop()
+    (status,) = rig(rig.system.statuses())["p"]
+    os.kill(status["pid"], signal.SIGKILL)
+    rig.served.player.forget()
+    after = rig(rig.served.player(request, ()))
+    assert before.trace and after.trace and after.trace.versions_T == before.trace.versions_T
+    assert after.trace.versions_T[0] == rig.served.version > 0
+    assert after.probs == pytest.approx(before.probs, abs=1e-5)
+    (now,) = rig(rig.system.statuses())["p"]
+    assert now["pid"] != status["pid"]
