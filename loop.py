@@ -295,8 +295,8 @@ class Run:
             self.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version
-        sync = {"sync_s": served.sync_seconds, "sync_bytes": float(served.sync_bytes), "step_s": seconds}
-        return {**figures, **metrics, **sync, "version": float(served.version)}
+        sync = {"sync_s": served.sync_seconds, "drain_s": served.drain_seconds, "sync_bytes": float(served.sync_bytes)}
+        return {**figures, **metrics, **sync, "step_s": seconds, "version": float(served.version)}
 
     def _report(self, name: str, step: int, plays: list[list[Episode]], rollouts: Rollouts,
                 learned: dict[str, dict[str, float]], figures: dict[str, float]) -> None:  # fmt: skip

@@ -4,7 +4,9 @@
     submit(batch) ──────── jobs ─────────► GenRequest -> flight (free text | sampled choice | read choices)
                                            flight -> vLLM requests -> step() -> flight -> ... -> GenResult
     collect() ◄── call_soon_threadsafe ─── all that finished in this step
-    update_weights() ───── jobs ─────────► between two steps: drop cached activations, load, set the version
+    update_weights() ───── jobs ─────────► between two steps: drop cached activations, load, set the version;
+                                           at once, or when what is under way has ended (actors/engine_traffic.py)
+    abort() ────────────── jobs ─────────► what nobody waits for any more ends as an error
 
 vLLM runs inside the actor's process: against its usual second process this halves the CPU time of the start
 and saves a third of it per short request. Only files beginning with `engine` import vllm, and only inside
@@ -24,19 +26,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from actors.engine_adapter import check_adapter, local_folder, same_folder
 from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
 from actors.engine_lora import Adapters
 from actors.engine_setup import build_llm, checkpoint_shapes
+from actors.engine_traffic import Deliver, Swap, Traffic
 from actors.messages import GenRequest, GenResult, WeightBucket
 from configs.schema import EngineConfig
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Deliver = Callable[[GenResult], None]
 
 
 class Engine:
@@ -64,7 +64,7 @@ class Engine:
         self._receiver_ready = False
         self._asked: dict[str, tuple[Flight, Any]] = {}
         self._last_name = 0
-        self._finished: list[tuple[Deliver, GenResult]] = []
+        self._traffic = Traffic(self._begin, config.swap == "drain")
         self._counts = {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "cached_tokens": 0}
         self._jobs: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         built: Future[None] = Future()
@@ -100,6 +100,11 @@ class Engine:
         done, self._done = self._done, []
         return done
 
+    async def abort(self, ids: list[int]) -> None:
+        """Ends the requests of these ids, whose answers nobody waits for any more: an error is what comes out for
+        them. Ids of requests that have ended are ignored."""
+        self._jobs.put(lambda: self._abort(frozenset(ids)))
+
     async def generate(self, batch: list[GenRequest]) -> list[GenResult]:
         """Results in the order of `batch`. Independent of `submit` and `collect`."""
         loop = asyncio.get_running_loop()
@@ -119,18 +124,19 @@ class Engine:
     def _start(self, batch: Sequence[GenRequest], deliveries: Sequence[Deliver]) -> None:
         self._loop = asyncio.get_running_loop()
         self._open += len(batch)
-        self._jobs.put(lambda: self._launch(batch, deliveries))
+        self._jobs.put(lambda: self._traffic.launch(batch, deliveries))
 
     # -- weights -------------------------------------------------------------------------------------------
 
     async def update_weights(self, version: int, buckets: Sequence[Any], adapter: str = "") -> dict[str, float]:
-        """Replaces all weights in place; generations in flight go on with the new ones.
+        """Replaces all weights in place, between two steps. `engine.swap` says what becomes of generations in flight:
+        they go on with the new ones (keep), or end with the old ones first, and others wait outside (drain).
 
         `buckets`: WeightBucket, or its fields as a dict; of whole parameters, or of an adapter, which is merged
         with its plain model here, or with the name `adapter` is loaded beside others (actors/engine_lora.py) and leaves
-        all else as it is. Returns seconds and bytes. Raises ValueError, with the old weights untouched,
-        for a version older than the current one, a wrong checksum, and parameters that are missing, unknown or of
-        the wrong shape.
+        all else as it is. Returns seconds, bytes, and how many of the seconds went by until requests under way had
+        ended (`drain_s`). Raises ValueError, with the old weights untouched, for a version older than the current one,
+        a wrong checksum, and parameters that are missing, unknown or of the wrong shape.
         """
         start = time.monotonic()
         async with self._update_lock:
@@ -142,19 +148,23 @@ class Engine:
             await asyncio.to_thread(check_sums, held)
             if adapter and not (held and same_folder(held[0].base, self._model_dir)):
                 raise ValueError(f"policy {adapter!r}: its adapter is not one of {self._model_dir}")
-            await asyncio.wrap_future(self._run(lambda: self._load(version, held, adapter)))
+            done: Future[float] = Future()
+            swap = Swap(adapter, lambda: self._load(version, held, adapter), done)
+            self._jobs.put(lambda: self._traffic.swap(swap))
+            waited = await asyncio.wrap_future(done)
         nbytes = sum(entry[4] for bucket in held for entry in bucket.entries)
-        return {"seconds": time.monotonic() - start, "bytes": float(nbytes)}
+        return {"seconds": time.monotonic() - start, "bytes": float(nbytes), "drain_s": waited}
 
     # -- housekeeping --------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
         """Counters since the start. `running` and `waiting`: callers' requests; vLLM runs at most max_num_seqs
-        sequences at a time. `cached_tokens`: prompt tokens that the prefix cache answered."""
+        sequences at a time. `cached_tokens`: prompt tokens that the prefix cache answered. `aborted`: see `abort`."""
         running = min(self._open, self._max_num_seqs)
         place = {"policy": self.policy, "pid": os.getpid(), "version": self.version}
         place["adapters"] = dict(self.adapters.versions)
-        return {**place, "running": running, "waiting": self._open - running, **self._counts}
+        open_now = {"running": running, "waiting": self._open - running, "aborted": self._traffic.aborted}
+        return {**place, **open_now, **self._counts}
 
     async def shutdown(self) -> None:
         """Ends vLLM after the current step. Generations in flight are dropped."""
@@ -162,12 +172,6 @@ class Engine:
         await asyncio.to_thread(self._thread.join)
 
     # -- the engine thread ---------------------------------------------------------------------------------
-
-    def _run(self, job: Callable[[], T]) -> Future[T]:
-        """Has the engine thread run `job` between two steps. A job that raises ends the actor."""
-        future: Future[T] = Future()
-        self._jobs.put(lambda: future.set_result(job()))
-        return future
 
     def _serve(self, built: Future[None], model_dir: str, config: EngineConfig, seed: int) -> None:
         """Consumes jobs; waits for one only while vLLM has nothing to do; produces results after each step.
@@ -186,13 +190,14 @@ class Engine:
             while self._do_jobs():
                 if self._asked:
                     self._step()
+                self._traffic.settle()
                 self._hand_over()
             self._llm.engine_core.shutdown()
         except BaseException as error:
             self._die(error)
 
     def _do_jobs(self) -> bool:
-        """Runs all jobs that wait; False when one of them is the end."""
+        """Runs all jobs that wait; False when one of them is the end. A job that raises ends the actor."""
         try:
             job = self._jobs.get(block=not self._asked)
             while job is not None:
@@ -202,15 +207,17 @@ class Engine:
             return True
         return False
 
-    def _launch(self, batch: Sequence[GenRequest], deliveries: Sequence[Deliver]) -> None:
-        for request, deliver in zip(batch, deliveries):
-            self._counts["requests"] += 1
-            kind = FreeFlight if not request.choices else ReadFlight if request.read else ChoiceFlight
-            flight = kind(request, self._ask, partial(self._finish, deliver), self._version(request.adapter))
-            flight.attempt(flight.start)
+    def _begin(self, request: GenRequest, finish: Deliver) -> Flight:
+        self._counts["requests"] += 1
+        kind = FreeFlight if not request.choices else ReadFlight if request.read else ChoiceFlight
+        return kind(request, self._ask, finish, self._version(request.adapter))
 
-    def _finish(self, deliver: Deliver, result: GenResult) -> None:
-        self._finished.append((deliver, result))
+    def _abort(self, ids: frozenset[int]) -> None:
+        flights = self._traffic.give_up(ids)
+        names = [name for name, (flight, _) in self._asked.items() if flight in flights]
+        for name in names:
+            del self._asked[name]
+        self._llm.abort_request(names)
 
     def _ask(self, flight: Flight, prompt_ids: list[int], params: Any, tag: Any) -> None:
         """Queues one vLLM request; `flight.take(completion, versions, tag)` is called with its output.
@@ -250,8 +257,8 @@ class Engine:
                 flight.fail(f"vLLM ended the request with {completion.finish_reason!r}")
 
     def _hand_over(self) -> None:
-        if self._finished:
-            finished, self._finished = self._finished, []
+        finished = self._traffic.take_finished()
+        if finished:
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._deliver_all, finished)
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 
 from actors.chat import ChatCodec
 from actors.memo import Odds
@@ -13,9 +14,12 @@ from actors.messages import GenRequest, GenResult
 from actors.players import Player
 from actors.router import Router
 from actors.runner import PLAY
+from actors.shared import Shared
 from actors.sharing import Lane
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
+Key = tuple[tuple[int, ...], tuple[str, ...], float]
+"""Prompt, legal replies, temperature."""
 REMEMBERED = 50_000
 """Prompts whose odds one policy keeps: those not asked for longest go first, since a frozen judge never forgets."""
 
@@ -26,7 +30,8 @@ class EnginePlayer:
     The odds of legal replies are deterministic given the weights, so equal prompts under equal weights share one
     engine call: a memo per policy version, exact by construction (`forget` empties it when weights change). It
     answers reads (`request.read`), and with `memo` every turn with enforced choices: drawn here, in the order of calls,
-    from `seed`. Replies at temperature 0 are the engine's.
+    from `seed`. Replies at temperature 0 are the engine's. A call that several plays wait for is given up when all of
+    them have been.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class EnginePlayer:
         self.router, self.codec = router, codec
         self.temperature, self.max_tokens, self.memo = temperature, max_tokens, memo
         self.rng = random.Random(seed)
-        self._memo: OrderedDict[tuple[tuple[int, ...], tuple[str, ...], float], asyncio.Future[Odds]] = OrderedDict()
+        self._memo: OrderedDict[Key, Shared[Odds]] = OrderedDict()
 
     def forget(self) -> None:
         """New weights: nothing remembered holds any more."""
@@ -88,18 +93,18 @@ class EnginePlayer:
     async def _odds(self, request: TurnRequest, prompt_ids: list[int], temperature: float) -> Odds:
         key = (tuple(prompt_ids), request.choices, temperature)
         known = self._memo.get(key)
-        if known is not None and not known.cancelled():
+        if known is not None and not known.given_up:
             self.router.counters.memo_hits += 1
-            self._memo.move_to_end(key)
-            return known.result() if known.done() else await asyncio.shield(known)
-        future = self._memo[key] = asyncio.ensure_future(self._ask(request, prompt_ids, temperature))
+        else:
+            known = self._memo[key] = Shared(self._ask(request, prompt_ids, temperature))
+            known.task.add_done_callback(partial(self._drop_failed, key, known))
+        self._memo.move_to_end(key)
         if len(self._memo) > REMEMBERED:
             self._memo.popitem(last=False)
-        future.add_done_callback(lambda done: self._drop_failed(key, done))
-        return await asyncio.shield(future)
+        return await known.result()
 
-    def _drop_failed(self, key: tuple[tuple[int, ...], tuple[str, ...], float], done: asyncio.Future[Odds]) -> None:
-        if (done.cancelled() or done.exception() is not None) and self._memo.get(key) is done:
+    def _drop_failed(self, key: Key, shared: Shared[Odds], done: asyncio.Future[Odds]) -> None:
+        if (done.cancelled() or done.exception() is not None) and self._memo.get(key) is shared:
             del self._memo[key]
 
     async def _ask(self, request: TurnRequest, prompt_ids: list[int], temperature: float) -> Odds:

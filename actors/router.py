@@ -9,12 +9,16 @@ alike, and that replica has the beginning in its prefix cache. A crowded one is 
 
 A replica that dies gives its unfinished requests back; they go to another replica, or wait until the
 restarted one has the current weights. Sampling again is harmless: nothing of a lost reply was used.
+
+Who is cancelled while it waits (its play was) leaves a request that nobody needs: one that has not left yet stays here,
+the engine is told to end the others (`Engine.abort`), those of one tick in one call. It answers them all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +26,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from actors.messages import GenRequest, GenResult
+
+log = logging.getLogger(__name__)
 
 MAX_TRIES = 3
 CROWDED, SLACK = 1.25, 8
@@ -40,6 +46,8 @@ class _Pending:
     request: GenRequest
     future: asyncio.Future[GenResult]
     tries: int = 0
+    replica: Replica | None = None
+    """That it was sent to last."""
 
 
 @dataclass
@@ -51,6 +59,8 @@ class Counters:
     output_tokens: int = 0
     memo_hits: int = 0
     retried: int = 0
+    aborted: int = 0
+    """Requests that who made them has given up; engines are told to end those that they have."""
     restarts: int = 0
     engine_prompt_tokens: int = 0
     """What vLLM was asked: a choice is one request, but asks at each of its branchings."""
@@ -75,6 +85,8 @@ class Replica:
         self.handle, self._on_death = handle, on_death
         self.up = True
         self._queue: list[_Pending] = []
+        self._given_up: list[int] = []
+        """Ids of running requests whose end the engine is not told yet."""
         self._running: dict[int, _Pending] = {}
         self._flushing = False
         self._collector: asyncio.Task[None] | None = None
@@ -84,22 +96,41 @@ class Replica:
         return len(self._queue) + len(self._running)
 
     def send(self, pending: _Pending) -> None:
+        pending.replica = self
         self._queue.append(pending)
+        self._flush_soon()
+
+    def give_up(self, pending: _Pending) -> None:
+        """Nobody waits for this one any more. One that is running stays so until the engine has answered."""
+        if pending.request.id in self._running:
+            self._given_up.append(pending.request.id)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
-        batch, self._queue = self._queue, []
-        if not self.up:
+        batch = [pending for pending in self._queue if not pending.future.done()]
+        given_up, self._queue, self._given_up = self._given_up, [], []
+        if batch and not self.up:
             self._on_death(self, batch)
-            return
-        for pending in batch:
-            self._running[pending.request.id] = pending
-        self.handle.submit.remote([pending.request for pending in batch])
-        if self._collector is None or self._collector.done():
-            self._collector = asyncio.ensure_future(self._collect())
+        elif batch:
+            for pending in batch:
+                self._running[pending.request.id] = pending
+            self.handle.submit.remote([pending.request for pending in batch])
+            if self._collector is None or self._collector.done():
+                self._collector = asyncio.ensure_future(self._collect())
+        if given_up and self.up:
+            self._abort(given_up)
+
+    def _abort(self, ids: list[int]) -> None:
+        try:
+            self.handle.abort.remote(ids)
+        except Exception as error:  # Ray may be gone at the end of a run; nothing rests on it
+            log.debug("%d requests run to their end: %s", len(ids), error)
 
     async def _collect(self) -> None:
         """Waits for results while any request is out. Unblocks the players that asked for them."""
@@ -157,6 +188,11 @@ class Router:
         counters, asked = counters or self.counters, time.monotonic()
         try:
             result = await pending.future
+        except asyncio.CancelledError:
+            counters.aborted += 1
+            if pending.replica is not None:
+                pending.replica.give_up(pending)
+            raise
         finally:
             self._open -= 1
             counters.request_s += time.monotonic() - asked
@@ -221,7 +257,8 @@ class Router:
             self._gone = str(error)
         waiting, self._waiting = self._waiting, []
         for pending in waiting:
-            self._send(pending)
+            if not pending.future.done():
+                self._send(pending)
 
     def _lose(self, pending: _Pending, reason: str) -> None:
         if not pending.future.done():

@@ -77,6 +77,8 @@ class ServedPolicy:
     """Reference to the newest pushed weights; None while those of the disk are current."""
     sync_seconds: float = 0.0
     sync_bytes: int = 0
+    drain_seconds: float = 0.0
+    """Of `sync_seconds`: how long the slowest engine waited for requests under way (`engine.swap: drain`)."""
     details: dict[str, Any] = field(default_factory=dict)
     adapter: str = ""
     """What engines that are shared know its adapter by."""
@@ -161,11 +163,13 @@ class System:
             *(served.update(replica.handle) for replica in live), return_exceptions=True
         )
         served.player.forget()
+        served.drain_seconds = 0.0
         for replica, report in zip(live, reports):
             if isinstance(report, BaseException):
                 self._push_failed(served, replica, report)
             else:
                 served.sync_bytes = int(report["bytes"])
+                served.drain_seconds = max(served.drain_seconds, report["drain_s"])
         served.sync_seconds = time.monotonic() - start
 
     async def keep(self, name: str) -> None:

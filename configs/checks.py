@@ -31,6 +31,7 @@ from configs.schema import (
 )
 from configs.sharing import sharing_problems
 from configs.source import KeyPath, Source, show_key
+from configs.swaps import no_swap
 from configs.training_checks import training_problems
 from protocols.base import Protocol
 
@@ -353,6 +354,9 @@ class Checker:
         problems = repeatable_problems(self.config, self.machine or Machine(1, 0))
         for path, message, valid in (*problems, *best_problems(self.config), *sharing_problems(self.config)):
             self.error(path, message, valid)
+        for name in self.config.policies:
+            for why, switch in no_swap(self.config, name):
+                self.unused(("policies", name, "engine"), ["swap"], why, switch)
         for name in self.config.policies if self.config.deterministic else ():
             path = ("policies", name, "engine")
             self.unused(path, ["max_num_seqs"], "with deterministic: true", ("deterministic",))

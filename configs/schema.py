@@ -71,6 +71,10 @@ class EngineConfig:
     """CUDA only."""
     threads: int = 1
     """CPU only: OpenMP threads of one engine."""
+    swap: Literal["keep", "drain"] = "keep"
+    """When new weights come to requests under way. keep: at once; requests keep their tokens, whose activations are
+    computed again, and go on with the new weights: a reply may be of several versions (each token carries its own).
+    drain: they end with the old weights first, while new requests wait: each reply is of one version."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's EngineArgs as they are."""
     share: str = ""

@@ -56,7 +56,8 @@ class Engines:
 
     async def serve(self, name: str, model_dir: str, codec: Any, version: int = 0, config: Any = None,
                     seed: int | None = None) -> None:  # fmt: skip
-        served = SimpleNamespace(name=name, version=version, weights=0.0, sync_seconds=0.0, sync_bytes=0)
+        served = SimpleNamespace(name=name, version=version, weights=0.0, sync_seconds=0.0, sync_bytes=0,
+                                 drain_seconds=0.0)  # fmt: skip
         if (Path(model_dir) / "model.safetensors").exists():
             served.weights = float(load_file(Path(model_dir) / "model.safetensors")["w"][0])
         served.router, served.player = SimpleNamespace(counters=Counters()), Player(served)

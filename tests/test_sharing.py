@@ -160,7 +160,7 @@ class Handle:
             self.adapters[adapter] = version
         else:
             self.version = version
-        return {"bytes": 7.0, "seconds": 0.0}
+        return {"bytes": 7.0, "seconds": 0.0, "drain_s": 0.5}
 
 
 def shared_system() -> tuple[System, Handle]:

@@ -115,7 +115,7 @@ class Players:
         counters = SimpleNamespace(figures=lambda name: {})
         self.served[name] = SimpleNamespace(
             name=name, version=version, player=Opinionated(codec, 7), router=SimpleNamespace(counters=counters),
-            sync_seconds=0.0, sync_bytes=0,
+            sync_seconds=0.0, sync_bytes=0, drain_seconds=0.0,
         )  # fmt: skip
 
     async def refresh(self) -> None:

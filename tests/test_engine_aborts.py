@@ -1,0 +1,77 @@
+"""An engine that is told which requests nobody waits for any more. vLLM is a stand-in (tests/fake_vllm.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.messages import GenRequest, GenResult
+from tests.fake_vllm import FIRST, Serving, numbered, serving
+from tests.test_swaps import TWICE, begun, swapping
+
+
+@pytest.fixture
+def draining(tmp_path: Path) -> Iterator[Serving]:
+    with serving(tmp_path, "drain") as one:
+        yield one
+
+
+def test_an_engine_ends_what_it_is_told_to_and_answers_each_once(draining: Serving) -> None:
+    async def scenario() -> None:
+        engine, llm = draining.engine, draining.llm
+        read = GenRequest(3, [5], choices=TWICE, read=True)  # three requests of vLLM
+        await engine.submit([*(GenRequest(id, [5], max_tokens=3) for id in range(3)), read])
+        await draining.job_done()
+        assert len(llm.running) == 6
+        await engine.abort([1, 3, 77])
+        await draining.job_done()
+        assert len(llm.running) == 2
+        llm.allow()
+        found: list[GenResult] = []
+        while len(found) < 4:
+            found += await engine.collect()
+        assert {result.id: result.finish for result in found} == {0: "length", 1: "error", 2: "length", 3: "error"}
+        assert all("given up" in result.error for result in found if result.id in (1, 3))
+        await engine.abort([0, 1])  # too late
+        await draining.job_done()
+        status = await engine.status()
+        assert (status["aborted"], status["running"], status["waiting"]) == (2, 0, 0)
+        assert engine._done == []
+
+    draining.run(scenario())
+
+
+def test_a_swap_does_not_wait_for_what_is_given_up_and_held_requests_can_be(draining: Serving) -> None:
+    async def scenario() -> None:
+        engine = draining.engine
+        task = await begun(draining, [GenRequest(0, [5], max_tokens=9)], 1)
+        update = await swapping(draining, 21, 1)
+        await engine.submit([GenRequest(1, [5], max_tokens=2), GenRequest(2, [5], max_tokens=2)])
+        await engine.abort([0, 1])
+        await update
+        draining.llm.allow()
+        assert (await task)[0].finish == "error" and draining.llm.loads == [(21, 0)]
+        found: list[GenResult] = []
+        while len(found) < 2:
+            found += await engine.collect()
+        assert {result.id: (result.finish, result.output_ids) for result in found} == {
+            1: ("error", []), 2: ("length", [21, 21])
+        }  # fmt: skip
+        assert draining.llm.most == 1, "what was held and given up never ran"
+
+    draining.run(scenario())
+
+
+def test_the_stand_in_tells_weights_apart(draining: Serving) -> None:
+    """The checks above are worth something only if tokens say what they were computed with."""
+
+    async def scenario() -> None:
+        draining.llm.allow()
+        (before,) = await draining.engine.generate([GenRequest(0, [5], max_tokens=1)])
+        await draining.engine.update_weights(1, numbered(30))
+        (after,) = await draining.engine.generate([GenRequest(0, [5], max_tokens=1)])
+        assert (before.output_ids, after.output_ids) == ([FIRST], [30])
+
+    draining.run(scenario())
