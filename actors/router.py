@@ -123,7 +123,7 @@ class Replica:
             self.handle.submit.remote([pending.request for pending in batch])
             if self._collector is None or self._collector.done():
                 self._collector = asyncio.ensure_future(self._collect())
-        if given_up and self.up:
+        if given_up:
             self._abort(given_up)
 
     def _abort(self, ids: list[int]) -> None:
@@ -257,8 +257,7 @@ class Router:
             self._gone = str(error)
         waiting, self._waiting = self._waiting, []
         for pending in waiting:
-            if not pending.future.done():
-                self._send(pending)
+            self._send(pending)
 
     def _lose(self, pending: _Pending, reason: str) -> None:
         if not pending.future.done():

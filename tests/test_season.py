@@ -74,6 +74,9 @@ class Engines:
     async def refresh(self) -> None:
         pass
 
+    async def keep(self, name: str) -> None:
+        pass
+
     def players(self, roles: dict[str, str], temperature: float | None = None) -> dict[str, Seated]:
         return {role: Seated(policy, self.served[policy].player) for role, policy in roles.items()}
 

@@ -24,7 +24,8 @@ from configs.errors import ConfigErrors
 from configs.known import Known
 from configs.load import load
 from configs.machine import Machine
-from configs.schema import EngineConfig, PolicyConfig
+from configs.schema import EngineConfig, LearnerConfig, LoraConfig, PolicyConfig, RunConfig, StageConfig
+from configs.swaps import no_swap
 from learners.samples import GROUP_FIELDS
 from learners.settings import KINDS, check_learner, idle
 from tests.fake_vllm import FIRST, Serving, numbered, serving
@@ -327,6 +328,20 @@ def test_the_setting_is_taken_where_it_does_something() -> None:
 def test_the_setting_is_refused_where_it_does_nothing(overrides: list[str], message: str) -> None:
     found = refused(*overrides)
     assert re.search(message, found), found
+
+
+def test_shared_engines_swap_what_their_guests_learn() -> None:
+    lora = LearnerConfig(lora=LoraConfig(rank=4))
+    host, guest = PolicyConfig(), PolicyConfig(engine=EngineConfig(share="judge"), trained=True, learner=lora)
+    stage = StageConfig(roles={"judge": "judge", "debater": "alice"}, max_staleness=1)
+    config = RunConfig(policies={"judge": host, "alice": guest}, stages={"main": stage})
+    assert [*no_swap(config, "judge")] == [*no_swap(config, "alice")] == []
+    stage.max_staleness = 0
+    ((_, switch),) = no_swap(config, "judge")
+    assert switch == ("stages", "main", "max_staleness")
+    config.policies["alice"] = PolicyConfig(trained=True)
+    ((_, switch),) = no_swap(config, "judge")
+    assert switch == ("policies", "judge", "trained")
 
 
 def test_engines_of_past_selves_never_swap_under_play(tmp_path: Path) -> None:

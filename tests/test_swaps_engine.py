@@ -1,5 +1,5 @@
 """New weights and requests under way, and requests that are given up, in real vLLM engines: against Hugging Face
-models, as tests/test_engine.py. Without Ray; the rules themselves, without vLLM: tests/test_swaps.py, tests/test_aborts.py."""
+models, as tests/test_engine.py. Without Ray; the rules themselves, without vLLM: tests/test_swaps.py."""
 
 from __future__ import annotations
 

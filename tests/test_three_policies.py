@@ -121,6 +121,9 @@ class Players:
     async def refresh(self) -> None:
         pass
 
+    async def keep(self, name: str) -> None:
+        pass
+
     async def push(self, name: str, version: int, weights: Any) -> None:
         self.served[name].version = version
         self.pushed.append((name, version))
