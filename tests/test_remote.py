@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +42,7 @@ from configs.machine import Machine
 from configs.remote_checks import deaf_to
 from configs.schema import PolicyConfig, RemoteConfig, RunConfig
 from protocols.types import Message, Reply, Task, TurnRequest
+from warm_start import unwarmed
 
 PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
 MACHINE = Machine(cpus=2, memory=16 * 2**30)
@@ -531,7 +531,7 @@ def test_a_shuffled_phase_is_heard_in_every_order(tmp_path: Path) -> None:
 
 
 def test_a_config_that_only_measures_starts_no_engine_ahead() -> None:
-    assert experiment.Run._unwarmed(SimpleNamespace(config=RunConfig())) == []  # type: ignore[arg-type]
+    assert unwarmed(RunConfig()) == []
 
 
 def test_what_cannot_be_checked_is_not_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
