@@ -15,8 +15,7 @@ from configs.errors import ConfigErrors
 from configs.load import load, load_protocol
 from configs.machine import Machine
 from configs.remote_checks import deaf_to
-from configs.schema import RemoteConfig, RunConfig
-from warm_start import unwarmed
+from configs.schema import RemoteConfig
 
 PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
 MACHINE = Machine(cpus=2, memory=16 * 2**30)
@@ -164,9 +163,6 @@ def test_a_shuffled_phase_is_heard_in_every_order(tmp_path: Path) -> None:
     deaf = [role for role, _, _ in deaf_to(load_protocol(path), read_raw(path), remote)]
     assert deaf == ["critic", "debater"], "each hears the other in some plays, never both in one"
 
-
-def test_a_config_that_only_measures_starts_no_engine_ahead() -> None:
-    assert unwarmed(RunConfig()) == []
 
 
 def test_what_cannot_be_checked_is_not_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
