@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,15 @@ from actors.figures import step_figures
 from actors.guards import Guards
 from actors.league import League
 from actors.ledger import Ledger
-from actors.players import UniformPlayer
-from actors.rollouts import Rollouts, play_all, trusted_task
-from actors.runner import Seated, gather_or_cancel, unless
+from actors.rollouts import Rollouts
+from actors.runner import gather_or_cancel, unless
 from actors.sharing import serve, settle
 from actors.system import System
 from actors.tracker import Tracker
 from actors.words import words_in_play
 from configs.load import build_protocols, load_task_source
 from configs.schedule import due_in
-from configs.schema import RunConfig, StageConfig, WarmStartConfig
+from configs.schema import RunConfig, StageConfig
 from configs.sharing import adapter_of
 from learners import checkpoint
 from learners.dump import dump
@@ -41,15 +39,14 @@ from learners.group import LearnerGroup
 from learners.lora import take_out
 from learners.models import materialise
 from learners.pairs import build_lessons, sequences
-from learners.samples import imitation_samples
 from learners.truth import Answers
-from learners.types import Sample
 from measure import measure_arms, measure_end, measure_progress
 from protocols.types import Episode
 from recovery import CHECKPOINTS, RollBack, Stopped, heed, roll_back
 from season import Season, forget_results, sweep
 from tasks.archive import Archive
 from tasks.base import TaskSource
+from warm_start import warm_starts
 
 
 class NothingLearned(RuntimeError):
@@ -99,74 +96,6 @@ class Run:
             folder = self.dir / "models" / (policy.engine.share or name) / "init"
             self.models[name] = str(materialise(policy.model, words, folder))
             self.codecs[name] = ChatCodec.from_pretrained(self.models[name], policy.model.trust_remote_code)
-
-    def _unwarmed(self) -> list[str]:
-        """Policies of the first stage whose engines can start at once, on untrained weights."""
-        stage = next(iter(self.config.stages.values()), StageConfig())  # none: a config that only measures
-        policies = {name: self.config.policies[name] for name in stage.roles.values()}
-        return [name for name, policy in policies.items() if policy.warm_start is None and not policy.init_from]
-
-    async def warm_starts(self) -> None:
-        """SFT of every policy that asks for it, side by side; then those that start from another's result."""
-        policies = {name: policy for name, policy in self.config.policies.items() if policy.kind == "lm"}
-        warmed = [name for name, policy in policies.items() if policy.warm_start is not None]
-        await gather_or_cancel([self.warm_start(name) for name in warmed])
-        for name, policy in policies.items():
-            if policy.init_from:
-                self.models[name] = self.models[policy.init_from]
-
-    async def warm_start(self, name: str) -> None:
-        """SFT on plays by teachers: the right reply where the protocol knows it, else a random legal one. The
-        learning rate rises over the first twentieth of the steps, holds, and falls to zero over the last half."""
-        warm = self.config.policies[name].warm_start
-        assert warm is not None
-        learner = await self.learner(name)
-        lessons = self._lessons(name, warm)
-        running: asyncio.Future[Any] | None = None
-        for step in range(1, warm.steps + 1):
-            batch = [await anext(lessons) for _ in range(warm.batch)]  # while the learner takes the last one
-            if running is not None:
-                self._warmed(name, step - 1, await running)
-            if self.stop.is_set():
-                raise Stopped
-            lr = warm.lr * min(1.0, 20 * step / warm.steps, 2 * (warm.steps - step + 1) / warm.steps)
-            running = asyncio.ensure_future(learner.step(batch, loss="sft", lr=lr))
-            await asyncio.sleep(0)
-        if running is not None:
-            self._warmed(name, warm.steps, await running)
-        self.models[name] = str(self.dir / "models" / name / "warm")
-        await learner.save_hf(self.models[name])
-        if self.config.policies[name].trained:
-            await learner.reset_optimizer()
-        else:
-            self.dismiss(name)
-
-    def _warmed(self, name: str, step: int, metrics: dict[str, float]) -> None:
-        self.tracker.log(f"warm/{name}", step, metrics)
-        steps = self.config.policies[name].warm_start.steps  # type: ignore[union-attr]
-        if step % 50 == 0 or step == steps:
-            self.tracker.screen.progress(Progress(f"warm {name}", step, steps, figures={"loss": metrics["loss"]}))
-
-    async def _lessons(self, name: str, warm: WarmStartConfig) -> AsyncIterator[Sample]:
-        """Sequences to imitate, without end."""
-        protocol = self.protocols[warm.protocol]
-        teacher = UniformPlayer(self.codecs[name], self.config.seed, teacher=True)
-        other = UniformPlayer(None, self.config.seed + 1, teacher=True)  # no trace: nobody learns from it
-        roles = set(protocol.roles().values())
-        seeded = self.config.deterministic
-        players = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
-        rng = random.Random(f"{self.config.seed}/warm/{name}")
-        source = load_task_source({**self.config.tasks, **warm.tasks})
-        trusted = self.config.policies[name].learner.trusted
-        while True:
-            tasks = [trusted_task(source, protocol, rng, trusted) for _ in range(warm.batch)]
-            kept: list[Sample] = []
-            for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
-                samples = imitation_samples(play, warm.roles)
-                kept += rng.sample(samples, min(warm.per_play, len(samples))) if warm.per_play else samples
-            rng.shuffle(kept)
-            for sample in kept:
-                yield sample
 
     async def learner(self, name: str, base: str = "") -> LearnerGroup:
         """The learner of a policy, started when first needed, on the weights in `base` or those of the policy."""
@@ -380,8 +309,7 @@ class Run:
         if resume is not None:
             await self.restore(resume)
         else:
-            # Most of a start is imports: engines that wait for nobody's lessons start meanwhile.
-            await gather_or_cancel([self.warm_starts(), self.serve(self._unwarmed())])
+            await warm_starts(self)
         self.warmed = True
         if not any(done["step"] for done in self.progress.values()):
             await measure_arms(self, "start")

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from configs.machine import Machine, Need, needs, parameters, peak
 from configs.opponents import as_served
 from configs.schedule import says
-from configs.schema import ModelConfig, PolicyConfig, RemoteConfig, RunConfig
+from configs.schema import ModelConfig, PolicyConfig, RemoteConfig, RunConfig, StageConfig
 from protocols.base import Answer, Protocol, SubPlay
+from protocols.propose_solve import ProposeSolve
 from protocols.types import Domain, Hidden, Outcome, Reply, Task, TurnRequest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class PolicyPlan:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage of training, or one measurement (then `steps` is 0)."""
+    """One stage of training, or one measurement or the audits of a stage (then `steps` is 0)."""
 
     name: str
     protocol: str
@@ -90,12 +91,27 @@ def make_plan(config: RunConfig, protocols: Mapping[str, Protocol], machine: Mac
         if arm.measure == "score" else StagePlan(name, arm.protocol, 0, 0, {}, ())
         for name, arm in config.eval.arms.items()
     )
+    arms += tuple(
+        _audits(name, stage, protocols[stage.protocol], counts) for name, stage in config.stages.items() if stage.audit
+    )
     memory = int(peak(found, "cpu", "memory"))
     return Plan(policies, tuple(stages), arms, machine, memory, peak(found, "cuda", "gpus"))
 
 
+def _audits(
+    name: str, stage: StageConfig, protocol: Protocol, counts: Mapping[str, Requests | None]
+) -> StagePlan:
+    """The audits of a stage, on average: a share of the real tasks and of the proposals, were all of them valid.
+    Replays are not audited (actors/rollouts.py)."""
+    assert stage.audit is not None and isinstance(protocol, ProposeSolve)
+    audited = stage.real + (1 - stage.archive - stage.real) * protocol.batch
+    plays = round(stage.audit.share * stage.steps * stage.plays_per_step * audited)
+    return StagePlan(f"audit@{name}", stage.audit.protocol, 0, plays, counts[stage.audit.protocol], ())
+
+
 def _policy(config: RunConfig, name: str, policy: PolicyConfig, found: list[Need]) -> PolicyPlan:
     bound = [s.roles for s in config.stages.values()] + [a.roles for a in config.eval.arms.values()]
+    bound += [s.audit.roles for s in config.stages.values() if s.audit]
     roles = tuple(dict.fromkeys(role for roles in bound for role, player in roles.items() if player == name))
     own = tuple(need for need in found if need.policy == name)
     if policy.kind == "uniform":

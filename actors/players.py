@@ -67,7 +67,7 @@ class UniformPlayer:
         else:
             raise NoChoices(request.role)
         trace = self._trace(request, history, text, told) if self.codec is not None else None
-        return Reply(text, tuple(1.0 / len(choices) for _ in choices), trace)
+        return Reply(text, (1.0 / len(choices),) * len(choices) if choices else (), trace)
 
     def _trace(self, request: TurnRequest, history: tuple[Turn, ...], text: str, told: bool) -> TokenTrace:
         codec = self.codec

@@ -57,6 +57,11 @@ def cuda_offered() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
+def on_gpu(engine: EngineConfig) -> bool:
+    """Whether the engines of a policy run on GPUs, in the cluster at hand."""
+    return engine.device == "cuda" or (engine.device == "auto" and cuda_offered())
+
+
 def alone(engine: EngineConfig) -> EngineConfig:
     """An engine that computes each sequence by itself and remembers nothing between them, so that the low bits of its
     numbers do not depend on what else is asked."""
@@ -116,7 +121,7 @@ class System:
         if config.engine.share:
             return self._join(name, codec, version, config)
         adapter = adapter_of(self.policies, name)
-        cuda = config.engine.device == "cuda" or (config.engine.device == "auto" and cuda_offered())
+        cuda = on_gpu(config.engine)
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
         remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
         engine = alone(config.engine) if self.deterministic else config.engine

@@ -8,7 +8,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from configs.opponents import as_served, opponents_in
 from configs.schema import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
@@ -137,10 +137,10 @@ def engine_memory(policy: PolicyConfig, device: str, machine: Machine) -> int:
 
 
 def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) -> int:
-    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1), and a whole
-    reference where the loss compares with one.
+    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1), of a critic's
+    head too, and a whole reference where the loss compares with one.
 
-    Activations are left out: `micro_tokens` bounds them.
+    Activations are left out (`micro_tokens` bounds them), and the few numbers of an adapter.
     """
     count = parameters(policy.model)
     if count is None:
@@ -148,16 +148,15 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     auto_half = learner.dtype == "auto" and device == "cuda" and learner.zero_stage > 0
     half = learner.dtype == "bfloat16" or auto_half
     weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
-    if learner.lora:
-        grads = states = 0  # of the adapter only
+    head = width(policy.model) + 1 if learner.critic else 0
+    frozen, trained = (count, head) if learner.lora else (0, count + head)
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
     if policy.trained and (learner.loss.kl or learner.loss.kind in REFERENCE_LOSSES):
-        if not learner.lora:
-            base += count * (weights + (4 if half and learner.reference.kind == "ema" else 0))
-        elif learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
-            base += count * weights
-    return base + count * weights // shard[0] + count * grads // shard[1] + count * states // shard[2]
+        base += trained * (weights + (4 if half and learner.reference.kind == "ema" else 0))
+        if learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
+            base += frozen * weights
+    return base + (frozen + trained) * weights // shard[0] + trained * grads // shard[1] + trained * states // shard[2]
 
 
 def parameters(model: ModelConfig) -> int | None:
@@ -165,18 +164,21 @@ def parameters(model: ModelConfig) -> int | None:
     if not model.path:
         shape = (model.hidden_size, model.layers, model.heads, model.kv_heads, model.intermediate_size)
         return _count(TINY_VOCABULARY, *shape, tied=model.tie_embeddings)
-    config = _find_config(model.path)
-    if config is not None:
-        hf = json.loads(config.read_text())
-        if "hidden_size" in hf and "vocab_size" in hf and not any("expert" in key for key in hf):
-            heads = hf["num_attention_heads"]
-            return _count(
-                hf["vocab_size"], hf["hidden_size"], hf["num_hidden_layers"], heads,
-                hf.get("num_key_value_heads") or heads, hf["intermediate_size"],
-                head_dim=hf.get("head_dim"), tied=hf.get("tie_word_embeddings", False),
-            )  # fmt: skip
+    hf = _read_config(model.path)
+    if "hidden_size" in hf and "vocab_size" in hf and not any("expert" in key for key in hf):
+        heads = hf["num_attention_heads"]
+        return _count(
+            hf["vocab_size"], hf["hidden_size"], hf["num_hidden_layers"], heads,
+            hf.get("num_key_value_heads") or heads, hf["intermediate_size"],
+            head_dim=hf.get("head_dim"), tied=hf.get("tie_word_embeddings", False),
+        )  # fmt: skip
     named = _SIZE_IN_NAME.search(Path(model.path).name)
     return int(float(named[1]) * 1e9) if named else None
+
+
+def width(model: ModelConfig) -> int:
+    """Numbers in a hidden state; 0 where nothing but the model's name is known."""
+    return int(_read_config(model.path).get("hidden_size", 0)) if model.path else model.hidden_size
 
 
 def _count(
@@ -186,6 +188,12 @@ def _count(
     width = head_dim or hidden // max(heads, 1)
     layer = hidden * width * (2 * heads + 2 * kv_heads) + 3 * hidden * mlp + 2 * hidden
     return vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """What `_find_config` finds; {} where that is nothing."""
+    config = _find_config(path)
+    return {} if config is None else json.loads(config.read_text())
 
 
 def _find_config(path: str) -> Path | None:

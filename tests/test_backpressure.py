@@ -23,8 +23,8 @@ from protocols.base import Play, Protocol
 from protocols.types import Message, Outcome, Reply, Task, Turn, TurnRequest
 from tasks.archive import Archive
 from tasks.lists import Lists
-from tests.test_rollouts import run
-from tests.test_router import FakeEngine
+from tests.fake_engine import FakeEngine
+from tests.rollout_stage import run
 
 TURNS = 3
 SOURCE = Lists(sampler="uniform")

@@ -20,7 +20,7 @@ from learners.batching import balance
 from learners.learner import LearnerRank
 from learners.types import Sample
 from learners.weights import unpack
-from tests.test_learner import make_samples, reference_tokens, slow, tiny_model
+from tests.learner_oracle import make_samples, reference_tokens, slow, tiny_model
 
 CONFIG = LearnerConfig(
     lr=1e-3, weight_decay=0.1, grad_clip=0.5, micro_tokens=40, device="cpu", loss=LossConfig("reinforce"),

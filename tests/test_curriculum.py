@@ -28,8 +28,8 @@ from tasks.archive import Archive
 from tasks.base import carried_proposal, real_task
 from tasks.distinct import Distinct, common, rouge_l
 from tasks.lists import Lists
-from tests.test_config import mistakes, read
-from tests.test_rollouts import Running, run
+from tests.config_files import mistakes, read
+from tests.rollout_stage import Running, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOL = load_protocol(ROOT / "configs" / "protocol" / "propose_solve.yaml")

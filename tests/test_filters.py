@@ -20,8 +20,8 @@ from configs.schema import KeepConfig, StageConfig
 from protocols.base import Play, Protocol
 from protocols.types import Episode, Message, Outcome, Reply, Reward, Task, Turn, TurnRequest
 from tasks.archive import Archive
-from tests.test_config import mistakes, read, write
-from tests.test_rollouts import SOURCE, Running, Scripted, run
+from tests.config_files import mistakes, read, write
+from tests.rollout_stage import SOURCE, Running, Scripted, run
 
 __all__ = ["write"]
 

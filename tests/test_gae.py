@@ -30,8 +30,8 @@ from learners.samples import build_samples
 from learners.settings import LearnerConfigError, check_learner
 from learners.token_model import TokenModel
 from learners.types import Sample
+from tests.sample_episodes import episode, turn
 from tests.test_learner_step import VOCABULARY, Base, Engine, flat, logprob, make_samples
-from tests.test_samples import episode, turn
 from tests.test_schedule import found
 
 GAE = AdvantageConfig(kind="gae")

@@ -15,7 +15,7 @@ from configs.schema import AdvantageConfig
 from learners.advantages import compare
 from learners.samples import build_samples
 from protocols.types import Episode
-from tests.test_samples import episode, turn
+from tests.sample_episodes import episode, turn
 from tests.test_schedule import found
 
 NESTED = AdvantageConfig(kind="hierarchical", group_by=["protocol", "role"])

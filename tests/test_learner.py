@@ -6,281 +6,37 @@ Tolerances are float32 rounding: sums in another order, amplified by Adam where 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import random
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from configs.schema import LearnerConfig, LossConfig, ReferenceConfig
-from learners import batching
-from learners.batching import BadSample, balance, split_by_length
-from learners.group import LearnerDied, LearnerGroup
-from learners.learner import LearnerRank
-from learners.settings import LearnerConfigError, deepspeed_json, resolve_dtype
-from learners.tally import Tally, merge
+from configs.schema import LossConfig, ReferenceConfig
+from learners.batching import BadSample
+from learners.group import LearnerDied
+from learners.settings import LearnerConfigError
 from learners.types import Pair, Sample
-from learners.weights import bucket_names, pack, unpack
-
-ROOT = Path(__file__).resolve().parent.parent
-VOCABULARY = 50
-CONFIG = LearnerConfig(
-    lr=1e-3,
-    weight_decay=0.1,
-    grad_clip=0.05,
-    micro_tokens=40,
-    device="cpu",
-    loss=LossConfig(clip_low=0.1, clip_high=0.2, entropy=0.02),
+from tests.learner_oracle import (
+    CONFIG,
+    VOCABULARY,
+    Rig,
+    loop,
+    make_samples,
+    model_dir,
+    reference_step,
+    reference_tokens,
+    same,
+    slow,
+    tiny_model,
 )
-T = TypeVar("T")
 
+__all__ = ["loop", "model_dir"]  # fixtures
 
-def slow(*values: Any) -> Any:
-    """A case that only `make test-slow` runs."""
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-def tiny_model(seed: int = 0) -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0)  # far from uniform, so that masks and temperatures matter
-    return model
-
-
-def make_samples(count: int, seed: int = 0) -> list[Sample]:
-    """All kinds at once: 5 to 14 tokens, one or three of them with loss, masks here and there, temperatures."""
-    rng = random.Random(seed)
-    samples = []
-    for i in range(count):
-        ids = [rng.randrange(VOCABULARY) for _ in range(rng.randint(5, 14))]
-        positions = sorted(rng.sample(range(1, len(ids)), rng.choice((1, 3))))
-        allowed = [
-            tuple(rng.sample(range(VOCABULARY), 6)) + (ids[p],) if rng.random() < 0.7 else ()
-            for p in positions
-        ]
-        samples.append(
-            Sample(
-                token_ids_S=ids,
-                positions_L=positions,
-                advantages_L=[rng.gauss(0, 1) for _ in positions],
-                logprobs_L=[rng.uniform(-3, -1) for _ in positions],
-                versions_L=[i % 2 for _ in positions],
-                allowed_L=allowed if i % 3 else None,
-                temperature=(1.0, 0.7)[i % 2],
-                tags={"role": ("alice", "bob")[i % 2]},
-            )
-        )
-    return samples
-
-
-# ---- the reference: nothing from learners/ but the Sample itself ---------------------------------------
-
-
-def reference_tokens(model: Any, sample: Sample) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(log-probability, entropy) of every loss token: probabilities of the legal tokens, renormalised."""
-    logits = model(input_ids=torch.tensor([sample.token_ids_S])).logits[0].double()
-    found = []
-    for i, position in enumerate(sample.positions_L):
-        legal = (
-            list(sample.allowed_L[i]) if sample.allowed_L and sample.allowed_L[i] else list(range(VOCABULARY))
-        )
-        weights = torch.exp(logits[position - 1] / sample.temperature)
-        probs = {token: weights[token] / sum(weights[t] for t in set(legal)) for token in legal}
-        found.append((probs[sample.token_ids_S[position]].log(), -sum(p * p.log() for p in probs.values())))
-    return found
-
-
-def reference_step(model: Any, optimizer: torch.optim.Optimizer, samples: list[Sample]) -> dict[str, float]:
-    terms, entropies = [], []
-    for sample in samples:
-        for (logprob, entropy), old, advantage in zip(
-            reference_tokens(model, sample), sample.logprobs_L, sample.advantages_L
-        ):
-            ratio = torch.exp(logprob - old)
-            gain = torch.min(ratio * advantage, ratio.clamp(0.9, 1.2) * advantage)
-            terms.append(-gain - 0.02 * entropy)
-            entropies.append(entropy.item())
-    loss = torch.stack(terms).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
-    optimizer.step()
-    return {"loss": loss.item(), "grad_norm": norm.item(), "entropy": float(np.mean(entropies))}
-
-
-# ---- parts that need neither Ray nor DeepSpeed -------------------------------------------------------------
-
-
-def test_deepspeed_keys_that_fields_set_are_refused_by_name() -> None:
-    config = LearnerConfig(
-        deepspeed={
-            "gradient_clipping": 1,
-            "optimizer": {},
-            "zero_optimization": {"stage": 2},
-            "wall_clock_breakdown": True,
-        }
-    )
-    with pytest.raises(LearnerConfigError, match=r"gradient_clipping, optimizer, zero_optimization\.stage:"):
-        deepspeed_json(config, "cpu")
-
-
-def test_other_deepspeed_keys_pass_through() -> None:
-    offload = {"offload_optimizer": {"device": "cpu"}}
-    config = LearnerConfig(
-        zero_stage=2, deepspeed={"zero_optimization": offload, "wall_clock_breakdown": True}
-    )
-    settings = deepspeed_json(config, "cpu")
-    assert (
-        settings["zero_optimization"] == {"stage": 2, **offload} and settings["wall_clock_breakdown"] is True
-    )
-    assert settings["gradient_clipping"] == config.grad_clip
-
-
-@pytest.mark.parametrize(
-    ("dtype", "device", "stage", "resolved"),
-    [("auto", "cpu", 2, "float32"), ("auto", "cuda", 2, "bfloat16"), ("auto", "cuda", 0, "float32")],
-)
-def test_dtype_auto(dtype: str, device: str, stage: int, resolved: str) -> None:
-    assert resolve_dtype(LearnerConfig(dtype=dtype, zero_stage=stage), device) == resolved
-
-
-@pytest.mark.parametrize("wrong", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"zero_stage": 4}])
-def test_settings_that_cannot_run_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(LearnerConfigError, match=next(iter(wrong))):
-        deepspeed_json(LearnerConfig(**wrong), "cpu")
-
-
-def test_micro_batches_hold_every_sample_once_and_fit() -> None:
-    samples = make_samples(40)
-    parts = split_by_length(samples, 40)
-    assert sorted(i for part in parts for i in part) == list(range(40))
-    assert all(max(len(samples[i].token_ids_S) for i in part) * len(part) <= 40 for part in parts)
-    assert [len(part) for part in split_by_length(samples, 1)] == [1] * 40
-    assert split_by_length([], 40) == []
-
-
-def test_ranks_get_about_the_same_tokens() -> None:
-    samples = make_samples(41)
-    parts = balance(samples, 3)
-    loads = [sum(len(samples[i].token_ids_S) for i in part) for part in parts]
-    assert sorted(i for part in parts for i in part) == list(range(41))
-    assert max(loads) - min(loads) <= 14
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"positions_L": [0]}, "position 0"),
-        ({"positions_L": [3]}, "position 3 of 3"),
-        ({"advantages_L": []}, "lengths"),
-        ({"allowed_L": [(1, 2)]}, "token 7 at 2"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"segments_L": [0, 0]}, "lengths"),
-        ({"reference_logprobs_L": []}, "lengths"),
-    ],
-)
-def test_unsound_samples_are_named(change: dict[str, Any], message: str) -> None:
-    sound = Sample([5, 6, 7], [2], [1.0], [-1.0], [0], [(7, 8)], group="debate/alice")
-    batching.check(sound)
-    with pytest.raises(BadSample, match=f"debate/alice.*{message}"):
-        batching.check(replace(sound, **change))
-
-
-def test_tally_weighs_ranks_by_tokens() -> None:
-    one, two = Tally(), Tally()
-    one.mean("loss", 10.0, 4)
-    two.mean("loss", 2.0, 2)
-    one.total("tokens", 4)
-    two.total("tokens", 2)
-    one.peak("ratio_max", 1.5)
-    two.peak("ratio_max", 1.1)
-    two.mean("never", 0.0, 0)
-    assert merge([one, two]) == {"loss": 2.0, "tokens": 6, "ratio_max": 1.5}
-
-
-def test_buckets_round_trip_and_notice_damage() -> None:
-    named = [("a", torch.randn(3, 2)), ("b", torch.randn(5).bfloat16()), ("c", torch.tensor(2.0))]
-    bucket = pack(named)
-    assert bucket["sha256"] == hashlib.sha256(bucket["data"].tobytes()).hexdigest()
-    assert [entry[3:] for entry in bucket["entries"]] == [(0, 24), (24, 10), (34, 4)]
-    for (name, tensor), (got_name, got) in zip(named, unpack(bucket)):
-        assert name == got_name and got.dtype == tensor.dtype and torch.equal(got, tensor)
-    bucket["data"][30] ^= 1
-    with pytest.raises(ValueError, match="checksum"):
-        unpack(bucket)
-    assert bucket_names([("a", 6), ("b", 4), ("c", 1), ("d", 99)], limit=10) == [["a", "b"], ["c"], ["d"]]
-
-
-# ---- real groups ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    import ray
-
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-    ray.shutdown()
-
-
-class Rig:
-    """A group, and plain calls of its methods."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, model_dir: Path, stage: int, ranks: int, **settings: Any
-    ):
-        self.loop, self.model_dir = loop, str(model_dir)
-        config = replace(CONFIG, zero_stage=stage, ranks=ranks, **settings)
-        self.group = LearnerGroup(f"stage {stage} ranks {ranks}", str(model_dir), config, timeout_s=60)
-        self(self.group.ready())
-
-    def __call__(self, awaitable: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(awaitable, 120))
-
-    def fresh(self) -> LearnerGroup:
-        self(self.group.load_weights_from(self.model_dir))
-        return self.group
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return dict(pair for bucket in self(self.group.export()) for pair in unpack(bucket))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
 
 
 @pytest.fixture(
@@ -290,10 +46,6 @@ def rig(request: pytest.FixtureRequest, loop: asyncio.AbstractEventLoop, model_d
     rig = Rig(loop, model_dir, *request.param)
     yield rig
     rig.group.stop()
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.engine
@@ -577,14 +329,6 @@ def test_steps_on_pairs_equal_plain_adamw(
     one = rig(rig.group.step(make_pairs(1, seed=9)))  # fewer pairs than ranks
     assert one["updates"] == 1 and one["preference_accuracy"] in (0.0, 1.0)
     rig.group.stop()
-
-
-def test_state_of_another_shape_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "learner.json").write_text('{"ranks": 1, "zero_stage": 2, "dtype": "float32"}')
-    with mock.patch.dict(os.environ):
-        rank = LearnerRank(0, 1, "unused", CONFIG)
-    with pytest.raises(LearnerConfigError, match="zero_stage 2, this learner has 0"):
-        rank.load(str(tmp_path))
 
 
 @pytest.mark.engine

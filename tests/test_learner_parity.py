@@ -1,6 +1,7 @@
 """Five steps of every way to train against plain PyTorch AdamW, or peft alone; states taken up by other ranks.
 
-Stages 0, 2 and 3 with all weights and two ranks, 0 and 2 with one: tests/test_learner.py, where the reference stands.
+Stages 0, 2 and 3 with all weights and two ranks, 0 and 2 with one: tests/test_learner.py.
+The reference stands in tests/learner_oracle.py.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_learner import CONFIG, Rig, loop, make_samples, model_dir, reference_step, same, tiny_model
 
 from configs.schema import LoraConfig
 from learners.lora import ADAPTER, take_out
+from tests.learner_oracle import CONFIG, Rig, loop, make_samples, model_dir, reference_step, same, tiny_model
 
 __all__ = ["loop", "model_dir"]  # fixtures
 

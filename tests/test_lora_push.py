@@ -4,7 +4,6 @@ policies have an adapter each on one engine."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import signal
@@ -13,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_system import ROOT, TOLERANCE, Rig, versions
+from test_system import TOLERANCE, Rig, rigged, versions
 
 from actors.players import UniformPlayer
 from actors.runner import Seated, gather_or_cancel
-from actors.system import System, start_ray
-from configs.schema import ClusterConfig, EngineConfig, LearnerConfig, LoraConfig
+from actors.system import System
+from configs.schema import EngineConfig, LearnerConfig, LoraConfig
 from learners.group import LearnerGroup
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -29,20 +28,8 @@ LORA = LoraConfig(rank=4, alpha=16.0, target_modules=["q_proj", "o_proj", "up_pr
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        start_ray(ClusterConfig(), actors=5)
-        try:
-            rig = Rig(tmp_path_factory.mktemp("model"), LORA)
-            yield rig
-            rig.learner.stop()
-            rig.system.stop()
-            rig(asyncio.sleep(0.1))  # what was cancelled comes to its end
-            rig.loop.close()
-        finally:
-            ray.shutdown()
+    with rigged(tmp_path_factory.mktemp("model"), actors=5, lora=LORA) as rig:
+        yield rig
 
 
 def nbytes(buckets: Any) -> int:

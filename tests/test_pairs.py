@@ -326,7 +326,7 @@ def test_every_loss_declares_the_settings_that_its_formula_reads() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in PREFERENCE_LOSSES for n in sorted(LOSS_USES[k])])
 def test_every_setting_acts(kind: str, name: str) -> None:
-    from test_samples import answers
+    from tests.sample_episodes import answers
 
     episodes = answers((1, 2), [0.0, 0.3], "a") + answers((1, 3), [0.2, 0.9], "b")
 

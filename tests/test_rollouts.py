@@ -6,137 +6,19 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from actors import records
 from actors.figures import step_figures
 from actors.ledger import Ledger
-from actors.players import Player, UniformPlayer
-from actors.rollouts import (
-    MAX_ATTEMPTS,
-    NoTrustedTask,
-    Rollouts,
-    TooManyInvalid,
-    play_all,
-    training_task,
-    trusted_task,
-)
+from actors.rollouts import MAX_ATTEMPTS, TooManyInvalid
 from actors.router import EngineLost
-from actors.runner import Seated
-from configs.load import load_protocol
-from configs.schema import StageConfig
-from protocols.base import Play, Protocol
-from protocols.types import Episode, Message, Outcome, Reply, Task, TokenTrace, Turn, TurnRequest
-from tasks.archive import Archive
-from tasks.base import carried_proposal
-from tasks.pixels import Pixels
-from tasks.trust import trusted
-
-PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
-SOURCE = Pixels()
-DEBATE = load_protocol(PROTOCOLS / "pixel_debate.yaml")
-PROPOSED = load_protocol(PROTOCOLS / "pixel_proposed.yaml")
-
-
-class OneTurn(Protocol):
-    """One seat says something. "bad" makes the play invalid."""
-
-    kind, name = "test", "one_turn"
-
-    def play(self, task: Task, rng: random.Random) -> Play:
-        (reply,) = yield [TurnRequest("a", "r", (Message("user", task.id),), 0)]
-        assert isinstance(reply, Reply)
-        if reply.text == "bad":
-            return Outcome("invalid", reason="unreadable")
-        return Outcome(score=rng.random())
-
-    def roles(self) -> Mapping[str, str]:
-        return {"a": "r"}
-
-    def literal_texts(self) -> list[str]:
-        return []
-
-
-class Uniform:
-    """Plays uniformly and counts what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.player = UniformPlayer(seed=0)
-
-    async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
-        self.asked += 1
-        await asyncio.sleep(0)
-        return await self.player(request, history)
-
-
-class Scripted:
-    """Replies with what `function(task id)` says; counts the requests per task."""
-
-    def __init__(self, function: Callable[[str], Reply | str] = lambda id: "ok"):
-        self.function, self.asked = function, Counter[str]()
-
-    async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
-        id = request.messages[0].text
-        self.asked[id] += 1
-        await asyncio.sleep(0)
-        reply = self.function(id)
-        return Reply(reply) if isinstance(reply, str) else reply
-
-
-def rollouts(
-    ledger: Ledger, player: Player, protocol: Protocol | None = None, state: Any = None, **settings: Any
-) -> Rollouts:
-    protocol = protocol or OneTurn()
-    players = {role: Seated("p", player) for role in protocol.roles().values()}
-    stage = StageConfig(**{"plays_per_step": 4, **settings})
-    return Rollouts("s", stage, protocol, SOURCE, players, ledger, 7, Archive(), state)
-
-
-class Running:
-    """`Rollouts.run` in the background, until the block ends."""
-
-    def __init__(self, rollouts: Rollouts, ledger: Ledger):
-        self.rollouts, self.ledger = rollouts, ledger
-
-    async def __aenter__(self) -> Running:
-        self.task = asyncio.ensure_future(self.rollouts.run())
-        await self.settle()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-
-    async def settle(self) -> None:
-        """Until nothing moves any more."""
-        quiet, before = 0, None
-        while quiet < 200:
-            await asyncio.sleep(0)
-            now = (self.rollouts.next_group, self.ledger.waiting, self.ledger.counts.total())
-            quiet, before = (quiet + 1 if now == before else 0), now
-
-    @property
-    def started(self) -> int:
-        return self.rollouts.next_group
-
-
-def run(folder: Path, scenario: Callable[[Ledger], Any]) -> Any:
-    async def bounded() -> Any:
-        ledger = Ledger(folder)
-        try:
-            return await asyncio.wait_for(scenario(ledger), 30)
-        finally:
-            ledger.close()
-            assert asyncio.all_tasks() == {asyncio.current_task()}, "plays went on after the end"
-
-    return asyncio.run(bounded())
-
+from protocols.types import Episode, Outcome, Reply, Task, TokenTrace, Turn, TurnRequest
+from tests.rollout_stage import DEBATE, Running, Scripted, Uniform, rollouts, run
 
 # ---- slots -------------------------------------------------------------------------------------------
 
@@ -361,77 +243,6 @@ def test_a_resumed_stage_plays_nothing_twice(tmp_path: Path) -> None:
         assert (found[again].id, ledger.counts["duplicates"]) == (f"s-{again}", 0)
 
     run(tmp_path, second)
-
-
-# ---- tasks -------------------------------------------------------------------------------------------
-
-
-def test_siblings_have_the_same_task_whatever_ran_before(tmp_path: Path) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        one, two = (rollouts(ledger, Scripted(), repeats=3) for _ in range(2))
-        forth = {index: one.draw(index) for index in range(60)}
-        back = {index: two.draw(index) for index in reversed(range(60))}
-        assert forth == back
-        groups = [{forth[3 * group + i].id for i in range(3)} for group in range(20)]
-        assert all(len(group) == 1 for group in groups)
-        assert len(set.union(*groups)) > 15
-        assert all(len(task.choices) == 2 and task.answer in task.choices for task in forth.values())
-
-    run(tmp_path, scenario)
-
-
-def test_training_never_draws_a_held_out_image(tmp_path: Path) -> None:
-    held = {task.parent for task in SOURCE.derived_heldout(2000, seed=20_240_601)}
-
-    async def scenario(ledger: Ledger) -> None:
-        for protocol in (OneTurn(), PROPOSED):
-            subject = rollouts(ledger, Scripted(), protocol)
-            drawn = {(task.parent or task.id) for task in map(subject.draw, range(5000))}
-            assert len(drawn) > 1000 and not drawn & held
-
-    run(tmp_path, scenario)
-
-
-def test_proposals_are_archived_and_replayed(tmp_path: Path) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        player = Uniform()
-        subject = rollouts(ledger, player, PROPOSED, plays_per_step=2, archive=1.0)
-        assert carried_proposal(subject.draw(0)) is None, "an empty archive has nothing to replay"
-        async with Running(subject, ledger):
-            plays = await ledger.batch(2)
-        assert len(subject.archive) == 2
-        said = {(play[0].task.id, play[0].turns[0].text) for play in plays}
-        replayed = {(task.id, carried_proposal(task)) for task in map(subject.draw, range(50))}
-        assert replayed == said
-        rates = {play[0].outcome.metrics["solve_rate"] for play in plays}
-        assert rates == {sum(e.outcome.score or 0 for e in play[1:]) / 8 for play in plays}
-
-    run(tmp_path, scenario)
-
-
-def test_plays_of_an_arm_depend_on_their_place_and_not_on_how_many_run(tmp_path: Path) -> None:
-    tasks = SOURCE.derived_heldout(6, seed=1)
-
-    async def arm(width: int) -> list[tuple[str, int]]:
-        players = {"r": Seated("p", Scripted())}
-        plays = await play_all(OneTurn(), tasks, players, "arm", seed=3, width=width)
-        assert [play[0].task.id for play in plays] == [task.id for task in tasks]
-        return [(play[0].id, play[0].seed) for play in plays]
-
-    narrow, wide = asyncio.run(arm(1)), asyncio.run(arm(6))
-    assert narrow == wide and len({seed for _, seed in wide}) == 6
-    assert [id for id, _ in wide] == [f"arm-{index}" for index in range(6)]
-
-
-def test_a_warm_start_keeps_to_the_trusted_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = random.Random(0)
-    images = {trusted_task(SOURCE, DEBATE, rng, 0.2).parent for _ in range(200)}
-    assert len(images) > 100 and all(trusted(str(image), 0.2) for image in images)
-    same = [random.Random(1), random.Random(1)]
-    assert trusted_task(SOURCE, PROPOSED, same[0], 1.0) == training_task(SOURCE, PROPOSED, same[1], warm=True)
-    monkeypatch.setattr("actors.rollouts.MAX_DRAWS", 50)
-    with pytest.raises(NoTrustedTask, match="none of 50 tasks"):
-        trusted_task(SOURCE, DEBATE, rng, 1e-12)
 
 
 def test_lengths_are_of_what_was_sampled() -> None:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_router import FakeEngine, Revival
 
 from actors.messages import GenRequest
 from actors.router import Router
@@ -23,6 +22,7 @@ from configs.schema import EngineConfig, LearnerConfig, LoraConfig, ModelConfig,
 from configs.sharing import adapter_of, apart, group_of, with_adapters
 from learners.samples import GROUP_FIELDS
 from learners.settings import KINDS, check_learner, idle
+from tests.fake_engine import FakeEngine, Revival
 
 SMOKE = Path(__file__).resolve().parent.parent / "configs" / "smoke.yaml"
 LAPTOP = Machine(2, 64 * 2**30)

@@ -16,9 +16,9 @@ from actors.ledger import Ledger
 from actors.staleness import choose, due_again, spare_groups
 from configs.schema import KeepConfig
 from protocols.types import Reply, Turn, TurnRequest
-from tests.test_config import mistakes, write
+from tests.config_files import mistakes, write
+from tests.rollout_stage import Running, Scripted, rollouts, run
 from tests.test_filters import Share, stage
-from tests.test_rollouts import Running, Scripted, rollouts, run
 
 __all__ = ["write"]
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -259,15 +260,16 @@ class Rig:
         return version
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+@contextmanager
+def rigged(folder: Path, actors: int, lora: LoraConfig | None = None) -> Iterator[Rig]:
+    """A rig on a Ray with room for so many actors; both are gone afterwards."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
-        start_ray(ClusterConfig(), actors=3)
+        start_ray(ClusterConfig(), actors=actors)
         try:
-            rig = Rig(tmp_path_factory.mktemp("model"))
+            rig = Rig(folder, lora)
             yield rig
             rig.learner.stop()
             rig.system.stop()
@@ -275,6 +277,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             rig.loop.close()
         finally:
             ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rigged(tmp_path_factory.mktemp("model"), actors=3) as rig:
+        yield rig
 
 
 def versions(samples: list[Sample]) -> set[int]:
