@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.messages import WeightBucket
+from actors.messages import GenRequest, GenResult, WeightBucket
 from configs.schema import EngineConfig
 
 FIRST = 10
 """The number of the weights that an engine starts with."""
 FOREVER = 10**9
+TWICE = ((1, 3), (1, 4), (2, 5), (2, 6))
+"""Legal replies that branch twice: vLLM is asked two times for one of them."""
 
 
 @dataclass
@@ -156,3 +158,22 @@ def serving(folder: Path, swap: str) -> Iterator[Serving]:
         loop.run_until_complete(engine.shutdown())
         loop.close()
         assert not died, died
+
+
+async def begun(one: Serving, batch: list[GenRequest], tokens: int) -> asyncio.Task[list[GenResult]]:
+    """The results of `batch`, each of which has `tokens` tokens by now and is not at its end."""
+    task = asyncio.ensure_future(one.engine.generate(batch))
+    await asyncio.sleep(0)
+    await one.job_done()
+    one.llm.allow(tokens)
+    await one.until(lambda: one.llm.spent)
+    await one.job_done()
+    return task
+
+
+async def swapping(one: Serving, weights: int, version: int) -> asyncio.Task[dict[str, float]]:
+    """An update that has reached the engine's thread."""
+    task = asyncio.ensure_future(one.engine.update_weights(version, numbered(weights)))
+    await one.until(lambda: one.engine._traffic._swap is not None or one.llm.weights == weights)
+    await one.job_done()
+    return task

@@ -4,8 +4,6 @@ an engine does then: tests/test_engine_aborts.py."""
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,19 +13,14 @@ import pytest
 from actors.ledger import Ledger
 from actors.messages import GenRequest, GenResult
 from actors.policy import EnginePlayer
-from actors.rollouts import Rollouts
 from actors.router import Router
-from actors.runner import Seated, gather_or_cancel
+from actors.runner import gather_or_cancel
 from actors.shared import Shared
 from actors.sharing import Lane
-from configs.schema import StageConfig
-from protocols.base import Play, Protocol
-from protocols.types import Message, Outcome, Task, TurnRequest
-from tasks.archive import Archive
-from tasks.lists import Lists
+from protocols.types import Message, TurnRequest
+from tests.fake_engine import FakeEngine, Revival, ask, prompts, replies, run, settle
+from tests.rollout_stage import rollouts, run as run_with_ledger
 from tests.test_memo import Codec
-from tests.test_rollouts import run as run_with_ledger
-from tests.test_router import FakeEngine, Revival, ask, prompts, replies, run, settle
 
 
 class Abortable(FakeEngine):
@@ -322,20 +315,6 @@ def test_shared_work_by_hand() -> None:
 # ---- plays -------------------------------------------------------------------------------------------------
 
 
-class OneTurn(Protocol):
-    kind, name = "test", "one_turn"
-
-    def play(self, task: Task, rng: random.Random) -> Play:
-        yield [TurnRequest("a", "r", (Message("user", task.id),), 0)]
-        return Outcome(score=1.0)
-
-    def roles(self) -> Mapping[str, str]:
-        return {"a": "r"}
-
-    def literal_texts(self) -> list[str]:
-        return []
-
-
 class Letters(Codec):
     def text(self, ids: Any) -> str:
         return ""
@@ -348,9 +327,7 @@ def test_requests_of_cancelled_plays_end_at_the_engine(tmp_path: Path, staleness
     async def scenario(ledger: Ledger) -> None:
         engine = Abortable()
         player = EnginePlayer(Router("p", [engine], Revival()), Letters(), 1.0, 8)  # type: ignore[arg-type]
-        stage = StageConfig(plays_per_step=4, oversample=1.5, max_staleness=staleness, steps=3)
-        source = Lists(sampler="uniform")
-        subject = Rollouts("s", stage, OneTurn(), source, {"r": Seated("p", player)}, ledger, 7, Archive())
+        subject = rollouts(ledger, player, plays_per_step=4, oversample=1.5, max_staleness=staleness, steps=3)
         running = asyncio.ensure_future(subject.run())
         await settle()
         assert sorted(engine.open) == list(range(4 * (1 + staleness) + 2))

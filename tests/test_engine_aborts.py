@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.messages import GenRequest, GenResult
-from tests.fake_vllm import FIRST, Serving, numbered, serving
-from tests.test_swaps import TWICE, begun, swapping
+from tests.fake_vllm import FIRST, TWICE, Serving, begun, numbered, serving, swapping
 
 
 @pytest.fixture

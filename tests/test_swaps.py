@@ -28,14 +28,12 @@ from configs.schema import EngineConfig, LearnerConfig, LoraConfig, PolicyConfig
 from configs.swaps import no_swap
 from learners.samples import GROUP_FIELDS
 from learners.settings import KINDS, check_learner, idle
-from tests.fake_vllm import FIRST, Serving, numbered, serving
-from tests.test_router import Revival
+from tests.fake_engine import Revival
+from tests.fake_vllm import FIRST, TWICE, Serving, begun, numbered, serving, swapping
 
 SMOKE = Path(__file__).resolve().parent.parent / "configs" / "smoke.yaml"
 LAPTOP = Machine(2, 64 * 2**30)
 KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
-TWICE = ((1, 3), (1, 4), (2, 5), (2, 6))
-"""Legal replies that branch twice: vLLM is asked two times for one of them."""
 
 
 @pytest.fixture
@@ -48,25 +46,6 @@ def draining(tmp_path: Path) -> Iterator[Serving]:
 def keeping(tmp_path: Path) -> Iterator[Serving]:
     with serving(tmp_path, "keep") as one:
         yield one
-
-
-async def begun(one: Serving, batch: list[GenRequest], tokens: int) -> asyncio.Task[list[GenResult]]:
-    """The results of `batch`, each of which has `tokens` tokens by now and is not at its end."""
-    task = asyncio.ensure_future(one.engine.generate(batch))
-    await asyncio.sleep(0)
-    await one.job_done()
-    one.llm.allow(tokens)
-    await one.until(lambda: one.llm.spent)
-    await one.job_done()
-    return task
-
-
-async def swapping(one: Serving, weights: int, version: int) -> asyncio.Task[dict[str, float]]:
-    """An update that has reached the engine's thread."""
-    task = asyncio.ensure_future(one.engine.update_weights(version, numbered(weights)))
-    await one.until(lambda: one.engine._traffic._swap is not None or one.llm.weights == weights)
-    await one.job_done()
-    return task
 
 
 # ---- an engine -----------------------------------------------------------------------------------------
