@@ -102,7 +102,7 @@ class Engine:
 
     async def abort(self, ids: list[int]) -> None:
         """Ends the requests of these ids, whose answers nobody waits for any more: an error is what comes out for
-        them. Ids of requests that have ended are ignored."""
+        them. Ids that it does not know are ignored: those requests have ended."""
         self._jobs.put(lambda: self._abort(frozenset(ids)))
 
     async def generate(self, batch: list[GenRequest]) -> list[GenResult]:
