@@ -288,7 +288,7 @@ def audit(roles: str, protocol: str = "attempt", share: float = 0.1) -> str:
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
-        ([f"{STAGE}.real=0.8"], f"{STAGE}.real", "archive 0.25 and real 0.8"),
+        ([f"{STAGE}.archive=0.25", f"{STAGE}.real=0.8"], f"{STAGE}.real", "archive 0.25 and real 0.8"),
         ([f"{STAGE}.real=-0.1"], f"{STAGE}.real", "0 to 1"),
         ([f"{STAGE}.distinct=1.2"], f"{STAGE}.distinct", "more than 0, at most 1"),
         ([f"{STAGE}.archive_rates=[0.5]"], f"{STAGE}.archive_rates", "[least, most]"),
