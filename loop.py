@@ -257,7 +257,8 @@ class Run:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
         root, name, track = self.dir / CHECKPOINTS, f"step-{self.updates}", self.config.track
         with checkpoint.writing(root, name, track.keep) as folder:
-            for policy, learner in self.learners.items():
+            for policy in self.learning():
+                learner = self.learners[policy]
                 await learner.save(str(folder / policy / "state"))
                 if learner.config.lora is None:  # an adapter is small: what it was put into is not saved again
                     await learner.save_hf(str(folder / policy / "hf"))
@@ -266,12 +267,17 @@ class Run:
             checkpoint.mark_best(root, name, self.measured[track.best, self.updates])
         sweep(self, self.dir / CHECKPOINTS)
 
+    def learning(self) -> list[str]:
+        """Whose learners have something to save: not those that were only started ahead, for a later stage."""
+        begun = {policy for name in self.progress for policy in self.trained_in(self.config.stages[name])}
+        return [name for name in self.learners if name in begun or self.config.policies[name].warm_start]
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides weights."""
         return {
             "models": self.models, "versions": self.versions, "updates": self.updates, "progress": self.progress,
             "accuracy": self.accuracy, "archives": {name: archive.state() for name, archive in self.archives.items()},
-            "learners": list(self.learners), "buckets": self.buckets, "baselines": self.baselines, "exact": self.exact,
+            "learners": self.learning(), "buckets": self.buckets, "baselines": self.baselines, "exact": self.exact,
             "skipped": self.skipped, "guards": self.guards.state(), "health": self.health,
             "league": self.league.state(),
         }  # fmt: skip
