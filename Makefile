@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml $(wildcard stubs/*/pyproject.toml)
 	@$(PY) -m pip install $(PIP_ARGS) -e ".[$(EXTRA),dev]" || { echo '$(PIP_HINT)'; exit 1; }
 	@touch $(STAMP)
 
-demo: install  ## the main job: about nine minutes on two cores, result in runs/demo
+demo: install  ## the main job: about eight minutes on two cores, result in runs/demo
 	@$(PY) launch.py train configs/pixel_debate.yaml name=demo
 
 test: install  ## the tests, the fast ones first; all but the slow ones
