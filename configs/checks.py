@@ -313,7 +313,7 @@ class Checker:
                 self.error(
                     here, f"policy {name!r} has no role in this stage", _list(set(stage.roles.values()))
                 )
-        if not stage.train and stage.roles and not self.updated(stage):
+        if not stage.train and stage.roles and self.whole(stage) and not self.updated(stage):
             trained = [name for name, policy in self.config.policies.items() if policy.trained]
             self.error((*path, "roles"), "no policy with a role here is trained", _list(trained))
         if stage.eval_every:
@@ -342,8 +342,15 @@ class Checker:
         chosen = players & set(stage.train) if stage.train else players
         return {name for name in chosen if self.config.policies[name].trained}
 
+    def whole(self, stage: StageConfig) -> bool:
+        """Whether every role of a stage is bound to a policy that there is."""
+        there = self.roles_of(stage.protocol) or set()
+        return there <= set(stage.roles) and set(stage.roles.values()) <= set(self.config.policies)
+
     def never_updated(self) -> None:
         """A trained policy that plays but that no stage updates."""
+        if not all(self.whole(stage) for stage in self.config.stages.values()):
+            return  # it may be who is missing there
         players = set(used_policies(self.config))
         updated = {name for stage in self.config.stages.values() for name in self.updated(stage)}
         for name, policy in self.config.policies.items():

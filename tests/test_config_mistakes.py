@@ -41,8 +41,7 @@ def test_all_mistakes_come_at_once_with_place_and_hint(write: Callable[..., Path
         path, "policies.judge.engine.replicas=4", "policies.judge.engine.device=cuda", machine=machine
     )
     assert set(found) == {
-        "policies.debater.traned", "stages.main.stepz", "stages.main.roles.debater", "stages.main.roles",
-        "policies.judge.engine",
+        "policies.debater.traned", "stages.main.stepz", "stages.main.roles.debater", "policies.judge.engine"
     }  # fmt: skip
     assert found["policies.debater.traned"].where.endswith("c.yaml:7")
     assert "did you mean trained?" in found["policies.debater.traned"].message
@@ -245,3 +244,8 @@ def test_errors_survive_pickling(write: Callable[..., Path]) -> None:
     assert isinstance(copy, ValueError)
     assert str(copy) == str(caught.value)
     assert copy.errors == caught.value.errors
+
+
+def test_a_role_bound_to_an_unknown_policy_is_one_mistake(write: Callable[..., Path]) -> None:
+    """Not a second one about the policy that now learns nowhere."""
+    assert list(mistakes(write(), "stages.main.roles.debater=nobody")) == ["stages.main.roles.debater"]
