@@ -121,14 +121,14 @@ async def lessons(run: Run, name: str, warm: WarmStartConfig) -> AsyncIterator[S
     other = UniformPlayer(None, run.config.seed + 1, teacher=True)  # no trace: nobody learns from it
     roles = set(protocol.roles().values())
     seeded = run.config.deterministic
-    players = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
+    teachers = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
     rng = random.Random(f"{run.config.seed}/warm/{name}")
     source = load_task_source({**run.config.tasks, **warm.tasks})
     trusted = run.config.policies[name].learner.trusted
     while True:
         tasks = [trusted_task(source, protocol, rng, trusted) for _ in range(warm.batch)]
         kept: list[Sample] = []
-        for play in await play_all(protocol, tasks, players, "warm", seed=rng.randrange(2**31)):
+        for play in await play_all(protocol, tasks, teachers, "warm", seed=rng.randrange(2**31)):
             samples = imitation_samples(play, warm.roles)
             kept += rng.sample(samples, min(warm.per_play, len(samples))) if warm.per_play else samples
         rng.shuffle(kept)

@@ -62,7 +62,7 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`memory` and `gpus`: the most held at once, bytes and devices; warm starts run one after another."""
+    """`memory` and `gpus`: the most held at once, bytes and devices (configs/machine.py, `peak`)."""
 
     policies: tuple[PolicyPlan, ...]
     stages: tuple[StagePlan, ...]

@@ -120,10 +120,18 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
 
 
 def peak(found: list[Need], device: str, of: Literal["gpus", "memory"]) -> float:
-    """The most of it held at once: by engines and learners together, or by one warm start after another."""
-    totals = [(n.part, n.count * getattr(n, of)) for n in found if n.device == device]
-    steady = sum(total for part, total in totals if part != "warm start")
-    return max([steady, *(total for part, total in totals if part == "warm start")])
+    """The most of it held at once. Engines and learners live side by side; on the CPU already while others are warm
+    started (warm_start.py), so that only a policy's own engine comes after its warm start. On GPUs one warm start
+    comes after another, and the rest after them."""
+    steady: dict[str, float] = {}
+    warm: dict[str, float] = {}
+    for need in found:
+        if need.device == device:
+            held = warm if need.part == "warm start" else steady
+            held[need.policy] = held.get(need.policy, 0.0) + need.count * getattr(need, of)
+    if device == "cpu":
+        return sum(max(steady.get(policy, 0.0), warm.get(policy, 0.0)) for policy in {**steady, **warm})
+    return max([sum(steady.values()), *warm.values()])
 
 
 def engine_memory(policy: PolicyConfig, device: str, machine: Machine) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from actors.plan import Plan, make_plan
 from configs.load import load
-from configs.machine import Machine, learner_memory
+from configs.machine import Machine, Need, learner_memory, peak
 from configs.schema import CriticConfig, LearnerConfig, LoraConfig, LossConfig, ModelConfig, PolicyConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -75,3 +75,17 @@ def test_the_head_of_a_critic_by_hand(tmp_path: Path) -> None:
     shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 100}
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 32, **shape}))
     assert extra(ModelConfig(path=str(tmp_path)), LearnerConfig()) == 33 * 16
+
+
+def test_on_the_cpu_only_an_engine_of_its_own_waits_for_a_warm_start() -> None:
+    """Engines (1 GB each) and learners (3 GB) are up while a judge of 5 GB is taught, whose engine comes after."""
+    found = [
+        Need("judge", "warm start", 1, "cpu", 0, 5),
+        Need("judge", "engine", 2, "cpu", 0, 1),
+        Need("debater", "engine", 1, "cpu", 0, 1),
+        Need("debater", "learner", 2, "cpu", 0, 3),
+    ]
+    assert peak(found, "cpu", "memory") == 5 + 1 + 2 * 3
+    on_gpus = [replace(need, device="cuda", gpus=1.0) for need in found]
+    assert peak(on_gpus, "cuda", "memory") == 2 + 1 + 6, "there the judge is taught before all else"
+    assert peak(on_gpus, "cuda", "gpus") == 2 + 1 + 2
