@@ -79,6 +79,8 @@ class Job:
     config: Path
     overrides: tuple[str, ...]
     folder: Path
+    needs: str = ""
+    """Name of the run that has to finish before this one: that of its judge."""
 
     @property
     def name(self) -> str:
@@ -116,27 +118,28 @@ def flow(value: Any) -> str:
 def jobs(
     tasks: Sequence[str], chosen: Sequence[str], seeds: Sequence[int], quick: bool = False, root: Path = ROOT
 ) -> Iterator[Job]:
-    """Every run, seed by seed, so that whoever stops early has all methods. `root`: holds `runs`."""
+    """Every run: the judges, then seed by seed, so that whoever stops early has all methods. `root`: holds `runs`."""
     runs = QUICK_RUNS if quick else RUNS
 
-    def job(task: str, method: str, seed: int, config: str, own: Sequence[str]) -> Job:
+    def job(task: str, method: str, seed: int, config: str, own: Sequence[str], needs: str = "") -> Job:
         name = f"{task}-{method}-{seed}"
         where = [f"run_dir={runs / name}"] if quick else []
         overrides = (f"name={name}", *where, f"seed={seed}", *own)
-        return Job(task, method, seed, CONFIGS / config, overrides, root / runs / name)
+        return Job(task, method, seed, CONFIGS / config, overrides, root / runs / name, needs)
 
+    judged = [task for task in tasks if ARENAS[task].judge]
+    for seed in seeds:
+        for task in judged:
+            yield job(task, JUDGE, seed, ARENAS[task].judge, ARENAS[task].judge_quick if quick else ())
     for seed in seeds:
         for task in tasks:
             arena = ARENAS[task]
-            always = list(arena.quick) if quick else []
-            if arena.judge:
-                yield job(task, JUDGE, seed, arena.judge, arena.judge_quick if quick else ())
-            if arena.judge and quick:
-                judge = runs / f"{task}-{JUDGE}-{seed}" / "models" / "judge" / "warm"
-                always.append(f"policies.judge.model.path={judge}")
+            always, needs = list(arena.quick) if quick else [], f"{task}-{JUDGE}-{seed}" if task in judged else ""
+            if needs and quick:
+                always.append(f"policies.judge.model.path={runs / needs / 'models' / 'judge' / 'warm'}")
             for method in chosen:
                 learner = f"policies.{arena.policy}.learner={flow(settings(method, task))}"
-                yield job(task, method, seed, arena.config, [learner, *always])
+                yield job(task, method, seed, arena.config, [learner, *always], needs)
 
 
 def text_of(job: Job) -> str:

@@ -13,7 +13,7 @@ from benchmarks.measure import Json
 COMMAND = "python -m benchmarks ablation"
 HEAD = f"""# What to learn with
 
-Seven ways to learn, on two tasks. Written by `{COMMAND}` from `benchmarks/ablation.json`
+Eight ways to learn, on two tasks. Written by `{COMMAND}` from `benchmarks/ablation.json`
 (`--tasks`, `--methods`, `--seeds` for some of it, `--dry-run` for the commands of single runs).
 
 All methods start from the same weights, play as many plays, make as many optimizer steps per batch, and are credited
