@@ -119,7 +119,9 @@ def lines(
     salt: str = "",
 ) -> str:
     """Curves over steps: faint raw values under a running mean where there are many, dots for `points`."""
-    with _figure(3.9, 2.25, "lines" + salt) as (axis, buffer):
+    shown = len(series) + len(points or {})
+    below = 0.17 * -(-shown // 2) if shown > 4 else 0.0  # inches: a legend of many would cover the curves
+    with _figure(3.9, 2.25 + below, "lines" + salt, bottom=0.25 + below) as (axis, buffer):
         colours = iter(COLOURS * (1 + len(series) + len(points or {})))
         for name, values in series.items():
             colour = next(colours)
@@ -144,9 +146,10 @@ def lines(
             axis.yaxis.set_major_formatter("{x:.0%}")
         else:
             axis.ticklabel_format(axis="y", scilimits=(-3, 5))
-        shown = len(series) + len(points or {})
-        if shown > 1 or (shown == 1 and next(iter([*series, *(points or {})]))):
-            axis.legend(loc="best", ncols=2 if shown > 4 else 1, handlelength=1.2)
+        if below:
+            axis.figure.legend(loc="lower left", ncols=2, handlelength=1.2, columnspacing=1, borderaxespad=0.1)
+        elif shown > 1 or (shown == 1 and next(iter([*series, *(points or {})]))):
+            axis.legend(loc="best", handlelength=1.2)
         axis.margins(x=0.02, y=0.12)
         drawn = [
             y for values in [*series.values(), *(points or {}).values()] for _, y in values if np.isfinite(y)

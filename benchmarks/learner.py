@@ -3,8 +3,11 @@
 One rank, 25 million parameters, float32 on the CPU with one thread. The same samples go to plain PyTorch (a Hugging
 Face model, the same micro-batches, logits at the loss positions only, clipped policy gradient, fused AdamW) and
 through `LearnerGroup.step` at ZeRO stages 0 and 2, one after the other in each repeat. Plain PyTorch is timed inside
-its process, ours from outside, so that the way through Ray counts as ours. A push is `export_ref` and `System.push`:
-from the learner's memory into a vLLM engine that samples with the new weights, checksums included.
+its process, ours from outside, so that the way through Ray counts as ours. Padded: plain PyTorch again, eight sequences
+a micro-batch in the order in which they came, each padded to the longest of its eight, as trainers with a fixed batch
+size do; `packing: rows` goes through `LearnerGroup.step`. Our own `packing: none` sorts by length first, which leaves
+little to pad; it is measured beside them. A push is `export_ref` and `System.push`: from the learner's memory into a
+vLLM engine that samples with the new weights, checksums included.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ SEED, VOCABULARY = 0, 4000
 CONFIG = LearnerConfig(device="cpu", lr=1e-4, threads=1, micro_tokens=2048)
 STAGES = {0: 1.15, 2: 1.6}
 """ZeRO stage -> at most so many times as long as plain PyTorch."""
-PACKINGS: tuple[Packing, ...] = ("none", "rows")
+PACKINGS: dict[str, Packing] = {"padded, sorted by length (packing: none)": "none", "packed": "rows"}
+PADDED, MICRO_SEQUENCES = "padded", 8
 
 
 def main(quick: bool = False) -> Json:
@@ -60,9 +64,11 @@ async def measure(model_dir: str, quick: bool) -> Json:
         for stage, bound in STAGES.items()
     ]  # fmt: skip
     measured: Json = {f"seconds per step, {name}": spread(values) for name, values in seconds.items()}
-    packing = await packed_over_padded(model_dir, skewed, repeats)
-    targets.append(target("packed over padded, speed on skewed lengths", statistics.median(packing),
-                          at_least=1.8, repeats=packing))  # fmt: skip
+    packings = await packed_and_padded(model_dir, skewed, repeats)
+    faster = ratios(packings[PADDED], packings["packed"])
+    targets.append(target("packed over padded, speed on skewed lengths", statistics.median(faster),
+                          at_least=1.8, repeats=faster))  # fmt: skip
+    measured |= {f"seconds per step on skewed lengths, {name}": spread(values) for name, values in packings.items()}
     pushed, copied, nbytes = await pushes(model_dir, repeats)
     measured |= {
         "weight push, GB/s": spread([nbytes / s / 1e9 for s in pushed]),
@@ -128,15 +134,27 @@ async def step_seconds(group: LearnerGroup, samples: list[Sample]) -> float:
     return time.perf_counter() - begun
 
 
-async def packed_over_padded(model_dir: str, samples: list[Sample], repeats: int) -> list[float]:
-    """How many times as fast packing is, in each repeat."""
-    groups = [LearnerGroup("bench", model_dir, replace(CONFIG, packing=packing), SEED) for packing in PACKINGS]
-    for group in groups:
+async def packed_and_padded(model_dir: str, samples: list[Sample], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each repeat, one way after the other."""
+    import ray
+
+    plain = ray.remote(Plain).options(num_cpus=0.25).remote(model_dir)
+    groups = {name: LearnerGroup("bench", model_dir, replace(CONFIG, packing=packing), SEED)
+              for name, packing in PACKINGS.items()}  # fmt: skip
+    for group in groups.values():
         await group.ready()
-    seconds = [[await step_seconds(group, samples) for group in groups] for _ in range(repeats + 1)][1:]
-    for group in groups:
+    seconds: dict[str, list[float]] = {name: [] for name in (PADDED, *PACKINGS)}
+    for repeat in range(repeats + 1):
+        took = {PADDED: await plain.step.remote(samples, MICRO_SEQUENCES)}
+        for name, group in groups.items():
+            took[name] = await step_seconds(group, samples)
+        if repeat:
+            for name, value in took.items():
+                seconds[name].append(value)
+    for group in groups.values():
         group.stop()
-    return [padded / packed for padded, packed in seconds]
+    ray.kill(plain)
+    return seconds
 
 
 async def pushes(model_dir: str, repeats: int) -> tuple[list[float], list[float], int]:
@@ -177,13 +195,16 @@ class Plain:
         self.lm: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
         self.optimizer = torch.optim.AdamW(self.lm.parameters(), lr=CONFIG.lr, weight_decay=0.0, fused=True)
 
-    def step(self, samples: list[Sample]) -> float:
-        """Seconds of one optimizer step."""
+    def step(self, samples: list[Sample], sequences: int = 0) -> float:
+        """Seconds of one optimizer step. `sequences`: that many in a micro-batch, in the order given; else as ours."""
         import torch
 
         begun = time.perf_counter()
         total = sum(len(sample.positions_L) for sample in samples)
-        for part in split_by_length(samples, CONFIG.micro_tokens):
+        order = range(len(samples))
+        parts = [list(order[i : i + sequences]) for i in order[::sequences]] if sequences else (
+            split_by_length(samples, CONFIG.micro_tokens))  # fmt: skip
+        for part in parts:
             chosen = [samples[i] for i in part]
             width = max(len(s.token_ids_S) for s in chosen)
             ids_BT = torch.tensor([s.token_ids_S + [0] * (width - len(s.token_ids_S)) for s in chosen])

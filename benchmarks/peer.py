@@ -52,7 +52,7 @@ def main(quick: bool = False) -> Json:
     facts: Json = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = warm_model(folder, 4 if quick else 120)
+        model = warm_model(folder, 40 if quick else 120)
         for seed in seeds:
             curves["Dissoi"].append(ours(folder / f"ours-{seed}", model, steps, batch, seed))
             curve, facts = theirs(python, folder / f"trl-{seed}", model, steps, batch, seed)
