@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from actors import garbage
 from actors.console import Seating
 from actors.ledger import Ledger
 from actors.nash import curve_summary
@@ -106,10 +106,7 @@ async def _evaluate(config: RunConfig, folder: Path, found: Path) -> int:
 
 def _open(config: RunConfig, folder: Path) -> Run:
     """Everything a run needs, started in the order that Ray's signal handling asks for."""
-    # The driver makes short-lived objects by the million beside a large heap of imported modules; scanning that
-    # heap again and again took a third of its time.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    garbage.settle()
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder / "config.yaml"
     tracker = Tracker(folder, config, saved.read_text() if saved.exists() else "")

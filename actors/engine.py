@@ -28,6 +28,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from actors import garbage
 from actors.engine_adapter import check_adapter, local_folder, same_folder
 from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
 from actors.engine_lora import Adapters
@@ -185,6 +186,7 @@ class Engine:
         except Exception as error:  # the constructor raises it
             built.set_exception(error)
             return
+        garbage.settle()
         built.set_result(None)
         try:
             while self._do_jobs():

@@ -44,16 +44,14 @@ def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Ite
     """One task: a row per method, in the order of methods.yaml."""
     arena = ARENAS[task]
     lines = [f"## {arena.title}", "", f"`configs/ablation/{arena.config}`. Measured: {arena.measured}.", ""]
-    lines += [f"| method | mean | standard deviation | {' | '.join(f'seed {seed}' for seed in seeds)} | wall time |"]
-    lines += ["|---|---|---|" + "---|" * len(seeds) + "---|"]
+    lines += [f"| method | mean | standard deviation | {' | '.join(f'seed {seed}' for seed in seeds)} |"]
+    lines += ["|---|---|---|" + "---|" * len(seeds)]
     if arena.judge:
         lines.append(row("random evidence", task, {one["seed"]: one["value"] for one in of(JUDGE, runs)}, seeds))
     lines.append(row("untrained", task, untrained(runs), seeds))
     for method, about in methods().items():
         mine = of(method, runs)
-        seconds = [one["wall_s"] for one in mine]
-        values = {one["seed"]: one["value"] for one in mine}
-        lines.append(row(about["title"], task, values, seeds, f"{statistics.mean(seconds):.0f} s" if seconds else ""))
+        lines.append(row(about["title"], task, {one["seed"]: one["value"] for one in mine}, seeds))
     lines += ["", *(f"![{arena.title}](ablation/{name}.svg)" for name in pictures), ""]
     if any(of(method, runs) for method in methods()):
         lines += ["Above: each seed (dot), their mean (bar), untrained (dashed). Below: "
@@ -62,13 +60,13 @@ def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Ite
     return "\n".join(lines)
 
 
-def row(title: str, task: str, values: dict[int, float], seeds: Sequence[int], seconds: str = "") -> str:
+def row(title: str, task: str, values: dict[int, float], seeds: Sequence[int]) -> str:
     """A line of the table; what is not known is a dash."""
     known = [values[seed] for seed in seeds if seed in values]
     mean = shown(task, statistics.mean(known)) if known else "-"
     spread = shown(task, statistics.stdev(known)) if len(known) > 1 else "-"
     each = (shown(task, values[seed]) if seed in values else "-" for seed in seeds)
-    return f"| {title} | **{mean}** | {spread} | {' | '.join(each)} | {seconds} |"
+    return f"| {title} | **{mean}** | {spread} | {' | '.join(each)} |"
 
 
 def notes(task: str, runs: Sequence[Json], seeds: Sequence[int]) -> list[str]:

@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors import garbage
 from actors.players import Player
 from actors.rollouts import play_all
 from actors.system import System, start_ray
-from benchmarks.measure import Json, figure, ratios, rounded, settle_memory, spread, target
+from benchmarks.measure import Json, figure, ratios, rounded, spread, target
 from benchmarks.scenes import SMALL, DrawnLength, codec_of, debate, folder_of, policy, questions, seated
 from configs.schema import ClusterConfig
 from protocols.base import Protocol
@@ -77,7 +78,7 @@ async def measure(model_dir: str, quick: bool) -> Json:
         served = await system.serve("bench", model_dir, codec_of(model_dir))
         player = DrawnLength(served.player, MEDIAN, SIGMA, LONGEST)
         await continuous(protocol, questions(width, 12, SEED - 1), player, width)  # the first calls are slower
-        settle_memory()
+        garbage.settle()
         for repeat in range(repeats):
             tasks = questions(width * batches, 12, SEED + repeat)
             ways: dict[str, Way] = {"continuous": continuous, "lock-step": lock_step}

@@ -13,9 +13,10 @@ import statistics
 from collections import deque
 from typing import Any
 
+from actors import garbage
 from actors.rollouts import play_all
 from actors.runner import Seated
-from benchmarks.measure import PROTOCOLS, Json, figure, rounded, settle_memory, spread, target, timed
+from benchmarks.measure import PROTOCOLS, Json, figure, rounded, spread, target, timed
 from configs.load import load_protocol
 from protocols.base import Protocol
 from protocols.types import Reply, Task, Turn, TurnRequest
@@ -76,7 +77,7 @@ def main(quick: bool = False) -> Json:
     repeats = 1 if quick else 3
     tasks = Pixels().derived_heldout(episodes[-1], SEED)
     protocols = {name: load_protocol(PROTOCOLS / f"{name}.yaml") for name in PLAYED}
-    settle_memory()
+    garbage.settle()
     measure(protocols["pixel_debate"], tasks, 50, 100)  # imports and caches
     found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in episodes} for name in PLAYED}
     for _ in range(repeats):

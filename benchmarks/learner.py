@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from actors import garbage
 from actors.system import System, start_ray
-from benchmarks.measure import Json, figure, ratios, rounded, settle_memory, spread, target
+from benchmarks.measure import Json, figure, ratios, rounded, spread, target
 from benchmarks.scenes import MEDIUM, SMALL, codec_of, folder_of, policy
 from configs.schema import ClusterConfig, LearnerConfig, Packing
 from learners.batching import split_by_length
@@ -55,7 +56,7 @@ async def measure(model_dir: str, quick: bool) -> Json:
     repeats = 2 if quick else 5
     even = make_samples([64 if quick else 128] * (8 if quick else 32), SEED)
     skewed = make_samples(skewed_lengths(16 if quick else 64), SEED + 1)
-    settle_memory()
+    garbage.settle()
     seconds = await steps(model_dir, even, repeats)
     slower = {stage: ratios(seconds[f"stage {stage}"], seconds["plain PyTorch"]) for stage in STAGES}
     targets = [

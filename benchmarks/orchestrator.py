@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actors import garbage
 from actors.chat import ChatCodec
 from actors.ledger import Ledger
 from actors.policy import EnginePlayer
@@ -28,7 +29,7 @@ from actors.rollouts import Rollouts
 from actors.router import Router
 from actors.runner import Seated
 from actors.system import start_ray
-from benchmarks.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, settle_memory, spread, target
+from benchmarks.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, spread, target
 from benchmarks.simulated import DEATHS, REFUSED, SIGMA, Handle, Host, revive
 from configs.load import load_protocol
 from configs.schema import ClusterConfig, StageConfig
@@ -76,7 +77,7 @@ def main(quick: bool = False) -> Json:
         host = ray.remote(Host).options(num_cpus=1, max_concurrency=1000)
         hosts = [host.remote(ENGINES // HOSTS, SEED + i) for i in range(HOSTS)]
         Pixels().derived_heldout(1, SEED)  # imports
-        settle_memory()
+        garbage.settle()
         found: dict[int, list[Found]] = {size: [] for size in sizes}
         hubs: list[Found] = []
         for _ in range(rounds):

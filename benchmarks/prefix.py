@@ -16,11 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from actors import garbage
 from actors.policy import EnginePlayer
 from actors.rollouts import play_all
 from actors.router import Replica, Router
 from actors.system import System, start_ray
-from benchmarks.measure import Json, figure, ratios, rounded, settle_memory, spread, target
+from benchmarks.measure import Json, figure, ratios, rounded, spread, target
 from benchmarks.scenes import SMALL, codec_of, debate, folder_of, policy, questions, seated
 from configs.schema import ClusterConfig
 
@@ -46,7 +47,7 @@ def main(quick: bool = False) -> Json:
     # A play ends with about 1,200 tokens of 1.5 kB each: half of the plays fill these megabytes.
     sizes = {FULL: plays, AMPLE: 1024}
     start_ray(ClusterConfig(), actors=REPLICAS + 1)
-    settle_memory()
+    garbage.settle()
     try:
         with tempfile.TemporaryDirectory() as folder:
             model_dir = folder_of(SMALL, Path(folder))

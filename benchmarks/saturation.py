@@ -4,7 +4,9 @@ A pixel debate (0.1 million parameters, judged after every reveal) and a debate 
 parameters, transcripts of a thousand tokens) run through runner, chat codec, router and ledger on one engine that
 plays every seat. Every request that reached the engine is then given to a second vLLM engine of the same settings, in
 the order asked, all in one batch and without any of our code in between: the same final prompts, the same number of
-tokens. Both engines have one thread, and each sees each prompt once per repeat.
+tokens. Both engines have one thread and compute at most 256 sequences at a time, and each sees each prompt once per
+repeat. More pixel debates than that are under way, as in training: the driver goes on with some while the engine
+computes for others.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors import garbage
 from actors.ledger import Ledger
 from actors.messages import GenRequest, GenResult
 from actors.rollouts import play_all
 from actors.system import System, start_ray
 from actors.words import words_in_play
-from benchmarks.measure import PROTOCOLS, Json, figure, rounded, settle_memory, spread, target
+from benchmarks.measure import PROTOCOLS, Json, figure, rounded, spread, target
 from benchmarks.scenes import MEDIUM, SMALL, codec_of, debate, folder_of, policy, questions, recorded, seated
 from configs.load import load_protocol
 from configs.schema import ClusterConfig, EngineConfig, ModelConfig
@@ -33,6 +36,7 @@ from protocols.types import Task
 from tasks.pixels import Pixels
 
 SEED, WIDTH = 0, 256
+"""Sequences at a time in an engine."""
 TINY = ModelConfig(hidden_size=64, layers=2, heads=2, kv_heads=2, intermediate_size=128, max_len=128)
 Traffic = list[tuple[GenRequest, GenResult]]
 
@@ -46,6 +50,8 @@ class Case:
     protocol: Protocol
     tasks: list[list[Task]]
     """Of the warm-up and of each repeat."""
+    at_a_time: int
+    """Debates under way."""
     ours_s: list[float] = field(default_factory=list)
     bare_s: list[float] = field(default_factory=list)
     driver: list[float] = field(default_factory=list)
@@ -109,14 +115,16 @@ def main(quick: bool = False) -> Json:
 
 async def measure(folder: Path, quick: bool) -> Json:
     repeats = 1 if quick else 3
-    cases = [await pixel_case(folder / "pixel", repeats, 32 if quick else 1024),
+    cases = [await pixel_case(folder / "pixel", repeats, 32 if quick else 2048),
              long_case(folder / "long", repeats, 4 if quick else 32, quick)]  # fmt: skip
-    settle_memory()
+    garbage.settle()
     for case in cases:
         await run_case(case, folder)
     shares = {case.name: [bare / ours for bare, ours in zip(case.bare_s, case.ours_s)] for case in cases}
     return {
-        "settings": {"seed": SEED, "repeats": repeats, "at a time": WIDTH, "threads of an engine": 1,
+        "settings": {"seed": SEED, "repeats": repeats, "threads of an engine": 1,
+                     "sequences at a time in an engine": WIDTH,
+                     "debates at a time": {case.name: min(case.at_a_time, len(case.tasks[-1])) for case in cases},
                      "episodes": {case.name: len(case.tasks[-1]) for case in cases},
                      "models": {"pixel debate": "0.1M parameters", "long debate": "1M" if quick else "25M parameters"}},
         "targets": [target(f"tokens per second, system over bare vLLM, {name}", statistics.median(values),
@@ -143,13 +151,13 @@ async def pixel_case(folder: Path, repeats: int, episodes: int) -> Case:
     words = await words_in_play(source, [protocol])
     model_dir = str(build_model(TINY, build_tokenizer(words), folder))
     tasks = [source.derived_heldout(episodes, SEED + i) for i in range(repeats + 1)]
-    return Case("pixel debate", model_dir, protocol, [tasks[0][:32], *tasks[1:]])
+    return Case("pixel debate", model_dir, protocol, [tasks[0][:32], *tasks[1:]], 4 * WIDTH)
 
 
 def long_case(folder: Path, repeats: int, episodes: int, quick: bool) -> Case:
     model_dir = folder_of(SMALL if quick else MEDIUM, folder)
     tasks = [questions(episodes, 128, SEED + i) for i in range(repeats + 1)]
-    return Case("long debate", model_dir, debate(rounds=6, tokens=64), [tasks[0][:4], *tasks[1:]])
+    return Case("long debate", model_dir, debate(rounds=6, tokens=64), [tasks[0][:4], *tasks[1:]], WIDTH)
 
 
 async def run_case(case: Case, folder: Path) -> None:
@@ -164,7 +172,7 @@ async def run_case(case: Case, folder: Path) -> None:
         served = await system.serve("bench", case.model_dir, codec_of(case.model_dir))
         for repeat, tasks in enumerate(case.tasks):
             player, recorder = recorded(served.player)
-            seconds, cpu = await ours(case.protocol, tasks, player, ledger, f"repeat-{repeat}")
+            seconds, cpu = await ours(case, tasks, player, ledger, f"repeat-{repeat}")
             traffic = sorted(recorder.seen, key=lambda pair: pair[0].id)  # as asked
             bare_s, prompted, sampled = await bare.run.remote(traffic)
             if repeat:
@@ -180,11 +188,12 @@ async def run_case(case: Case, folder: Path) -> None:
 
 
 async def ours(
-    protocol: Protocol, tasks: Sequence[Task], player: Any, ledger: Ledger, name: str
+    case: Case, tasks: Sequence[Task], player: Any, ledger: Ledger, name: str
 ) -> tuple[float, float]:
     """Wall seconds and the driver's CPU seconds until every play is over and on disk."""
     wall, cpu = time.perf_counter(), time.process_time()
-    for play in await play_all(protocol, tasks, seated(protocol, player), name, SEED, WIDTH):
+    players = seated(case.protocol, player)
+    for play in await play_all(case.protocol, tasks, players, name, SEED, case.at_a_time):
         assert play[0].status == "ok", play[0].outcome.reason
         ledger.commit(play[0].id, play, train=False)
     ledger.sync()
