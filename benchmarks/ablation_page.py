@@ -6,11 +6,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
+
 from actors import charts
 from benchmarks.ablation_jobs import ARENAS, JUDGE, flow, methods, settings
-from benchmarks.measure import Json
+from benchmarks.measure import ROOT, Json
 
 COMMAND = "python -m benchmarks ablation"
+READING = ROOT / "benchmarks" / "ablation_reading.yaml"
+"""task -> what a person reads in its table: which methods fail, and why."""
 HEAD = f"""# What to learn with
 
 Eight ways to learn, on two tasks. Written by `{COMMAND}` from `benchmarks/ablation.json`
@@ -57,6 +61,8 @@ def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Ite
         lines += ["Above: each seed (dot), their mean (bar), untrained (dashed). Below: "
                   f"{arena.curve}, mean over seeds.", ""]  # fmt: skip
     lines += notes(task, runs, seeds)
+    if READING.exists() and all(of(method, runs) for method in methods()):
+        lines += [yaml.safe_load(READING.read_text())[task], ""]
     return "\n".join(lines)
 
 
