@@ -193,8 +193,8 @@ def result(job: Job, text: str) -> Json:
         rollout = next((f"rollout/{stage}" for stage in summary["stages"]), "")
         points = {line["step"]: _score(line["values"]) for line in _lines(job.folder, rollout)}
     found["curve"] = [[step, rounded(value)] for step, value in sorted(points.items())]
-    found["pairs"] = _mean_pairs(job)
-    return found
+    steps = [line["values"] for line in _lines(job.folder, f"learner/{ARENAS[job.task].policy}")]
+    return {**found, "pairs": _mean_pairs(steps), "entropy": _entropy(steps)}
 
 
 def _lines(folder: Path, kind: str) -> Iterator[Json]:
@@ -208,11 +208,14 @@ def _score(values: Mapping[str, float]) -> float:
     return next(value for name, value in values.items() if name.startswith("score/"))
 
 
-def _mean_pairs(job: Job) -> float | None:
+def _mean_pairs(steps: Sequence[Json]) -> float | None:
     """Pairs per learner step, for methods that compare replies."""
-    found = [
-        line["values"]["pairs"]
-        for line in _lines(job.folder, f"learner/{ARENAS[job.task].policy}")
-        if "pairs" in line["values"]
-    ]
+    found = [values["pairs"] for values in steps if "pairs" in values]
     return rounded(sum(found) / len(found)) if found else None
+
+
+def _entropy(steps: Sequence[Json]) -> list[float]:
+    """Of a sampled token (natural log), at the first learner step and on average over the last quarter of them."""
+    found = [values["entropy"] for values in steps if "entropy" in values]
+    last = found[-max(1, len(found) // 4) :]
+    return [rounded(found[0]), rounded(sum(last) / len(last))] if found else []

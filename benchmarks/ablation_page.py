@@ -24,6 +24,7 @@ All methods start from the same weights, play as many plays, make as many optimi
 turn by turn; replies are always drawn from the newest weights (`max_staleness: 0`). One setting per method, none of
 them tuned: a difference says how a method does with it, not what it could do at best. Three seeds tell large ones only.
 """
+ENTROPY = "Entropy: of a sampled token, natural log, at the first learner step and over the last quarter of them."
 
 
 def write(results: Json, seeds: Sequence[int], folder: Path) -> None:
@@ -47,15 +48,16 @@ def write(results: Json, seeds: Sequence[int], folder: Path) -> None:
 def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Iterable[str]) -> str:
     """One task: a row per method, in the order of methods.yaml."""
     arena = ARENAS[task]
-    lines = [f"## {arena.title}", "", f"`configs/ablation/{arena.config}`. Measured: {arena.measured}.", ""]
-    lines += [f"| method | mean | standard deviation | {' | '.join(f'seed {seed}' for seed in seeds)} |"]
-    lines += ["|---|---|---|" + "---|" * len(seeds)]
+    lines = [f"## {arena.title}", "", f"`configs/ablation/{arena.config}`. Measured: {arena.measured}.", ENTROPY, ""]
+    lines += [f"| method | mean | standard deviation | {' | '.join(f'seed {seed}' for seed in seeds)} | entropy |"]
+    lines += ["|---|---|---|" + "---|" * len(seeds) + "---|"]
     if arena.judge:
         lines.append(row("random evidence", task, {one["seed"]: one["value"] for one in of(JUDGE, runs)}, seeds))
     lines.append(row("untrained", task, untrained(runs), seeds))
     for method, about in methods().items():
         mine = of(method, runs)
-        lines.append(row(about["title"], task, {one["seed"]: one["value"] for one in mine}, seeds))
+        values = {one["seed"]: one["value"] for one in mine}
+        lines.append(row(about["title"], task, values, seeds, entropies(mine)))
     lines += ["", *(f"![{arena.title}](ablation/{name}.svg)" for name in pictures), ""]
     if any(of(method, runs) for method in methods()):
         lines += ["Above: each seed (dot), their mean (bar), untrained (dashed). Below: "
@@ -66,13 +68,19 @@ def section(task: str, runs: Sequence[Json], seeds: Sequence[int], pictures: Ite
     return "\n".join(lines)
 
 
-def row(title: str, task: str, values: dict[int, float], seeds: Sequence[int]) -> str:
+def row(title: str, task: str, values: dict[int, float], seeds: Sequence[int], entropy: str = "") -> str:
     """A line of the table; what is not known is a dash."""
     known = [values[seed] for seed in seeds if seed in values]
     mean = shown(task, statistics.mean(known)) if known else "-"
     spread = shown(task, statistics.stdev(known)) if len(known) > 1 else "-"
     each = (shown(task, values[seed]) if seed in values else "-" for seed in seeds)
-    return f"| {title} | **{mean}** | {spread} | {' | '.join(each)} |"
+    return f"| {title} | **{mean}** | {spread} | {' | '.join(each)} | {entropy} |"
+
+
+def entropies(runs: Sequence[Json]) -> str:
+    """At the first step and at the end, mean over seeds."""
+    known = [one["entropy"] for one in runs if one.get("entropy")]
+    return " to ".join(f"{statistics.mean(column):.2f}" for column in zip(*known))
 
 
 def notes(task: str, runs: Sequence[Json], seeds: Sequence[int]) -> list[str]:

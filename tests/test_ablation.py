@@ -126,10 +126,13 @@ def pretend(job: Job) -> int:
         summary |= {"judge_accuracy": {"trained": {"mean": value}, "untrained": {"mean": 0.75}}}
         lines = [("rollout/debate", step, {"score/debate": value, "tokens": 3}) for step in (1, 2)]
     if job.method in PAIRED:
-        lines += [(f"learner/{ARENAS[job.task].policy}", step, {"pairs": 10.0 * step}) for step in (1, 2)]
+        lines += [(f"learner/{ARENAS[job.task].policy}", step, {"pairs": 10.0 * step, "entropy": entropy})
+                  for step, entropy in ((1, 2.0), (2, 1.25))]  # fmt: skip
     told = [json.dumps({"time": 0, "kind": kind, "step": step, "values": values}) for kind, step, values in lines]
     (job.folder / "metrics.jsonl").write_text("\n".join(told))
-    (job.folder / "summary.json").write_text(json.dumps(summary))
+    whole = job.folder / "written"
+    whole.write_text(json.dumps(summary))
+    whole.replace(job.folder / "summary.json")  # at once, as a run does
     return 0
 
 
@@ -158,9 +161,9 @@ def test_the_tables_hold_means_deviations_and_seeds(tmp_path: Path) -> None:
     assert ablation.main([], launched, tmp_path) == 0 and not launched.names
     page = (tmp_path / "docs" / "ablation.md").read_text()
     # 50, 51, 52%: mean 51, sample standard deviation 1
-    assert cells(page, "GRPO", "Pixel debate") == ["GRPO", "**51.0%**", "1.0%", "50.0%", "51.0%", "52.0%"]
+    assert cells(page, "GRPO", "Pixel debate") == ["GRPO", "**51.0%**", "1.0%", "50.0%", "51.0%", "52.0%", ""]
     # the sixth method: .75, .76, .77
-    assert cells(page, "DPO", "Kuhn poker") == ["DPO", "**0.760**", "0.010", "0.750", "0.760", "0.770"]
+    assert cells(page, "DPO", "Kuhn poker") == ["DPO", "**0.760**", "0.010", "0.750", "0.760", "0.770", "2.00 to 1.25"]
     assert cells(page, "untrained", "Kuhn poker")[1:3] == ["**0.900**", "0.000"]
     assert cells(page, "random evidence", "Pixel debate")[1] == "**80.0%**"
     assert "Not measured yet" not in page and "DPO 15, SPIN-like 15." in page
@@ -178,7 +181,7 @@ def test_the_tables_hold_means_deviations_and_seeds(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert ablation.main([*KUHN, "--seeds", "0", "2"], pretend, tmp_path) == 0
     page = (tmp_path / "docs" / "ablation.md").read_text()
-    assert cells(page, "GRPO", "Kuhn poker") == ["GRPO", "**0.510**", "0.014", "0.500", "-", "0.520"]
+    assert cells(page, "GRPO", "Kuhn poker") == ["GRPO", "**0.510**", "0.014", "0.500", "-", "0.520", ""]
     assert cells(page, "RLOO", "Kuhn poker")[1:6] == ["**-**", "-", "-", "-", "-"]
     missing = "GRPO (seed 1); RLOO; REINFORCE++; REINFORCE++ with baseline; RAE (SPIRAL); DPO (seed 1); "
     assert f"**Not measured yet:** {missing}" in page
