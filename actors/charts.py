@@ -171,7 +171,8 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
 
 def dots(groups: Mapping[str, Sequence[float]], before: float | None = None, percent: bool = False) -> str:
     """One row per group: its values as dots, their mean as a bar across; `before` as a dashed line."""
-    with _figure(7.6, 0.5 + 0.34 * len(groups), "dots" + "".join(groups), left=1.45) as (axis, buffer):
+    left = max(1.45, 0.25 + 0.07 * max(map(len, groups), default=0))  # inches for the longest name
+    with _figure(7.6, 0.5 + 0.34 * len(groups), "dots" + "".join(groups), left=left) as (axis, buffer):
         for row, values in enumerate(groups.values()):
             mean = sum(values) / len(values)
             axis.scatter(values, [row] * len(values), s=34, color=COLOURS[0], alpha=0.5, linewidth=0, zorder=3)
