@@ -8,7 +8,7 @@ THRESHOLDS = (100_000, 20, 20)
 
 
 def settle() -> None:
-    """What is there now is never scanned again, and new objects less often. Scanning that heap again and again took a
-    third of the driver's time, and a fifth of an engine's with a thousand debates under way on a tiny model."""
+    """What is there now is never scanned again, and new objects less often: with thousands of plays under way scanning
+    that heap again and again costs the driver, and an engine of a tiny model, much of their time."""
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -1,10 +1,10 @@
 """python -m benchmarks ablation: what to learn with, eight methods on two tasks, three seeds each.
 
 Runs one `launch.py train` after the other, or `--at-once` so many, and writes benchmarks/ablation.json,
-docs/ablation.md and its pictures after each. On two cores two at once are nearly twice as fast: replies and optimizer
-steps of these runs take turns (max_staleness 0), so that one alone leaves a core idle. Ctrl-C ends it, the runs under
-way are lost; started again it goes on with the runs that have not finished, and repeats those whose configuration has
-changed since.
+docs/ablation.md and its pictures after each. Replies and optimizer steps of these runs take turns (max_staleness 0), so
+that one alone leaves a second core mostly idle: `--at-once 2` is for two cores. Ctrl-C ends it, the runs under way are
+lost; started again it goes on with the runs that have not finished, and repeats those whose configuration has changed
+since.
 """
 
 from __future__ import annotations
