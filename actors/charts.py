@@ -119,10 +119,11 @@ def lines(
     salt: str = "",
 ) -> str:
     """Curves over steps: faint raw values under a running mean where there are many, dots for `points`."""
-    shown = len(series) + len(points or {})
-    below = 0.17 * -(-shown // 2) if shown > 4 else 0.0  # inches: a legend of many would cover the curves
+    names = [*series, *(points or {})]
+    shown, columns = len(names), 2 if max(map(len, names), default=0) <= 26 else 1
+    below = 0.17 * -(-shown // columns) if shown > 4 else 0.0  # inches: a legend of many would cover the curves
     with _figure(3.9, 2.25 + below, "lines" + salt, bottom=0.25 + below) as (axis, buffer):
-        colours = iter(COLOURS * (1 + len(series) + len(points or {})))
+        colours = iter(COLOURS * (1 + shown))
         for name, values in series.items():
             colour = next(colours)
             x, y = np.asarray(values, float).T
@@ -147,8 +148,8 @@ def lines(
         else:
             axis.ticklabel_format(axis="y", scilimits=(-3, 5))
         if below:
-            axis.figure.legend(loc="lower left", ncols=2, handlelength=1.2, columnspacing=1, borderaxespad=0.1)
-        elif shown > 1 or (shown == 1 and next(iter([*series, *(points or {})]))):
+            axis.figure.legend(loc="lower left", ncols=columns, handlelength=1.2, columnspacing=1, borderaxespad=0.1)
+        elif shown > 1 or (shown == 1 and names[0]):
             axis.legend(loc="best", handlelength=1.2)
         axis.margins(x=0.02, y=0.12)
         drawn = [
