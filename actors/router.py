@@ -1,8 +1,9 @@
 """Router: from a policy's requests to the replicas that serve it.
 
-Requests made in one tick of the event loop travel to a replica in one actor call (`Engine.submit`); finished
-ones come back through one long poll per replica (`Engine.collect`). So a request costs no actor call of its
-own, and a long generation never holds back a short one.
+Requests made in one tick of the event loop travel to a replica in one actor call (`Engine.submit`; more than one where
+they are many); finished ones come back through one long poll per replica (`Engine.collect`). So a request costs no
+actor call of its own, and a long generation never holds back a short one. With `engine.hub` the calls of all replicas
+on a node are one (actors/hub.py).
 
 The first request of a play goes to the least loaded replica and the others after it: prompts of one play begin
 alike, and that replica has the beginning in its prefix cache. A crowded one is left, for good.
@@ -33,6 +34,8 @@ MAX_TRIES = 3
 CROWDED, SLACK = 1.25, 8
 """A replica is crowded with more open requests than CROWDED times the mean and SLACK (bounded loads as in
 Mirrokni, Thorup and Zadimoghaddam 2018, arXiv 1608.01350): sticking together must not idle the others."""
+FULL = 128
+"""Requests that travel at once, before the tick ends."""
 HOMES = 100_000
 """Plays whose replica is remembered; those not heard of for longest are forgotten first."""
 
@@ -98,7 +101,10 @@ class Replica:
     def send(self, pending: _Pending) -> None:
         pending.replica = self
         self._queue.append(pending)
-        self._flush_soon()
+        if len(self._queue) < FULL:
+            self._flush_soon()
+        else:  # the engine need not wait for the rest: a thousand plays that begin in one tick take half a second
+            self._flush()
 
     def give_up(self, pending: _Pending) -> None:
         """Nobody waits for this one any more. One that is running stays so until the engine has answered."""

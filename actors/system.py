@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.chat import ChatCodec
+from actors.hub import Hub, Trunk, started, trunks
 from actors.players import UniformPlayer
 from actors.policy import AtTemperature, EnginePlayer
 from actors.remote import RemotePlayer
@@ -48,6 +49,16 @@ def start_ray(config: ClusterConfig, actors: int) -> None:
     cpus = config.cpus or os.cpu_count() or 1
     gpus = {} if config.gpus < 0 else {"num_gpus": config.gpus}
     ray.init(num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
+
+
+def start_hub(node: str, engines: dict[int, Any]) -> Any:
+    """A hub for `engines` on their node, or where there is room if that is gone by then."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node, soft=True)
+    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "scheduling_strategy": place}
+    return ray.remote(Hub).options(**options).remote(engines)
 
 
 def cuda_offered() -> bool:
@@ -87,6 +98,8 @@ class ServedPolicy:
     details: dict[str, Any] = field(default_factory=dict)
     adapter: str = ""
     """What engines that are shared know its adapter by."""
+    trunks: list[Trunk] = field(default_factory=list)
+    """Ways to its engines through hubs, one per node (`engine.hub`)."""
 
     def update(self, handle: Any) -> Any:
         """Gives an engine the newest weights; awaits its report."""
@@ -133,8 +146,11 @@ class System:
             for index in range(config.engine.replicas)
         ]
         details = await gather_or_cancel([handle.ready.remote() for handle in handles])
-        router = Router(name, handles, lambda handle: self._revive(served, handle))
+        found = trunks(handles, [one["node"] for one in details], start_hub) if config.engine.hub else []
+        lines = await started(found) if found else handles
+        router = Router(name, lines, lambda handle: self._revive(served, handle))
         served = self._seat(name, config, handles, router, codec, version, details[0])
+        served.trunks = found
         return served
 
     def _join(self, name: str, codec: ChatCodec, version: int, config: PolicyConfig) -> ServedPolicy:
@@ -255,7 +271,9 @@ class System:
         if served.config.engine.share:
             return
         served.router.stop()
-        for handle in served.handles:
+        for trunk in served.trunks:
+            trunk.stop()
+        for handle in (*served.handles, *(trunk.hub for trunk in served.trunks)):
             ray.kill(handle)
 
     def stop(self) -> None:

@@ -1,13 +1,14 @@
 """Orchestrator: what a turn costs the driver with 1,000 and with 50,000 episodes under way on 256 engines.
 
-The real rollout loop, runner, chat codec, router, ledger (with its fsync) and Ray calls; the engines are simulated
-(benchmarks/simulated.py): a reply comes after a lognormal delay, one request in 10,000 fails, and replicas die and
-come back, about one every two seconds. Eight Ray actors host 32 engines each. The episodes are pixel debates. Delays
-grow with the number of episodes, so that both sizes are offered 3,000 turns per second. A turn is a request that an
-engine answered; its cost is CPU time of the driver's process, Ray's own threads in it included.
+The real rollout loop, runner, chat codec, router, hubs, ledger (with its fsync) and Ray calls; the engines are
+simulated (benchmarks/simulated.py): a reply comes after a lognormal delay, one request in 10,000 fails, and replicas
+die and come back, about one every two seconds. Eight Ray actors host 32 engines each, and a hub speaks for the 32
+(`engine.hub`), as on eight nodes. The episodes are pixel debates. Delays grow with the number of episodes, so that both
+sizes are offered 3,000 turns per second. It is measured once as many plays have ended as are under way, when these
+have come to all their turns alike. A turn is a request that an engine answered; its cost is CPU time of the driver's
+process, Ray's own threads in it included.
 
-With hundreds of engines most calls to Ray carry one request. `through hubs` shows what a driver would save by talking
-to one actor per node that speaks for its engines (ARCHITECTURE.md, One driver): the eight hosts, each addressed as one.
+`without hubs`: each engine is called for itself, and with hundreds of them most calls to Ray carry one request.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors import garbage
 from actors.chat import ChatCodec
+from actors.hub import Hub, Trunk, started, trunks
 from actors.ledger import Ledger
 from actors.policy import EnginePlayer
 from actors.rollouts import Rollouts
@@ -43,6 +45,8 @@ OFFERED = 3000
 PER_STEP = 100
 """Plays that are taken from the ledger at once, in place of a learner."""
 
+StartHub = Callable[[dict[int, Any]], Any]
+
 
 @dataclass
 class Window:
@@ -54,8 +58,8 @@ class Window:
     """Of the driver's process."""
     loop_s: float
     """CPU seconds of the driver's event loop alone."""
-    hosts_s: float
-    """Of the busiest host."""
+    hub_s: float
+    """Of the busiest hub."""
 
 
 @dataclass
@@ -70,32 +74,52 @@ class Found:
 def main(quick: bool = False) -> Json:
     import ray
 
-    sizes = (200, 1_000) if quick else (1_000, 50_000)
-    rounds, windows, seconds = (1, 1, 3.0) if quick else (2, 2, 15.0)
+    few, many = sizes = (200, 1_000) if quick else (1_000, 50_000)
+    windows, seconds = (1, 3.0) if quick else (4, 15.0)
     start_ray(ClusterConfig(), actors=HOSTS)
     try:
         host = ray.remote(Host).options(num_cpus=1, max_concurrency=1000)
         hosts = [host.remote(ENGINES // HOSTS, SEED + i) for i in range(HOSTS)]
+        hub = ray.remote(MeasuredHub).options(num_cpus=0, max_concurrency=1000)
+        hubs: list[Any] = []
+
+        def start_hub(engines: dict[int, Any]) -> Any:
+            hubs.append(hub.remote(engines))
+            return hubs[-1]
+
         Pixels().derived_heldout(1, SEED)  # imports
         garbage.settle()
-        found: dict[int, list[Found]] = {size: [] for size in sizes}
-        hubs: list[Found] = []
-        for _ in range(rounds):
-            for size in sizes:
-                found[size].append(asyncio.run(measure(hosts, ENGINES, size, windows, seconds)))
-            hubs.append(asyncio.run(measure(hosts, HOSTS, sizes[-1], windows, seconds)))
+        found: dict[str, list[Found]] = {"few": [], "many": [], "direct": []}
+        for what in ("few", "direct", "many", "few", "direct"):
+            size, way = many if what == "many" else few, None if what == "direct" else start_hub
+            found[what].append(asyncio.run(measure(hosts, way, size, windows, seconds)))
+            while hubs:
+                ray.kill(hubs.pop())
     finally:
         ray.shutdown()
-    return report(found, sizes, hubs)
+    return report(found, sizes)
 
 
-async def measure(hosts: Sequence[Any], engines: int, episodes: int, windows: int, seconds: float) -> Found:
-    """`windows` stretches of `seconds` with `episodes` under way, once all of them have had their first turns."""
+class MeasuredHub(Hub):
+    """A hub that says how much it has worked."""
+
+    async def cpu_s(self) -> float:
+        """CPU seconds of this process so far."""
+        return time.process_time()
+
+
+async def measure(
+    hosts: Sequence[Any], start_hub: StartHub | None, episodes: int, windows: int, seconds: float
+) -> Found:
+    """`windows` stretches of `seconds` with `episodes` under way, once as many have ended."""
     gc.collect()  # what is left of the last measurement
-    # A request loses as much to deaths whatever the number of engines.
-    begin = (episodes / OFFERED, DEATHS * engines / ENGINES)
-    await asyncio.gather(*(host.begin.remote(*begin) for host in hosts))
-    handles = [Handle(hosts[i % len(hosts)], i // len(hosts)) for i in range(engines)]
+    await asyncio.gather(*(host.begin.remote(episodes / OFFERED, DEATHS) for host in hosts))
+    places = [i % len(hosts) for i in range(ENGINES)]
+    handles: list[Any] = [Handle(hosts[place], i // len(hosts)) for i, place in enumerate(places)]
+    found_trunks: list[Trunk] = []
+    if start_hub is not None:
+        found_trunks = trunks(handles, [str(place) for place in places], lambda _, there: start_hub(there))
+        handles = list(await started(found_trunks))
     protocol, source = load_protocol(PROTOCOLS / "pixel_debate.yaml"), Pixels()
     codec = ChatCodec(build_tokenizer([*source.words(), *protocol.literal_texts()]))
     router = Router("simulated", handles, revive)
@@ -107,10 +131,11 @@ async def measure(hosts: Sequence[Any], engines: int, episodes: int, windows: in
         rollouts = Rollouts("bench", stage, protocol, source, players, ledger, SEED, Archive())
         loops = [asyncio.create_task(rollouts.run()), asyncio.create_task(consume(rollouts, ledger, player))]
         try:
-            while router.counters.requests < 3 * episodes:  # until starts no longer come all at once
+            while rollouts.statuses["ok"] < episodes:
                 await check(loops)
                 await asyncio.sleep(0.25)
-            found = [await window(loops, router, hosts, seconds) for _ in range(windows)]
+            hubs = [trunk.hub for trunk in found_trunks]
+            found = [await window(loops, router, hubs, seconds) for _ in range(windows)]
             counters, statuses = router.counters, rollouts.statuses
             counts = {"restarts": counters.restarts, "sent again": counters.retried, "lost plays": statuses["lost"],
                       "finished plays": statuses["ok"]}  # fmt: skip
@@ -120,6 +145,8 @@ async def measure(hosts: Sequence[Any], engines: int, episodes: int, windows: in
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             router.stop()
+            for trunk in found_trunks:
+                trunk.stop()
             ledger.close()
 
 
@@ -139,18 +166,18 @@ async def check(loops: Sequence[asyncio.Task[None]]) -> None:
 
 
 async def window(
-    loops: Sequence[asyncio.Task[None]], router: Router, hosts: Sequence[Any], seconds: float
+    loops: Sequence[asyncio.Task[None]], router: Router, hubs: Sequence[Any], seconds: float
 ) -> Window:
     async def now() -> tuple[float, int, float, float, list[float]]:
-        at_hosts = await asyncio.gather(*(host.cpu_s.remote() for host in hosts))
-        return time.monotonic(), router.counters.requests, time.process_time(), time.thread_time(), at_hosts
+        at_hubs = await asyncio.gather(*(hub.cpu_s.remote() for hub in hubs))
+        return time.monotonic(), router.counters.requests, time.process_time(), time.thread_time(), at_hubs
 
     begin = await now()
     await asyncio.sleep(seconds)
     await check(loops)
     end = await now()
     wall, turns, cpu, loop = (b - a for a, b in zip(begin[:4], end[:4]))
-    return Window(wall, int(turns), cpu, loop, max(b - a for a, b in zip(begin[4], end[4])))
+    return Window(wall, int(turns), cpu, loop, max((b - a for a, b in zip(begin[4], end[4])), default=0.0))
 
 
 def cost_s(runs: Sequence[Found]) -> list[float]:
@@ -158,18 +185,18 @@ def cost_s(runs: Sequence[Found]) -> list[float]:
     return [window.cpu_s / window.turns for run in runs for window in run.windows]
 
 
-def report(found: dict[int, list[Found]], sizes: Sequence[int], hubs: Sequence[Found]) -> Json:
+def report(found: dict[str, list[Found]], sizes: tuple[int, int]) -> Json:
     few, many = sizes
-    costs = {size: cost_s(found[size]) for size in sizes}
-    loops = [w.loop_s / w.turns for one in found[many] for w in one.windows]
-    grown = [b / a for a, b in zip(costs[few], costs[many])]
-    busy = [cost * OFFERED for cost in costs[many]]
-    hosts = [w.hosts_s / w.turns * OFFERED for one in found[many] for w in one.windows]
-    # Of the first round: later ones begin with what the allocator has kept.
-    per_episode = (found[many][0].resident - found[few][0].resident) / (many - few)
-    counts = [one.counts for one in found[many]]
+    costs = {what: [1e6 * cost for cost in cost_s(runs)] for what, runs in found.items()}
+    base = statistics.median(costs["few"])
+    grown = [cost / base for cost in costs["many"]]
+    (crowd,) = found["many"]
+    busy = [cost * OFFERED / 1e6 for cost in costs["many"]]
+    names = {"few": f"{few:,} episodes", "many": f"{many:,} episodes", "direct": f"{few:,} episodes without hubs"}
+    # Of the first run with few: the later one begins with what the allocator has kept.
+    per_episode = (crowd.resident - found["few"][0].resident) / (many - few)
     return {
-        "settings": {"seed": SEED, "engines": ENGINES, "Ray actors that host them": HOSTS, "offered turns/s": OFFERED,
+        "settings": {"seed": SEED, "engines": ENGINES, "hubs": HOSTS, "offered turns/s": OFFERED,
                      "delay": f"lognormal, sigma {SIGMA:g}, mean episodes / {OFFERED} s",
                      "refused": REFUSED, "deaths per request": DEATHS, "episodes": "pixel_debate"},
         "targets": [
@@ -179,18 +206,16 @@ def report(found: dict[int, list[Found]], sizes: Sequence[int], hubs: Sequence[F
                    statistics.median(busy), at_most=0.8, repeats=busy),
         ],
         "measured": {
-            "microseconds of driver CPU per turn": {
-                **{f"{size:,} episodes": spread([1e6 * cost for cost in costs[size]]) for size in sizes},
-                f"{many:,} episodes through hubs": spread([1e6 * cost for cost in cost_s(hubs)])},
-            "of which the event loop": spread([1e6 * cost for cost in loops]),
+            "microseconds of driver CPU per turn": {names[what]: spread(costs[what]) for what in names},
+            f"of which the event loop, {many:,} episodes": spread([1e6 * w.loop_s / w.turns for w in crowd.windows]),
             "turns per second reached": {
-                f"{size:,} episodes": spread([w.turns / w.seconds for one in found[size] for w in one.windows])
-                for size in sizes},
-            "busiest host of 32 engines: share of a core at the offered rate": spread(hosts),
+                name: spread([w.turns / w.seconds for one in found[what] for w in one.windows])
+                for what, name in names.items()},
+            f"busiest hub, for 32 engines: share of a core at {OFFERED:,} turns/s": spread(
+                [w.hub_s / w.turns * OFFERED for w in crowd.windows]),
             "KiB of driver memory per waiting episode": rounded(per_episode / 1024),
-            f"with {many:,} episodes": counts[-1],
+            f"with {many:,} episodes": crowd.counts,
         },
         "figures": [figure("bars", "Driver CPU per turn (microseconds)", {
-            **{f"{size:,} episodes": rounded(1e6 * statistics.median(costs[size])) for size in sizes},
-            f"{many:,} through hubs": rounded(1e6 * statistics.median(cost_s(hubs)))})],
+            names[what]: rounded(statistics.median(costs[what])) for what in ("direct", "few", "many")})],
     }  # fmt: skip

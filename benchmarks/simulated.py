@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -79,10 +78,6 @@ class Host:
         replica = self.replicas[number]
         replica.life, replica.dead, replica.done = replica.life + 1, False, []
         replica.news.set()
-
-    async def cpu_s(self) -> float:
-        """CPU seconds of this process so far."""
-        return time.process_time()
 
     def _finish(self, replica: Simulated, life: int, request: GenRequest) -> None:
         if replica.life == life and not replica.dead:

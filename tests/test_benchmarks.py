@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from actors.engine_flight import ChoiceFlight
+from actors.hub import Hub
 from actors.messages import GenRequest, GenResult
 from benchmarks import bubbles, orchestrator, overlap, page, peer, scenes, simulated
 from benchmarks.__main__ import NAMES
@@ -76,12 +77,12 @@ def test_the_script_of_the_driver_plays_every_protocol_to_a_sound_end() -> None:
         assert measure(load_protocol(PROTOCOLS / f"{name}.yaml"), tasks, 4, 8) > 0
 
 
-class LocalHost:
-    """A host of simulated engines without Ray: its calls run in this loop, and what kills it is the actor's death."""
+class Local:
+    """An actor of the simulation without Ray: its calls run in this loop, and what kills it is the actor's death."""
 
-    def __init__(self, replicas: int, seed: int) -> None:
-        self.host = Host(replicas, seed)
-        for name in ("begin", "submit", "collect", "restart", "cpu_s"):
+    def __init__(self, host: Host | Hub) -> None:
+        self.host = host
+        for name in ("begin", "submit", "collect", "restart", "ready", "cpu_s"):
             setattr(self, name, remote(functools.partial(self._call, name)))
 
     def _call(self, name: str, *args: Any) -> asyncio.Task[Any]:
@@ -96,18 +97,22 @@ class LocalHost:
             raise RayActorError() from None
 
 
-def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hubs", [True, False])
+def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(
+    hubs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(simulated, "REFUSED", 0.002)
     monkeypatch.setattr(orchestrator, "DEATHS", 0.01)
     monkeypatch.setattr(simulated, "RESTART_S", 0.01)
     monkeypatch.setattr(orchestrator, "ENGINES", 8)
     monkeypatch.setattr(orchestrator, "PER_STEP", 10)
-    hosts = [LocalHost(4, 0), LocalHost(4, 1)]
-    found = asyncio.run(orchestrator.measure(hosts, 8, 40, windows=2, seconds=1.0))
-    assert found.counts["restarts"] > 0 and found.counts["sent again"] > 0 and found.counts["finished plays"] > 0
-    assert all(window.turns > 0 and window.cpu_s > 0 for window in found.windows)
+    hosts = [Local(Host(4, 0)), Local(Host(4, 1))]
+    start = (lambda engines: Local(orchestrator.MeasuredHub(engines))) if hubs else None
+    found = asyncio.run(orchestrator.measure(hosts, start, 40, windows=2, seconds=1.0))
+    assert found.counts["restarts"] > 0 and found.counts["sent again"] > 0 and found.counts["finished plays"] >= 40
+    assert all(window.turns > 0 and window.cpu_s > 0 and (window.hub_s > 0) == hubs for window in found.windows)
     few = orchestrator.Found(found.windows, found.resident - 40_000, found.counts)
-    told = orchestrator.report({20: [few], 60: [found]}, (20, 60), hubs=[few])
+    told = orchestrator.report({"few": [few], "direct": [few], "many": [found]}, (20, 60))
     assert told["targets"][0]["measured"] == pytest.approx(1.0)
     assert told["measured"]["KiB of driver memory per waiting episode"] == rounded(1000 / 1024)
 
