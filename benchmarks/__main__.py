@@ -69,10 +69,11 @@ def parse() -> argparse.Namespace:
 
 
 def measure(name: str, quick: bool) -> Json:
-    """Runs one benchmark here. Where and when stands beside what it found."""
+    """Runs one benchmark here. What was done, where and when stands beside what it found."""
     facts, begun = circumstances(), time.monotonic()
-    found: Json = importlib.import_module(f"benchmarks.{name}").main(quick)
-    return {**facts, "seconds": round(time.monotonic() - begun), **found}
+    module = importlib.import_module(f"benchmarks.{name}")
+    found: Json = module.main(quick)
+    return {"about": (module.__doc__ or "").strip(), **facts, "seconds": round(time.monotonic() - begun), **found}
 
 
 def in_a_process(name: str, quick: bool) -> Json | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def write(results: Json, folder: Path) -> None:
 
 def section(name: str, found: Json, files: list[str]) -> str:
     """One benchmark: what it does, its targets, its numbers."""
-    about = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip()
+    about = found["about"]  # as it was when this was measured
     title, _, rest = about.partition("\n\n")
     title = title.partition(": ")[2]
     lines = [f"## {name}", "", title[:1].upper() + title[1:], "", rest, ""]
