@@ -33,7 +33,7 @@ def write(results: Json, folder: Path) -> None:
 
 
 def section(name: str, found: Json, files: list[str]) -> str:
-    """One benchmark: what it does, its targets, its numbers."""
+    """One benchmark: what it does, its targets, its numbers. `remark`: written by hand, on how a measurement went."""
     about = found["about"]  # as it was when this was measured
     title, _, rest = about.partition("\n\n")
     title = title.partition(": ")[2]
@@ -44,6 +44,7 @@ def section(name: str, found: Json, files: list[str]) -> str:
         met = "yes" if entry["met"] else "**no**"
         lines.append(f"| {entry['what']} | {bound(entry)} | {entry['measured']:g} | {low_high} | {met} |")
     lines += ["", *(f"![{found['figures'][i]['title']}](benchmarks/{file})" for i, file in enumerate(files)), ""]
+    lines += [found["remark"], ""] if "remark" in found else []
     lines += ["| measured | |", "|---|---|", *rows(found["measured"]), ""]
     lines += ["| setting | |", "|---|---|", *rows(found["settings"]), ""]
     machine, versions = found["machine"], found["versions"]

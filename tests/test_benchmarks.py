@@ -41,7 +41,7 @@ def test_repeats_are_told_with_their_spread() -> None:
 
 def entry() -> dict:
     return {
-        "about": "Driver: how fast.\n\nAs it was.", **circumstances(), "seconds": 3, "settings": {"seed": 0},
+        "about": "Driver: how fast.\n\nAs it was.", "remark": "Busy.", **circumstances(), "seconds": 3, "settings": {"seed": 0},
         "targets": [target("fast", 2.0, at_least=3.0, repeats=[1.0, 2.0]), target("small", 1.0, at_most=2.0)],
         "measured": {"turns": spread([1.0, 2.0, 3.0]), "by size": {"10": 4.5}},
         "figures": [figure("bars", "Bars", {"a": 1.0, "b": 2.0}), figure("lines", "Lines", {"a": [[1, 2], [2, 3]]})],
@@ -51,6 +51,7 @@ def entry() -> dict:
 def test_the_page_says_what_was_missed_and_names_no_place(tmp_path: Path) -> None:
     page.write({"driver": entry()}, tmp_path)
     text = (tmp_path / "benchmarks.md").read_text()
+    assert "\n\nBusy.\n\n| measured |" in text
     assert "## driver\n\nHow fast.\n\nAs it was.\n" in text
     assert "| fast | at least 3 | 2 | 1 to 2 (2 runs) | **no** |" in text
     assert "| small | at most 2 | 1 |  | yes |" in text
