@@ -41,7 +41,8 @@ def test_repeats_are_told_with_their_spread() -> None:
 
 def entry() -> dict:
     return {
-        "about": "Driver: how fast.\n\nAs it was.", "remark": "Busy.", **circumstances(), "seconds": 3, "settings": {"seed": 0},
+        "about": "Driver: how fast.\n\nAs it was.", "remark": "Busy.",
+        **circumstances(), "seconds": 3, "settings": {"seed": 0},
         "targets": [target("fast", 2.0, at_least=3.0, repeats=[1.0, 2.0]), target("small", 1.0, at_most=2.0)],
         "measured": {"turns": spread([1.0, 2.0, 3.0]), "by size": {"10": 4.5}},
         "figures": [figure("bars", "Bars", {"a": 1.0, "b": 2.0}), figure("lines", "Lines", {"a": [[1, 2], [2, 3]]})],
