@@ -1,12 +1,15 @@
 """Peer: seconds to the same reward on a single-turn task, Dissoi against TRL's GRPOTrainer.
 
-Adding two numbers of one or two digits, with an exact verifier; a language model of 0.17 million parameters that
-imitation has taught the form of an answer, and some of the sums. Both start from the same weights and see the same
-prompts in the same order, 8 samples each, as many samples and updates (one per batch), the same advantages (GRPO), loss
-(clipped, token mean), learning rate and optimizer, and the rewards of configs/protocol/solve.yaml. TRL generates with
-Hugging Face, as it does on a CPU, with as many threads as torch takes; ours is one run from the command line. The
-seconds are those of training, without imports and start-up. The reward to reach is the lower of the two final shares of
-right answers, both as running means.
+Adding two digits, with an exact verifier; a language model of 0.6 million parameters that imitation has taught the form
+of an answer, and some of the sums. Both start from the same weights and see the same prompts in the same order, 8
+samples each, as many samples and updates (one per batch), the same advantages (GRPO), loss (clipped, token mean),
+learning rate and optimizer, and the rewards of configs/protocol/solve.yaml. TRL generates with Hugging Face, as it does
+on a CPU, with as many threads as torch takes; ours is one run from the command line. The seconds are those of training,
+without imports and start-up. The reward to reach is the lower of the two final shares of right answers, both as running
+means.
+
+Two cases: `instructed`, the question after instructions and worked examples (benchmarks/peer_instructed.yaml), about
+120 tokens that all prompts begin with, as system prompts do; `bare`, a prompt of nothing but the question.
 
 TRL is installed from PyPI into runs/benchmarks-peer, beside the packages of this environment, and is not a dependency.
 """
@@ -33,53 +36,67 @@ from actors.rollouts import training_task
 from benchmarks.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
 from benchmarks.overlap import stage_figures
 from configs.load import load_protocol, load_task_source
-from protocols.types import Message
 
 TRL = "trl==1.16.0"
 PLACE = ROOT / "runs" / "benchmarks-peer"
-SEEDS, STAGE, REPEATS, LR, WINDOW = (0, 1, 2), "adding", 8, 1e-3, 10
-TASKS = {"kind": "lists", "op": "add", "min_len": 1, "max_len": 2, "easy_max_len": 2, "sampler": "uniform"}
-MODEL = {"hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "intermediate_size": 256, "max_len": 64}
+CASES = {"instructed": (ROOT / "benchmarks" / "peer_instructed.yaml", 200), "bare": (PROTOCOLS / "solve.yaml", 100)}
+"""Protocol, and steps of imitation: a bare question is learned in fewer."""
+SEEDS, STAGE, REPEATS, LR, WINDOW = (0, 1, 2), "adding", 8, 1e-4, 10
+TASKS = {"kind": "lists", "op": "add", "min_len": 1, "max_len": 1, "easy_max_len": 1, "sampler": "uniform"}
+MODEL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate_size": 384, "max_len": 192}
 TOKENS = 12
 """Longest reply."""
+PACKED = {"packing": "prefixes", "micro_tokens": 4096}
 Curve = list[tuple[float, float]]
 """Of each update: seconds since training began, share of right answers in its batch."""
 
 
 def main(quick: bool = False) -> Json:
     python = install()
-    steps, batch, seeds = (3, 32, SEEDS[:1]) if quick else (150, 256, SEEDS)
-    curves: dict[str, list[Curve]] = {"Dissoi": [], "TRL": []}
+    steps, batch, seeds = (3, 32, SEEDS[:1]) if quick else (100, 256, SEEDS)
+    found: dict[str, dict[str, list[Curve]]] = {}
     facts: Json = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = warm_model(folder, 40 if quick else 400)
-        for seed in seeds:
-            curves["Dissoi"].append(ours(folder / f"ours-{seed}", model, steps, batch, seed))
-            curve, facts = theirs(python, folder / f"trl-{seed}", model, steps, batch, seed)
-            curves["TRL"].append(curve)
+        for case, (protocol, warm_steps) in CASES.items():
+            folder = Path(name) / case
+            model = warm_model(folder, protocol, 40 if quick else warm_steps)
+            found[case] = {"Dissoi": [], "TRL": []}
+            for seed in seeds:
+                found[case]["Dissoi"].append(ours(folder / f"ours-{seed}", protocol, model, steps, batch, seed))
+                curve, facts = theirs(python, folder / f"trl-{seed}", protocol, model, steps, batch, seed)
+                found[case]["TRL"].append(curve)
+    facts["settings not taken"] = ", ".join(facts.pop("not taken")) or "none"
+    results = {case: compared(case, curves) for case, curves in found.items()}
+    return {
+        "settings": {"seeds": str(seeds), "task": "add two digits", "model": "0.6M parameters",
+                     "updates": steps, "samples of an update": batch, "samples of a prompt": REPEATS,
+                     "learning rate": LR, "our max_staleness": 1, "our packing": "prefixes", "TRL": facts},
+        "targets": [aim for aim, _ in results.values()],
+        "measured": {name: value for _, told in results.values() for name, value in told.items()},
+        "figures": [figure("lines", f"Right answers over time ({case}, seed {seeds[0]}, running mean)", {
+            who: [[rounded(x), rounded(y)] for x, y in smooth(several[0])] for who, several in curves.items()},
+            "seconds of training", "share of right answers") for case, curves in found.items()],
+    }  # fmt: skip
+
+
+def compared(case: str, curves: dict[str, list[Curve]]) -> tuple[Json, Json]:
+    """The target and what else is told of one case."""
     goals = [min(smooth(one)[-1][1], smooth(other)[-1][1]) for one, other in zip(*curves.values())]
     reached = {who: [reach(curve, goal) for curve, goal in zip(found, goals)] for who, found in curves.items()}
-    facts["settings not taken"] = ", ".join(facts.pop("not taken")) or "none"
-    whole = {who: [curve[-1][0] for curve in found] for who, found in curves.items()}
     faster = ratios(reached["TRL"], reached["Dissoi"])
-    return {
-        "settings": {"seeds": str(seeds), "task": "add numbers of 1 or 2 digits", "model": "0.17M parameters",
-                     "updates": steps, "samples of an update": batch, "samples of a prompt": REPEATS,
-                     "learning rate": LR, "our max_staleness": 1, "TRL": facts},
-        "targets": [target("seconds to the same reward, TRL over Dissoi", statistics.median(faster), at_least=3.0,
-                           repeats=faster)],
-        "measured": {
-            "share of right answers to reach": spread(goals),
-            **{f"seconds to it, {who}": spread(found) for who, found in reached.items()},
-            **{f"seconds of all updates, {who}": spread(found) for who, found in whole.items()},
-            **{f"share of right answers at the end, {who}": spread([smooth(curve)[-1][1] for curve in found])
-               for who, found in curves.items()},
-        },
-        "figures": [figure("lines", f"Right answers over time (seed {seeds[0]}, running mean)", {
-            who: [[rounded(x), rounded(y)] for x, y in smooth(found[0])] for who, found in curves.items()},
-            "seconds of training", "share of right answers")],
+    told = {
+        f"share of right answers to reach, {case}": spread(goals),
+        **{f"seconds to it, {who}, {case}": spread(found) for who, found in reached.items()},
+        **{f"seconds of all updates, {who}, {case}": spread([curve[-1][0] for curve in found])
+           for who, found in curves.items()},
+        **{f"share of right answers at the beginning, {who}, {case}": spread([smooth(curve)[WINDOW - 1][1]
+           for curve in found]) for who, found in curves.items() if len(found[0]) >= WINDOW},
+        **{f"share of right answers at the end, {who}, {case}": spread([smooth(curve)[-1][1] for curve in found])
+           for who, found in curves.items()},
     }  # fmt: skip
+    aim = target(f"seconds to the same reward, TRL over Dissoi, {case}", statistics.median(faster), at_least=3.0,
+                 repeats=faster)  # fmt: skip
+    return aim, told
 
 
 def install() -> Path:
@@ -95,42 +112,46 @@ def install() -> Path:
     return python
 
 
-def warm_model(folder: Path, steps: int) -> Path:
+def warm_model(folder: Path, protocol: Path, steps: int) -> Path:
     """A small model that has imitated answers: a run without any stage."""
-    warm = {"steps": steps, "batch": 256, "lr": 3e-3, "protocol": "attempt", "roles": ["solver"]}
-    policy = {"model": MODEL, "max_tokens": TOKENS, "warm_start": warm}
+    warm = {"steps": steps, "batch": 256, "lr": 1e-3, "protocol": "attempt", "roles": ["solver"]}
+    policy = {"model": MODEL, "max_tokens": TOKENS, "warm_start": warm, "learner": PACKED}
     arms = {"warm": {"protocol": "attempt", "roles": {"solver": "solver"}, "when": "start", "episodes": 70}}
-    run(folder / "warm", {"policies": {"solver": policy}, "eval": {"arms": arms}}, seed=0)
+    run(folder / "warm", protocol, {"policies": {"solver": policy}, "eval": {"arms": arms}}, seed=0)
     return folder / "warm" / "models" / "solver" / "warm"
 
 
-def ours(folder: Path, model: Path, steps: int, batch: int, seed: int) -> Curve:
+def ours(folder: Path, protocol: Path, model: Path, steps: int, batch: int, seed: int) -> Curve:
     """One run from the command line."""
-    policy = {"model": {"path": str(model)}, "max_tokens": TOKENS, "trained": True, "learner": {"lr": LR}}
+    policy = {"model": {"path": str(model)}, "max_tokens": TOKENS, "trained": True,
+              "learner": {**PACKED, "lr": LR}}  # fmt: skip
     stage = {"protocol": "attempt", "roles": {"solver": "solver"}, "steps": steps, "plays_per_step": batch,
              "repeats": REPEATS, "max_staleness": 1}  # fmt: skip
-    run(folder, {"policies": {"solver": policy}, "stages": {STAGE: stage}}, seed)
+    run(folder, protocol, {"policies": {"solver": policy}, "stages": {STAGE: stage}}, seed)
     figures = stage_figures(folder, STAGE)
     return list(zip(accumulate(step["step_s"] for step in figures), (step["score/attempt"] for step in figures)))
 
 
-def run(folder: Path, settings: Json, seed: int) -> None:
+def run(folder: Path, protocol: Path, settings: Json, seed: int) -> None:
     """Trains as `settings` say, into `folder`."""
+    folder.parent.mkdir(exist_ok=True)
     common = {"name": "peer", "run_dir": str(folder), "seed": seed, "tasks": TASKS, "track": {"wandb": "disabled"},
-              "protocols": {"attempt": str(PROTOCOLS / "solve.yaml")}}  # fmt: skip
+              "protocols": {"attempt": str(protocol)}}  # fmt: skip
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump({**common, **settings}))
     call([sys.executable, "launch.py", "train", str(file)], dict(os.environ))
 
 
-def theirs(python: Path, folder: Path, model: Path, steps: int, batch: int, seed: int) -> tuple[Curve, Json]:
+def theirs(
+    python: Path, folder: Path, protocol: Path, model: Path, steps: int, batch: int, seed: int
+) -> tuple[Curve, Json]:
     """The same with TRL. Returns its curve and what it ran with."""
     folder.mkdir()
     settings = {
         "learning_rate": LR, "max_steps": steps, "per_device_train_batch_size": batch, "seed": seed, "epsilon": 0.2,
         "num_generations": REPEATS, "max_completion_length": TOKENS, "temperature": 1.0,
     }  # fmt: skip
-    job = {"model": str(model), "rows": prompts(model, steps * batch // REPEATS, seed), "settings": settings,
+    job = {"model": str(model), "rows": prompts(protocol, model, steps * batch // REPEATS, seed), "settings": settings,
            "folder": str(folder), "out": str(folder / "found.json")}  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
@@ -140,16 +161,17 @@ def theirs(python: Path, folder: Path, model: Path, steps: int, batch: int, seed
     return [(line["seconds"], line["correct"]) for line in found["lines"]], found["facts"]
 
 
-def prompts(model: Path, count: int, seed: int) -> list[Json]:
+def prompts(file: Path, model: Path, count: int, seed: int) -> list[Json]:
     """The tasks that our run of that seed draws (Rollouts.draw), in its order."""
-    protocol, source = load_protocol(PROTOCOLS / "solve.yaml"), load_task_source(TASKS)
+    protocol, source = load_protocol(file), load_task_source(TASKS)
     codec, rows = ChatCodec.from_pretrained(model), []
     for group in range(count):
         rng = random.Random(f"{seed}/{STAGE}/task/{group}")
         rng.random()  # Rollouts.draw first asks whether the archive shall be replayed
         task = training_task(source, protocol, rng)
-        ids = codec.prompt([Message("user", task.question)])
-        rows.append({"question": task.question, "answer": task.answer, "ids": list(ids)})
+        (asked,) = next(protocol.play(task, rng))
+        chat = [{"role": said.speaker, "content": said.text} for said in asked.messages]
+        rows.append({"chat": chat, "answer": task.answer, "ids": list(codec.prompt(asked.messages))})
     return rows
 
 

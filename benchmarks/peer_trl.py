@@ -2,7 +2,7 @@
 
     python peer_trl.py JOB.json
 
-The job names the model folder, the rows (question, answer, token ids of the prompt), the settings and where to write
+The job names the model folder, the rows (chat, answer, token ids of the prompt), the settings and where to write
 what was logged after each update: seconds since training began and the mean of each reward.
 """
 
@@ -72,9 +72,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     rows = []
     for row in job["rows"]:
-        chat = [{"role": "user", "content": row["question"]}]
-        rows.append({"prompt": chat, "answer": row["answer"]})
-        made = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+        rows.append({"prompt": row["chat"], "answer": row["answer"]})
+        made = tokenizer.apply_chat_template(row["chat"], add_generation_prompt=True, tokenize=True, return_dict=True)
         assert list(made["input_ids"]) == row["ids"], f"another prompt: {made['input_ids']}, not {row['ids']}"
     log = Log()
     trainer = GRPOTrainer(
