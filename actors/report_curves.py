@@ -68,8 +68,8 @@ def sections(metrics: Metrics, more: Mapping[str, Sequence[str]]) -> list[str]:
     for group, members in CHARTS.items():
         cards = []
         for chart in members:
-            curves = _label(select(metrics, chart.kind, chart.name))
-            held_out = _label(select(metrics, "eval", chart.name)) if chart.held_out else {}
+            curves = labelled(without_echoes(select(metrics, chart.kind, chart.name)))
+            held_out = labelled(select(metrics, "eval", chart.name)) if chart.held_out else {}
             points = {f"held-out {label}".strip(): curve for label, curve in held_out.items()}
             if curves or points:
                 cards.append(
@@ -105,7 +105,20 @@ def select(metrics: Metrics, kind: str, name: str) -> dict[tuple[str, str], Curv
     }
 
 
-def _label(found: Mapping[tuple[str, str], Curve]) -> dict[str, Curve]:
+def without_echoes(found: Mapping[tuple[str, str], Curve]) -> dict[tuple[str, str], Curve]:
+    """Leaves out `entropy/judge` where that is all of `entropy`: the figure of a policy's only role. They are summed in
+    another order, so they differ in the last digits."""
+
+    def echo(kind: str, name: str, curve: Curve) -> bool:
+        whole = found.get((kind, name.rpartition("/")[0]), ())
+        return len(whole) == len(curve) and all(
+            one[0] == other[0] and math.isclose(one[1], other[1], rel_tol=1e-4) for one, other in zip(whole, curve)
+        )
+
+    return {(kind, name): curve for (kind, name), curve in found.items() if not echo(kind, name, curve)}
+
+
+def labelled(found: Mapping[tuple[str, str], Curve]) -> dict[str, Curve]:
     """Names for a legend: the parts of kind and name that tell the curves apart."""
     names = [[*kind.split("/"), *name.split("/")] for kind, name in found]
     common = set.intersection(*map(set, names)) if names else set()

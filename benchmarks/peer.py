@@ -36,6 +36,7 @@ from actors.rollouts import training_task
 from benchmarks.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
 from benchmarks.overlap import stage_figures
 from configs.load import load_protocol, load_task_source
+from protocols.types import TurnRequest
 
 TRL = "trl==1.16.0"
 PLACE = ROOT / "runs" / "benchmarks-peer"
@@ -170,6 +171,7 @@ def prompts(file: Path, model: Path, count: int, seed: int) -> list[Json]:
         rng.random()  # Rollouts.draw first asks whether the archive shall be replayed
         task = training_task(source, protocol, rng)
         (asked,) = next(protocol.play(task, rng))
+        assert isinstance(asked, TurnRequest)
         chat = [{"role": said.speaker, "content": said.text} for said in asked.messages]
         rows.append({"chat": chat, "answer": task.answer, "ids": list(codec.prompt(asked.messages))})
     return rows

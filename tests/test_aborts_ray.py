@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +11,28 @@ import pytest
 
 from actors.chat import ChatCodec
 from actors.messages import GenRequest, GenResult
-from actors.system import ServedPolicy, System, start_ray
-from configs.schema import ClusterConfig, EngineConfig, ModelConfig, PolicyConfig
+from actors.system import ServedPolicy, System
+from configs.schema import EngineConfig, ModelConfig, PolicyConfig
 from learners.models import materialise
 from learners.weights import read_folder
+from tests.rigs import Rig, rigged
 
-ROOT = Path(__file__).resolve().parent.parent
 LONG = 200
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
-class Rig:
+class Served(Rig):
     """One policy with a draining engine."""
 
     def __init__(self, folder: Path):
-        self.loop = asyncio.new_event_loop()
+        super().__init__()
         model = ModelConfig(hidden_size=64, layers=2, heads=2, kv_heads=1, max_len=256)
         policy = PolicyConfig(model=model, engine=EngineConfig(kv_cache_mb=32, swap="drain"), trained=True)
         self.model_dir = str(materialise(model, ["yes", "no"], folder))
         self.system = System({"p": policy}, seed=0)
         codec = ChatCodec.from_pretrained(self.model_dir)
         self.served: ServedPolicy = self(self.system.serve("p", self.model_dir, codec))
-
-    def __call__(self, awaitable: Awaitable[Any]) -> Any:
-        async def bounded() -> Any:
-            return await asyncio.wait_for(awaitable, 120)
-
-        return self.loop.run_until_complete(bounded())
 
     def ask(self, count: int) -> list[asyncio.Task[GenResult]]:
         requests = [GenRequest(0, [5 + i, 6, 7], max_tokens=LONG) for i in range(count)]
@@ -54,23 +48,12 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        start_ray(ClusterConfig(), actors=2)
-        try:
-            rig = Rig(tmp_path_factory.mktemp("model"))
-            yield rig
-            rig.system.stop()
-            rig(asyncio.sleep(0.1))  # what was cancelled comes to its end
-            rig.loop.close()
-        finally:
-            ray.shutdown()
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with rigged(lambda: Served(tmp_path_factory.mktemp("model")), actors=2) as rig:
+        yield rig
 
 
-def test_the_engine_ends_what_nobody_waits_for(rig: Rig) -> None:
+def test_the_engine_ends_what_nobody_waits_for(rig: Served) -> None:
     async def scenario() -> None:
         tasks = rig.ask(8)
         await rig.until("running", 8)
@@ -87,7 +70,7 @@ def test_the_engine_ends_what_nobody_waits_for(rig: Rig) -> None:
     rig(scenario())
 
 
-def test_a_push_waits_for_requests_under_way_and_says_how_long(rig: Rig) -> None:
+def test_a_push_waits_for_requests_under_way_and_says_how_long(rig: Served) -> None:
     import ray
 
     async def scenario() -> None:

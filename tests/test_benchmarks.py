@@ -104,8 +104,8 @@ class Local:
 def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(
     hubs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulated, "REFUSED", 0.002)
-    monkeypatch.setattr(orchestrator, "DEATHS", 0.01)
+    monkeypatch.setattr(simulated, "REFUSED", 0.0005)
+    monkeypatch.setattr(orchestrator, "DEATHS", 0.002)
     monkeypatch.setattr(simulated, "RESTART_S", 0.01)
     monkeypatch.setattr(orchestrator, "ENGINES", 8)
     monkeypatch.setattr(orchestrator, "PER_STEP", 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,23 @@ from actors.hub import Line
 from actors.players import UniformPlayer
 from actors.rollouts import play_all
 from actors.runner import Seated
-from actors.system import ServedPolicy, System, start_ray
+from actors.system import ServedPolicy, System
 from configs.load import load_protocol
-from configs.schema import ClusterConfig, EngineConfig, ModelConfig, PolicyConfig
+from configs.schema import EngineConfig, ModelConfig, PolicyConfig
 from learners.models import materialise
 from learners.weights import read_folder
 from protocols.types import TurnRequest
 from tasks.pixels import Pixels
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.rigs import ROOT, Rig, rigged
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
-class Rig:
+class Served(Rig):
     """One policy on two engines with a hub, which debates before a judge that says half and half."""
 
     def __init__(self, folder: Path):
-        self.loop = asyncio.new_event_loop()
+        super().__init__()
         self.source, self.protocol = Pixels(), load_protocol(ROOT / "configs" / "protocol" / "pixel_debate.yaml")
         model = ModelConfig(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64, max_len=256)
         policy = PolicyConfig(model=model, engine=EngineConfig(replicas=2, kv_cache_mb=32, hub=True))
@@ -42,12 +41,6 @@ class Rig:
         self.system = System({"p": policy}, seed=0)
         codec = ChatCodec.from_pretrained(self.model_dir)
         self.served: ServedPolicy = self(self.system.serve("p", self.model_dir, codec))
-
-    def __call__(self, awaitable: Awaitable[Any]) -> Any:
-        async def bounded() -> Any:
-            return await asyncio.wait_for(awaitable, 120)
-
-        return self.loop.run_until_complete(bounded())
 
     def play(self, name: str, count: int, at: int = 0, then: Any = None) -> list[Any]:
         """Debates; `then` is called when the judge has been asked `at` times."""
@@ -67,23 +60,12 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        start_ray(ClusterConfig(), actors=2)
-        try:
-            rig = Rig(tmp_path_factory.mktemp("model"))
-            yield rig
-            rig.system.stop()
-            rig(asyncio.sleep(0.1))  # what was cancelled comes to its end
-            rig.loop.close()
-        finally:
-            ray.shutdown()
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with rigged(lambda: Served(tmp_path_factory.mktemp("model")), actors=2) as rig:
+        yield rig
 
 
-def test_both_engines_play_through_one_hub(rig: Rig) -> None:
+def test_both_engines_play_through_one_hub(rig: Served) -> None:
     (trunk,) = rig.served.trunks
     assert all(isinstance(replica.handle, Line) for replica in rig.served.router.replicas)
     rig.play("plain", 20)
@@ -93,7 +75,7 @@ def test_both_engines_play_through_one_hub(rig: Rig) -> None:
     assert len(trunk.lines) == 2 and rig.served.router.counters.restarts == 0
 
 
-def test_weights_reach_every_engine_behind_it(rig: Rig) -> None:
+def test_weights_reach_every_engine_behind_it(rig: Served) -> None:
     import ray
 
     rig(rig.system.push("p", 3, ray.put(read_folder(Path(rig.model_dir)))))
@@ -102,7 +84,7 @@ def test_weights_reach_every_engine_behind_it(rig: Rig) -> None:
     assert [status["version"] for status in rig(rig.system.statuses())["p"]] == [3, 3]
 
 
-def test_a_hub_killed_in_the_middle_of_play_costs_nothing(rig: Rig) -> None:
+def test_a_hub_killed_in_the_middle_of_play_costs_nothing(rig: Served) -> None:
     import ray
 
     before = rig.served.router.counters.restarts
@@ -113,7 +95,7 @@ def test_a_hub_killed_in_the_middle_of_play_costs_nothing(rig: Rig) -> None:
     rig.play("after", 10)
 
 
-def test_an_engine_killed_behind_it_comes_back_with_the_current_weights(rig: Rig) -> None:
+def test_an_engine_killed_behind_it_comes_back_with_the_current_weights(rig: Served) -> None:
     before, other = rig(rig.system.statuses())["p"]
     rig.play("engine", 60, 150, lambda: os.kill(before["pid"], signal.SIGKILL))
     rig(until_up(rig))
@@ -122,12 +104,12 @@ def test_an_engine_killed_behind_it_comes_back_with_the_current_weights(rig: Rig
     assert now["version"] == same["version"] == 3
 
 
-async def until_up(rig: Rig) -> None:
+async def until_up(rig: Served) -> None:
     while not all(replica.up for replica in rig.served.router.replicas):
         await asyncio.sleep(0.1)
 
 
-def test_the_hub_ends_with_its_engines(rig: Rig) -> None:
+def test_the_hub_ends_with_its_engines(rig: Served) -> None:
     """The last test of this file."""
     from ray.exceptions import RayActorError
 

@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_system import TOLERANCE, Rig, rigged, versions
 
 from actors.players import UniformPlayer
 from actors.runner import Seated, gather_or_cancel
 from actors.system import System
 from configs.schema import EngineConfig, LearnerConfig, LoraConfig
 from learners.group import LearnerGroup
+from tests.rigs import rigged
+from tests.test_system import TOLERANCE, Learning, versions
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -27,8 +28,8 @@ LORA = LoraConfig(rank=4, alpha=16.0, target_modules=["q_proj", "o_proj", "up_pr
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rigged(tmp_path_factory.mktemp("model"), actors=5, lora=LORA) as rig:
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learning]:
+    with rigged(lambda: Learning(tmp_path_factory.mktemp("model"), LORA), actors=5) as rig:
         yield rig
 
 
@@ -36,7 +37,7 @@ def nbytes(buckets: Any) -> int:
     return sum(entry[4] for bucket in buckets for entry in bucket["entries"])
 
 
-def learn_and_push(rig: Rig, seed: int) -> None:
+def learn_and_push(rig: Learning, seed: int) -> None:
     samples = rig.samples(rig.play(seed, 3), seed)
     assert versions(samples) == {rig.served.version}
     assert rig.gap(samples) < TOLERANCE
@@ -45,13 +46,13 @@ def learn_and_push(rig: Rig, seed: int) -> None:
     rig.push()
 
 
-def agree(rig: Rig, seed: int) -> bool:
+def agree(rig: Learning, seed: int) -> bool:
     samples = rig.samples(rig.play(seed, 3), seed)
     assert versions(samples) == {rig.served.version}
     return rig.gap(samples) < TOLERANCE
 
 
-def test_only_the_adapter_travels_and_the_engine_agrees_after_every_push(rig: Rig) -> None:
+def test_only_the_adapter_travels_and_the_engine_agrees_after_every_push(rig: Learning) -> None:
     for seed in range(3):
         learn_and_push(rig, seed)
     assert agree(rig, 3)
@@ -60,7 +61,7 @@ def test_only_the_adapter_travels_and_the_engine_agrees_after_every_push(rig: Ri
     assert rig.served.sync_bytes * 10 < nbytes(rig(rig.learner.export()))
 
 
-def test_bad_adapters_are_refused_and_the_old_one_keeps_serving(rig: Rig) -> None:
+def test_bad_adapters_are_refused_and_the_old_one_keeps_serving(rig: Learning) -> None:
     import ray
 
     version = rig.served.version
@@ -79,7 +80,7 @@ def test_bad_adapters_are_refused_and_the_old_one_keeps_serving(rig: Rig) -> Non
     assert agree(rig, 10)
 
 
-def test_whole_weights_in_between_are_replaced(rig: Rig) -> None:
+def test_whole_weights_in_between_are_replaced(rig: Learning) -> None:
     import ray
 
     other = rig(rig.learner.export())
@@ -94,7 +95,7 @@ def test_whole_weights_in_between_are_replaced(rig: Rig) -> None:
     assert agree(rig, 23)
 
 
-def test_a_restarted_engine_has_the_current_adapter_before_its_first_token(rig: Rig) -> None:
+def test_a_restarted_engine_has_the_current_adapter_before_its_first_token(rig: Learning) -> None:
     (before,) = rig(rig.system.statuses())["p"]
     os.kill(before["pid"], signal.SIGKILL)
     assert agree(rig, 30)
@@ -107,10 +108,10 @@ def test_a_restarted_engine_has_the_current_adapter_before_its_first_token(rig: 
 # ---- two policies on one engine ----------------------------------------------------------------------
 
 
-class Guest(Rig):
-    """One of the policies that share an engine, seen as `Rig` sees the only one."""
+class Guest(Learning):
+    """One of the policies that share an engine, seen as `Learning` sees the only one."""
 
-    def __init__(self, name: str, system: System, learner: LearnerGroup, rig: Rig):
+    def __init__(self, name: str, system: System, learner: LearnerGroup, rig: Learning):
         self.name, self.system, self.learner = name, system, learner
         self.loop, self.source, self.choosing, self.writing = rig.loop, rig.source, rig.choosing, rig.writing
         self.served = system.served[name]
@@ -123,7 +124,7 @@ class Guest(Rig):
 
 
 @pytest.fixture(scope="module")
-def guests(rig: Rig) -> Iterator[tuple[Guest, Guest]]:
+def guests(rig: Learning) -> Iterator[tuple[Guest, Guest]]:
     base = replace(rig.policy, trained=False, learner=LearnerConfig())
     shared = EngineConfig(share="base")
     bob = replace(rig.policy.learner, lora=LoraConfig(rank=2, target_modules=["v_proj", "gate_proj", "down_proj"]))

@@ -149,6 +149,17 @@ def test_whole_page(tmp_path):
     assert "learner/player/kl" not in text
 
 
+def test_the_only_role_of_a_policy_is_drawn_once():
+    curve = [(0.0, 3.0), (1.0, 2.0)]
+    same, other = [(0.0, 3.0 + 1e-7), (1.0, 2.0)], [(0.0, 3.0), (1.0, 1.9)]
+    policy = {("learner/a", "entropy"): curve, ("learner/b", "entropy"): other}
+    assert set(report_curves.labelled(report_curves.without_echoes(policy))) == {"a", "b"}
+    only = {**policy, ("learner/a", "entropy/a"): same}
+    assert report_curves.without_echoes(only) == policy
+    several = {**only, ("learner/b", "entropy/debater"): curve}
+    assert report_curves.without_echoes(several).keys() == {*policy, ("learner/b", "entropy/debater")}
+
+
 def test_self_contained(tmp_path):
     page = Page(
         write(tmp_path, [play("trained-0", 1.0, "trained")], [("learner/p", 1, {"kl": 0.1})], SUMMARY)

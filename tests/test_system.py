@@ -3,7 +3,6 @@ weights that reach the engines, and one that does not; an engine that is killed 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -11,11 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -24,10 +22,10 @@ from actors.chat import ChatCodec
 from actors.players import UniformPlayer
 from actors.rollouts import play_all
 from actors.runner import Seated, gather_or_cancel
-from actors.system import System, start_ray
+from actors.system import System
 from actors.tracker import read_metrics
 from configs.load import load_protocol
-from configs.schema import ClusterConfig, EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig
+from configs.schema import EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig
 from learners import checkpoint
 from learners.group import LearnerGroup
 from learners.models import materialise
@@ -36,12 +34,11 @@ from learners.types import Sample
 from protocols.phased import Phased
 from protocols.types import Episode, Message, TurnRequest
 from tasks.pixels import Pixels
+from tests.rigs import ROOT, Rig, rigged
 
-ROOT = Path(__file__).resolve().parent.parent
 PROTOCOLS = ROOT / "configs" / "protocol"
 TOLERANCE = 1e-4
 """Nats between vLLM and the learner, both in float32 on CPU."""
-T = TypeVar("T")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -192,11 +189,11 @@ def test_what_the_run_left_can_be_replayed_and_measured(resumed: Interrupted) ->
 # ---- weights and engines -----------------------------------------------------------------------------
 
 
-class Rig:
+class Learning(Rig):
     """One policy with an engine and a learner, and plays against a judge that always says half and half."""
 
     def __init__(self, folder: Path, lora: LoraConfig | None = None):
-        self.loop = asyncio.new_event_loop()
+        super().__init__()
         self.source = Pixels()
         self.choosing, free = (
             load_protocol(PROTOCOLS / f"{n}.yaml") for n in ("pixel_debate", "pixel_debate_free")
@@ -223,11 +220,9 @@ class Rig:
         self.served = self.system.served["p"]
         self.players = {"debater": Seated("p", self.served.player), "judge": Seated("u", UniformPlayer())}
 
-    def __call__(self, awaitable: Awaitable[T]) -> T:
-        async def bounded() -> T:
-            return await asyncio.wait_for(awaitable, 120)
-
-        return self.loop.run_until_complete(bounded())
+    def stop(self) -> None:
+        self.learner.stop()
+        super().stop()
 
     def play(self, seed: int, count: int = 6) -> list[list[Episode]]:
         """Debates of both kinds: one limited to choices at temperature 0.7, one in free text at 1.4."""
@@ -260,28 +255,9 @@ class Rig:
         return version
 
 
-@contextmanager
-def rigged(folder: Path, actors: int, lora: LoraConfig | None = None) -> Iterator[Rig]:
-    """A rig on a Ray with room for so many actors; both are gone afterwards."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        start_ray(ClusterConfig(), actors=actors)
-        try:
-            rig = Rig(folder, lora)
-            yield rig
-            rig.learner.stop()
-            rig.system.stop()
-            rig(asyncio.sleep(0.1))  # what was cancelled comes to its end
-            rig.loop.close()
-        finally:
-            ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rigged(tmp_path_factory.mktemp("model"), actors=3) as rig:
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learning]:
+    with rigged(lambda: Learning(tmp_path_factory.mktemp("model")), actors=3) as rig:
         yield rig
 
 
@@ -289,7 +265,7 @@ def versions(samples: list[Sample]) -> set[int]:
     return {version for sample in samples for version in sample.versions_L}
 
 
-def test_engine_and_learner_agree_after_every_push(rig: Rig) -> None:
+def test_engine_and_learner_agree_after_every_push(rig: Learning) -> None:
     for version in range(4):
         samples = rig.samples(rig.play(version), version)
         assert versions(samples) == {version}
@@ -302,7 +278,7 @@ def test_engine_and_learner_agree_after_every_push(rig: Rig) -> None:
     assert rig(rig.system.statuses())["p"][0]["version"] == 4
 
 
-def test_reads_are_forgotten_with_the_weights(rig: Rig) -> None:
+def test_reads_are_forgotten_with_the_weights(rig: Learning) -> None:
     request = TurnRequest("j", "judge", (Message("user", "image"),), 0, choices=("1", "2"), read=True)
     player = rig.served.player
     before = rig(player(request, ()))
@@ -317,7 +293,7 @@ def test_reads_are_forgotten_with_the_weights(rig: Rig) -> None:
     assert before.trace.versions_T == (version - 1,)
 
 
-def test_a_sync_that_brings_old_weights_is_noticed(rig: Rig) -> None:
+def test_a_sync_that_brings_old_weights_is_noticed(rig: Learning) -> None:
     old = rig(rig.learner.export_ref())
     rig.learn(rig.samples(rig.play(30), 30))
     rig(rig.system.push("p", rig.served.version + 1, old))
@@ -329,7 +305,7 @@ def test_a_sync_that_brings_old_weights_is_noticed(rig: Rig) -> None:
     assert rig.gap(rig.samples(rig.play(32), 32)) < TOLERANCE
 
 
-def test_an_engine_killed_in_the_middle_of_play_costs_nothing(rig: Rig) -> None:
+def test_an_engine_killed_in_the_middle_of_play_costs_nothing(rig: Learning) -> None:
     before = rig(rig.system.statuses())["p"][0]
     judge = UniformPlayer()
     asked = 0
@@ -357,7 +333,7 @@ def test_an_engine_killed_in_the_middle_of_play_costs_nothing(rig: Rig) -> None:
     assert rig.gap(rig.samples(rig.play(6), 6)) < TOLERANCE
 
 
-def test_an_engine_that_dies_after_its_learner_has_ended_gets_the_last_weights(rig: Rig) -> None:
+def test_an_engine_that_dies_after_its_learner_has_ended_gets_the_last_weights(rig: Learning) -> None:
     """The last test of this file: the learner owns what it pushed, and is gone afterwards."""
     request = TurnRequest("j", "judge", (Message("user", "image"),), 0, choices=("1", "2"), read=True)
     rig.served.player.forget()
