@@ -78,7 +78,8 @@ def _plain(label: str) -> str:
 
 def bars(arms: Mapping[str, Interval], ceiling: Interval | None, labels: Mapping[str, str]) -> str:
     """Shares of right verdicts with 95% intervals, and the ceiling as a line with its own interval."""
-    with _figure(7.6, 0.5 + 0.46 * len(arms), "bars", left=1.45) as (axis, buffer):
+    longest = max((len(labels.get(name, name)) for name in arms), default=0)
+    with _figure(7.6, 0.5 + 0.46 * len(arms), "bars", left=max(1.45, 0.2 + 0.07 * longest)) as (axis, buffer):
         for row, (name, entry) in enumerate(arms.items()):
             mean, low, high = entry["mean"], entry.get("low", entry["mean"]), entry.get("high", entry["mean"])
             colour = COLOURS[0] if name == "trained" else "#b9c7dc"

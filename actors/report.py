@@ -67,10 +67,16 @@ def _read(folder: Path) -> Run:
     summary_path, metrics_path = folder / "summary.json", folder / "metrics.jsonl"
     summary = msgspec.json.decode(summary_path.read_bytes()) if summary_path.exists() else {}
     metrics: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    stage_step = 0
     for line in read_metrics(metrics_path) if metrics_path.exists() else ():
+        part = line["kind"].split("/")[0]
+        if part == "rollout":
+            stage_step = line["step"]
+        # Held-out figures count updates, of all policies, and are drawn beside those of the steps that they come after.
+        at = stage_step if part == "eval" else line["step"]
         for name, value in report_curves.with_rates(line["values"]).items():
             if value is None or isinstance(value, int | float):
-                metrics[line["kind"], name].append((line["step"], float("nan") if value is None else value))
+                metrics[line["kind"], name].append((at, float("nan") if value is None else value))
     config = folder / "config.yaml"
     run = Run(
         summary, dict(metrics), config.read_text() if config.exists() else "", folder / "episodes.jsonl"
@@ -194,7 +200,7 @@ def _judge(run: Run) -> str:
 
 
 def _range(interval: stats.Interval) -> str:
-    return f"{interval.mean:.1%} ({interval.low:.1%} to {interval.high:.1%})" if interval.n else ""
+    return f"{interval.mean:.1%} ({100 * interval.low:.1f} to {100 * interval.high:.1f})" if interval.n else ""
 
 
 def _lengths(run: Run) -> str:

@@ -160,6 +160,15 @@ def test_the_only_role_of_a_policy_is_drawn_once():
     assert report_curves.without_echoes(several).keys() == {*policy, ("learner/b", "entropy/debater")}
 
 
+def test_held_out_figures_stand_at_the_step_they_come_after(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(charts, "lines", lambda curves, points=None, salt="", **_: drawn.update({salt: points}) or "")
+    steps = [("rollout/main", step, {"score": 0.5}) for step in range(1, 5)]
+    held_out = [("eval/small", 18, {"score": 0.6}), ("eval/small", 37, {"score": 0.7})]  # three policies' updates
+    write(tmp_path, metrics=[*steps[:2], held_out[0], *steps[2:], held_out[1]])
+    assert drawn["Score"] == {"held-out small": [(2, 0.6), (4, 0.7)]}
+
+
 def test_self_contained(tmp_path):
     page = Page(
         write(tmp_path, [play("trained-0", 1.0, "trained")], [("learner/p", 1, {"kl": 0.1})], SUMMARY)
