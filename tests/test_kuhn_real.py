@@ -9,7 +9,7 @@ import pytest
 from actors.tracker import read_metrics
 from tests.test_system import ROOT, ended, launch, summary
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_self_play_is_measured_exactly_and_learned_from(tmp_path: Path) -> None:
