@@ -35,6 +35,7 @@ from actors.engine_lora import Adapters
 from actors.engine_setup import build_llm, checkpoint_shapes
 from actors.engine_traffic import Deliver, Swap, Traffic
 from actors.messages import GenRequest, GenResult, WeightBucket
+from actors.restarts import Restarted, restarted
 from configs.schema import EngineConfig
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Engine:
         self._update_lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = 0
+        self._unnoticed = restarted()
+        """Nobody has asked `ready` since Ray has restarted this actor (actors/restarts.py)."""
 
         # Below: used by the engine thread.
         # vLLM labels weights by strings and starts with "default": adapter ("" for none) -> version.
@@ -80,6 +83,7 @@ class Engine:
         """Answers once the engine is loaded. `load_seconds`: imports of vLLM included. `node`: Ray's id of its node."""
         import ray
 
+        self._unnoticed = False
         return {
             "policy": self.policy,
             "pid": os.getpid(),
@@ -94,10 +98,14 @@ class Engine:
 
     async def submit(self, batch: list[GenRequest]) -> None:
         """Starts generations and returns at once; their results come out of `collect`."""
-        self._start(batch, [self._deliver] * len(batch))
+        if not self._unnoticed:
+            self._start(batch, [self._deliver] * len(batch))
 
     async def collect(self) -> list[GenResult]:
-        """Everything that has finished since the last call; waits until that is at least one result."""
+        """Everything that has finished since the last call; waits until that is at least one result. Raises
+        Restarted where whoever asks cannot know that this is another life."""
+        if self._unnoticed:
+            raise Restarted("nothing is known of what was asked before")
         while not self._done:
             self._some_done.clear()
             await self._some_done.wait()

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from actors.messages import GenRequest, GenResult
+from actors.restarts import Restarted, restarted
 
 
 @dataclass(slots=True)
@@ -41,12 +42,16 @@ class Hub:
         self._polls: dict[int, asyncio.Task[None]] = {}
         self._found: dict[int, News] = defaultdict(News)
         self._news = asyncio.Event()
+        self._unnoticed = restarted()
 
     async def ready(self) -> None:
         """Answers once the hub runs."""
+        self._unnoticed = False
 
     async def submit(self, batches: Mapping[int, list[GenRequest]], given_up: Mapping[int, list[int]]) -> None:
         """Passes requests on, and ids of those that nobody waits for any more."""
+        if self._unnoticed:
+            return
         for number, batch in batches.items():
             self._open[number].update(request.id for request in batch)
             self._engines[number].submit.remote(batch)
@@ -56,7 +61,10 @@ class Hub:
             self._engines[number].abort.remote(ids)
 
     async def collect(self) -> dict[int, News]:
-        """Everything that has come since the last call, by the numbers of engines; waits until that is something."""
+        """Everything that has come since the last call, by the numbers of engines; waits until that is something.
+        Raises Restarted where whoever asks cannot know that this is another life."""
+        if self._unnoticed:
+            raise Restarted("nothing is known of what was asked before")
         while not self._found:
             self._news.clear()
             await self._news.wait()
@@ -64,7 +72,7 @@ class Hub:
         return found
 
     async def _poll(self, number: int) -> None:
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError
 
         open_here = self._open[number]
         try:
@@ -73,7 +81,7 @@ class Hub:
                 open_here.difference_update(result.id for result in results)
                 self._found[number].results += results
                 self._news.set()
-        except (RayActorError, RayTaskError):
+        except RayError:
             open_here.clear()
             self._found[number].died = True
             self._news.set()
@@ -120,12 +128,12 @@ class Trunk:
         self.hub.submit.remote(batches, given_up)
 
     async def _collect(self) -> None:
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError
 
         while any(line.waiting for line in self.lines.values()):
             try:
                 found: dict[int, News] = await self.hub.collect.remote()
-            except (RayActorError, RayTaskError):
+            except RayError:
                 for line in self.lines.values():
                     line.take(News(died=True))
                 return

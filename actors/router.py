@@ -140,12 +140,12 @@ class Replica:
 
     async def _collect(self) -> None:
         """Waits for results while any request is out. Unblocks the players that asked for them."""
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError
 
         while self._running:
             try:
                 results: list[GenResult] = await self.handle.collect.remote()
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:
                 self.fail(error)
                 return
             for result in results:

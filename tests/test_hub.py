@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from actors.hub import Hub, Line, News, started, trunks
 from actors.messages import GenRequest, GenResult
+from actors.restarts import Restarted
 from actors.router import Router
 from tests.fake_engine import FakeEngine, ask, ask_for, prompts, replies, settle
 
@@ -53,9 +54,9 @@ class FakeRay:
         died = asyncio.ensure_future(self.died.wait())
         try:
             await asyncio.wait([call, died], return_when=asyncio.FIRST_COMPLETED)
-            if call.done():
+            if call.done() and not isinstance(call.exception(), Restarted):
                 return call.result()
-            raise RayActorError()
+            raise RayActorError()  # or RayTaskError: the driver makes no difference
         finally:
             call.cancel()
             died.cancel()
@@ -68,6 +69,7 @@ class FakeRay:
 
     def restart(self) -> None:
         self.hub, self.died = Hub(self.engines), asyncio.Event()
+        self.hub._unnoticed = bool(self.calls)  # what Ray says in an actor that it has restarted
         self.up.set()
 
 
@@ -183,6 +185,30 @@ def test_a_hub_that_dies_costs_no_request() -> None:
         await settle()
         for engine in node.engines:
             engine.answer()
+
+    run(2, scenario)
+
+
+def test_what_dies_with_a_hub_that_is_back_at_once_is_asked_again() -> None:
+    """The call that carries requests ends with the old hub, the one that waits for answers reaches the new one."""
+
+    async def scenario(node: Node) -> None:
+        whole, lost = node.ray.submit, []
+
+        def into_the_void(*args: Any) -> None:
+            lost.append(args)
+            node.ray.submit = whole
+            node.ray.die()
+            node.ray.restart()
+
+        node.ray.calls = 1  # so that it is a restart
+        node.ray.submit = SimpleNamespace(remote=into_the_void)
+        tasks = ask(node.router, 1, 2)
+        await settle()
+        assert len(lost) == 1 and node.router.counters.restarts == 2  # that of a hub is one of all its lines
+        for engine in node.engines:
+            engine.answer()
+        assert await replies(tasks) == [1, 2]
 
     run(2, scenario)
 

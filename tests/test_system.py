@@ -3,6 +3,7 @@ weights that reach the engines, and one that does not; an engine that is killed 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -331,6 +332,37 @@ def test_an_engine_killed_in_the_middle_of_play_costs_nothing(rig: Learning) -> 
     rig.learn(samples)
     rig.push()
     assert rig.gap(rig.samples(rig.play(6), 6)) < TOLERANCE
+
+
+def test_an_engine_that_died_while_nobody_asked_answers_with_the_current_weights(rig: Learning) -> None:
+    """Ray has brought it back with the weights of the disk before anybody could notice."""
+    request = TurnRequest("j", "judge", (Message("user", "image"),), 0, choices=("1", "2"), read=True)
+    rig.served.player.forget()
+    before = rig(rig.served.player(request, ()))
+    (status,) = rig(rig.system.statuses())["p"]
+    restarts = rig.served.router.counters.restarts
+    os.kill(status["pid"], signal.SIGKILL)
+    (now,) = rig(back(rig, status["pid"]))
+    assert now["version"] == 0 < rig.served.version, "it has the current weights by itself: nothing was tested"
+    rig.served.player.forget()
+    after = rig(rig.served.player(request, ()))
+    assert before.trace and after.trace and after.trace.versions_T == before.trace.versions_T
+    assert after.probs == pytest.approx(before.probs, abs=1e-5)
+    assert rig.served.router.counters.restarts == restarts + 1
+
+
+async def back(rig: Learning, pid: int) -> list[dict[str, Any]]:
+    """Waits until another process than `pid` answers for the engine."""
+    from ray.exceptions import RayActorError
+
+    while True:
+        try:
+            found = (await rig.system.statuses())["p"]
+            if found[0]["pid"] != pid:
+                return found
+        except RayActorError:
+            pass
+        await asyncio.sleep(0.2)
 
 
 def test_an_engine_that_dies_after_its_learner_has_ended_gets_the_last_weights(rig: Learning) -> None:
