@@ -35,7 +35,7 @@ demo: install  ## the main job: about eight minutes on two cores, result in runs
 
 test: install  ## the tests, the fast ones first; all but the slow ones
 	@$(PY) -m pytest -m "not engine" -n 2
-	@$(PY) -m pytest -m "engine and not slow"
+	@$(PY) -m pytest -m "engine and not slow" -n 2 --dist loadscope
 
 test-fast: install  ## the tests that start no engine
 	@$(PY) -m pytest -m "not engine" -n auto

@@ -34,7 +34,7 @@ from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
 from actors.engine_lora import Adapters
 from actors.engine_setup import build_llm, checkpoint_shapes
 from actors.engine_traffic import Deliver, Swap, Traffic
-from actors.messages import GenRequest, GenResult, WeightBucket
+from actors.messages import GenRequest, GenResult, Parcel, WeightBucket
 from actors.restarts import Restarted, restarted
 from configs.schema import EngineConfig
 
@@ -54,7 +54,7 @@ class Engine:
         self._max_num_seqs = config.max_num_seqs
         self._model_dir, self._shapes = model_dir, checkpoint_shapes(model_dir)
         self.adapters = Adapters()
-        self._done: list[GenResult] = []
+        self._done: Parcel[GenResult] = Parcel()
         self._some_done = asyncio.Event()
         self._update_lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,7 +109,7 @@ class Engine:
         while not self._done:
             self._some_done.clear()
             await self._some_done.wait()
-        done, self._done = self._done, []
+        done, self._done = self._done, Parcel()
         return done
 
     async def abort(self, ids: list[int]) -> None:
@@ -193,6 +193,9 @@ class Engine:
         """
         try:
             self._llm, self._device = build_llm(model_dir, config, seed)
+            from vllm.inputs import tokens_input
+
+            self._tokens_input = tokens_input
             self._vocab_size = self._llm.model_config.get_vocab_size()
         except Exception as error:  # the constructor raises it
             built.set_exception(error)
@@ -238,14 +241,12 @@ class Engine:
         Raises what vLLM raises for a request that it refuses, and ValueError for token ids beyond the
         vocabulary, which would kill vLLM.
         """
-        from vllm.inputs import tokens_input
-
         if prompt_ids and not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocab_size:
             raise ValueError(f"prompt has token ids outside the vocabulary of {self._vocab_size}")
         self._last_name += 1
         name = str(self._last_name)
         lora = self.adapters.request(flight.request.adapter)
-        self._llm.add_request(name, tokens_input(prompt_ids), params, lora_request=lora)
+        self._llm.add_request(name, self._tokens_input(prompt_ids), params, lora_request=lora)
         self._asked[name] = (flight, tag)
 
     def _step(self) -> None:

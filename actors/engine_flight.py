@@ -89,11 +89,9 @@ class Flight(ABC):
 
     def attempt(self, step: Callable[..., None], *args: Any) -> None:
         """Runs a step; a request that cannot be served ends as a result that says why, and others go on."""
-        from vllm.exceptions import VLLMClientError
-
         try:
             step(*args)
-        except (ValueError, VLLMClientError) as error:
+        except (ValueError, client_error()) as error:
             self.fail(str(error))
 
     def fail(self, reason: str) -> None:
@@ -108,6 +106,13 @@ class Flight(ABC):
 
 def ignore(result: GenResult) -> None:
     pass
+
+
+def client_error() -> type[Exception]:
+    """What vLLM raises for a request that it refuses."""
+    from vllm.exceptions import VLLMClientError
+
+    return VLLMClientError
 
 
 class FreeFlight(Flight):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from actors.messages import GenRequest, GenResult
+from actors.messages import GenRequest, GenResult, Parcel
 from actors.restarts import Restarted, restarted
 
 
@@ -27,7 +27,7 @@ from actors.restarts import Restarted, restarted
 class News:
     """Of one engine, since the driver asked last."""
 
-    results: list[GenResult] = field(default_factory=list)
+    results: Parcel[GenResult] = field(default_factory=Parcel)
     died: bool = False
     """It is gone, with all it had not answered."""
 
@@ -95,7 +95,7 @@ class Trunk:
     def __init__(self, hub: Any, engines: Mapping[int, Any]):
         self.hub = hub
         self.lines = {number: Line(self, number, engine) for number, engine in engines.items()}
-        self._batches: dict[int, list[GenRequest]] = defaultdict(list)
+        self._batches: dict[int, Parcel[GenRequest]] = defaultdict(Parcel)
         self._given_up: dict[int, list[int]] = defaultdict(list)
         self._flushing = False
         self._collector: asyncio.Task[None] | None = None

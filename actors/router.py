@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from actors.messages import GenRequest, GenResult
+from actors.messages import GenRequest, GenResult, Parcel
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Replica:
         elif batch:
             for pending in batch:
                 self._running[pending.request.id] = pending
-            self.handle.submit.remote([pending.request for pending in batch])
+            self.handle.submit.remote(Parcel(pending.request for pending in batch))
             if self._collector is None or self._collector.done():
                 self._collector = asyncio.ensure_future(self._collect())
         if given_up:

@@ -49,6 +49,9 @@ def start_ray(config: ClusterConfig, actors: int) -> None:
     cpus = config.cpus or os.cpu_count() or 1
     gpus = {} if config.gpus < 0 else {"num_gpus": config.gpus}
     ray.init(num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
+    # Where cores are few, the driver gives way to engines, to which Ray gives 15: whatever takes a core from an engine
+    # makes everybody wait.
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def start_hub(node: str, engines: dict[int, Any]) -> Any:

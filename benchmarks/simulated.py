@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from actors.messages import GenRequest, GenResult
+from actors.messages import GenRequest, GenResult, Parcel
 
 SIGMA = 1.0
 """Of the lognormal delays: one in a hundred takes six times the mean."""
@@ -31,7 +31,7 @@ class Died(RuntimeError):
 class Simulated:
     """One replica inside a host."""
 
-    done: list[GenResult] = field(default_factory=list)
+    done: Parcel[GenResult] = field(default_factory=Parcel)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     life: int = 0
     """Counts restarts: what an earlier life was asked is never answered."""
@@ -71,12 +71,12 @@ class Host:
             return []
         if replica.dead:
             raise Died(f"replica {number}")
-        done, replica.done = replica.done, []
+        done, replica.done = replica.done, Parcel()
         return done
 
     async def restart(self, number: int) -> None:
         replica = self.replicas[number]
-        replica.life, replica.dead, replica.done = replica.life + 1, False, []
+        replica.life, replica.dead, replica.done = replica.life + 1, False, Parcel()
         replica.news.set()
 
     def _finish(self, replica: Simulated, life: int, request: GenRequest) -> None:

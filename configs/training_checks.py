@@ -48,7 +48,7 @@ def _schedule(config: RunConfig, stage: StageConfig, path: KeyPath) -> Iterator[
             yield (*path, name), f"policy {name!r} is not updated in this stage", ", ".join(there) or "none is"
         elif update.span > update.every:
             yield (*path, name, "span"), f"{update.span} is more than every: {update.every}", f"1 to {update.every}"
-        elif not any(due(update, step) for step in range(stage.steps)):
+        elif stage.steps > 0 and not any(due(update, step) for step in range(stage.steps)):
             last = f"before step {update.until}" if update.until else f"of {stage.steps} steps"
             message = f"policy {name!r} would never be updated: no step from {update.after} on lies {last}"
             yield (*path, name), message, f"after: less than {min(stage.steps, update.until or stage.steps)}"

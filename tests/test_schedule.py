@@ -106,6 +106,11 @@ def test_the_base_is_sound(tmp_path: Path) -> None:
     assert found(tmp_path, "stages.main.update={judge: {every: 4, span: 2}, debater: {until: 5}}") == {}
 
 
+def test_without_steps_only_that_is_wrong(tmp_path: Path) -> None:
+    steps = f"{MAIN}.steps"
+    assert list(found(tmp_path, f"{MAIN}.update={{judge: {{every: 4}}}}", f"{steps}=-1")) == [steps]
+
+
 JUDGE, MAIN = "policies.judge.learner", "stages.main"
 DEBATER = "learner: {advantage: {kind: grpo, group_by: [role]}}\n  proposer"
 TRUTH = "{signal: {kind: truth, consistency: 0.5}, loss: {kind: brier}, trusted: 0.2}"
