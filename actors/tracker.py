@@ -28,7 +28,7 @@ AXES = {
     "warm": "step",
     "sync": "step",
     "rollout": "episodes",
-    "eval": "step",
+    "eval": "updates",  # of all policies together
     "guards": "step",
     "league": "step",
     "system": "step",

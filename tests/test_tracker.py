@@ -157,7 +157,7 @@ made.close(0)
     }
     assert axes["learner/*"] == "learner/step"
     assert axes["rollout/*"] == "rollout/episodes"
-    assert axes["eval/*"] == "eval/step"
+    assert axes["eval/*"] == "eval/updates"
     (table,) = run.rglob("*.table.json")
     rows = json.loads(table.read_text())["data"]
     assert 8 <= len(rows) <= 16
