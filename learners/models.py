@@ -6,6 +6,7 @@ is possible and short games cost few tokens.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,6 +94,9 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, out_dir
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
     tokenizer.model_max_length = config.max_len
+    # transformers asks accelerate here, which imports deepspeed, which would look for a GPU and warn about none on
+    # the screen. Learners choose their own device, in processes of their own.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
     return out_dir
