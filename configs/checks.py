@@ -33,6 +33,7 @@ from configs.sharing import sharing_problems
 from configs.source import KeyPath, Source, show_key
 from configs.swaps import no_swap
 from configs.training_checks import training_problems
+from configs.unplayed import unplayed
 from protocols.base import Protocol
 
 
@@ -61,6 +62,10 @@ class Checker:
             if arm.measure != "score":
                 where = ("eval", "arms", name)
                 self.unused(where, ["episodes"], f"with measure: {arm.measure}", (*where, "measure"))
+        if not any(".roles" in error.key for error in self.errors):  # whom was that one meant for?
+            for path, message, valid in unplayed(self.config, self.source):
+                if not any(error.key.startswith(show_key(path[:2])) for error in self.errors):
+                    self.error(path, message, valid)
         self.never_updated()
         self.promises()
         for problems in (training_problems, measure_problems, flow_problems):
