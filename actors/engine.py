@@ -98,7 +98,7 @@ class Engine:
 
     async def submit(self, batch: list[GenRequest]) -> None:
         """Starts generations and returns at once; their results come out of `collect`."""
-        if not self._unnoticed:
+        if not self._unnoticed:  # else `collect` says so
             self._start(batch, [self._deliver] * len(batch))
 
     async def collect(self) -> list[GenResult]:

@@ -13,7 +13,7 @@ Message = TypeVar("Message")
 
 class Parcel(list[Message]):
     """Messages of one kind that travel together, as one string of bytes. Pickled one by one, as Ray would, a hundred
-    requests cost the driver four times as much, and the engine's process as well, whose thread waits meanwhile."""
+    requests cost the driver two to three times as much, and the engine's process too, whose thread waits meanwhile."""
 
     def __reduce__(self) -> Any:
         return unpack, (type(self[0]) if self else None, msgspec.msgpack.encode([*self]))

@@ -18,7 +18,7 @@ def unplayed(config: RunConfig, source: Source) -> Iterator[tuple[KeyPath, str, 
     used |= {name for policy in config.policies.values() for name in policy.of}
     extends = {mark.file for mark in source.marks.values()} - {"", source.root}
     changed = any(mark.file == "" and key[0] in ("stages", "eval") for key, mark in source.marks.items())
-    for name in config.policies.keys() - used:
+    for name in [name for name in config.policies if name not in used]:
         places = {key: mark.file for key, mark in source.marks.items() if key[:2] == ("policies", name)}
         files = {*places.values()}
         if files == {""} or (extends and not changed and files <= {"", source.root}):
