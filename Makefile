@@ -41,7 +41,7 @@ test-fast: install  ## the tests that start no engine
 	@$(PY) -m pytest -m "not engine" -n auto
 
 test-slow: install  ## those that take minutes each: every ZeRO stage and number of ranks, exact resume after kill -9
-	@$(PY) -m pytest -m slow
+	@$(PY) -m pytest -m slow -n 2 --dist loadscope
 
 bench: install  ## measure speeds into benchmarks/results.json and docs/benchmarks.md (NAMES="driver learner", QUICK=1; hours: NAMES=ablation)
 	@$(PY) -m benchmarks $(NAMES) $(if $(QUICK),--quick)

@@ -1,12 +1,14 @@
 """Engine: one vLLM engine behind a plain async class, which `actors/system.py` turns into a Ray actor.
 
-    event loop                             engine thread, the only one that touches vLLM
-    submit(batch) ──────── jobs ─────────► GenRequest -> flight (free text | sampled choice | read choices)
+    driver (actors/wire.py)                engine thread, the only one that touches vLLM
+    requests ──────────────────── wire ──► GenRequest -> flight (free text | sampled choice | read choices)
                                            flight -> vLLM requests -> step() -> flight -> ... -> GenResult
-    collect() ◄── call_soon_threadsafe ─── all that finished in this step
-    update_weights() ───── jobs ─────────► between two steps: drop cached activations, load, set the version;
+    results ◄──────────────────── wire ─── all that finished in this step
+    requests given up ─────────── wire ──► what nobody waits for any more ends as an error
+
+    event loop (calls through Ray)
+    update_weights() ──────────── jobs ──► between two steps: drop cached activations, load, set the version;
                                            at once, or when what is under way has ended (actors/engine_traffic.py)
-    abort() ────────────── jobs ─────────► what nobody waits for any more ends as an error
 
 vLLM runs inside the actor's process: against its usual second process this halves the CPU time of the start
 and saves a third of it per short request. Only files beginning with `engine` import vllm, and only inside
@@ -28,14 +30,15 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from actors import garbage
+from actors import garbage, sigterm
 from actors.engine_adapter import check_adapter, local_folder, same_folder
 from actors.engine_flight import ChoiceFlight, Flight, FreeFlight, ReadFlight
 from actors.engine_lora import Adapters
+from actors.engine_requests import Requests
 from actors.engine_setup import build_llm, checkpoint_shapes
 from actors.engine_traffic import Deliver, Swap, Traffic
-from actors.messages import GenRequest, GenResult, Parcel, WeightBucket
-from actors.restarts import Restarted, restarted
+from actors.messages import GenRequest, GenResult, WeightBucket
+from actors.wire import Order, Plug, Restarted
 from configs.schema import EngineConfig
 
 log = logging.getLogger(__name__)
@@ -50,22 +53,22 @@ class Engine:
 
     def __init__(self, policy: str, model_dir: str, config: EngineConfig, version: int = 0, seed: int = 0):
         start = time.monotonic()
+        sigterm.ends_this_actor()
         self.policy, self.version = policy, version
         self._max_num_seqs = config.max_num_seqs
         self._model_dir, self._shapes = model_dir, checkpoint_shapes(model_dir)
         self.adapters = Adapters()
-        self._done: Parcel[GenResult] = Parcel()
-        self._some_done = asyncio.Event()
         self._update_lock = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._open = 0
-        self._unnoticed = restarted()
-        """Nobody has asked `ready` since Ray has restarted this actor (actors/restarts.py)."""
+        self._life = b""
+        """The name of the connection to the driver (actors/wire.py); empty before the first."""
 
         # Below: used by the engine thread.
         # vLLM labels weights by strings and starts with "default": adapter ("" for none) -> version.
         self._label_versions = {"default": {"": version}}
         self._receiver_ready = False
+        self._plug = Plug()
+        self._replies: list[GenResult] = []
+        self._open = 0
         self._asked: dict[str, tuple[Flight, Any]] = {}
         self._last_name = 0
         self._traffic = Traffic(self._begin, config.swap == "drain")
@@ -83,7 +86,6 @@ class Engine:
         """Answers once the engine is loaded. `load_seconds`: imports of vLLM included. `node`: Ray's id of its node."""
         import ray
 
-        self._unnoticed = False
         return {
             "policy": self.policy,
             "pid": os.getpid(),
@@ -96,47 +98,25 @@ class Engine:
 
     # -- generation ----------------------------------------------------------------------------------------
 
-    async def submit(self, batch: list[GenRequest]) -> None:
-        """Starts generations and returns at once; their results come out of `collect`."""
-        if not self._unnoticed:  # else `collect` says so
-            self._start(batch, [self._deliver] * len(batch))
+    async def connect(self, address: str, life: bytes) -> dict[str, Any]:
+        """Takes requests from the driver at `address`, and from nobody else any more. Answers like `ready`."""
+        self._life = life
+        self._do(lambda: self._plug.connect(address, life))
+        return await self.ready()
 
-    async def collect(self) -> list[GenResult]:
-        """Everything that has finished since the last call; waits until that is at least one result. Raises
-        Restarted where whoever asks cannot know that this is another life."""
-        if self._unnoticed:
+    async def watch(self, life: bytes) -> None:
+        """Never returns: to the caller it ends with this process. Raises Restarted where that has happened already."""
+        if life != self._life:
             raise Restarted("nothing is known of what was asked before")
-        while not self._done:
-            self._some_done.clear()
-            await self._some_done.wait()
-        done, self._done = self._done, Parcel()
-        return done
-
-    async def abort(self, ids: list[int]) -> None:
-        """Ends the requests of these ids, whose answers nobody waits for any more: an error is what comes out for
-        them. Ids that it does not know are ignored: those requests have ended."""
-        self._jobs.put(lambda: self._abort(frozenset(ids)))
+        await asyncio.Event().wait()
 
     async def generate(self, batch: list[GenRequest]) -> list[GenResult]:
-        """Results in the order of `batch`. Independent of `submit` and `collect`."""
+        """Results in the order of `batch`, for callers in this process."""
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[GenResult]] = [loop.create_future() for _ in batch]
-        self._start(batch, [partial(resolve, future) for future in futures])
+        deliveries = [partial(resolve_soon, loop, future) for future in futures]
+        self._do(lambda: self._launch(batch, deliveries))
         return [await future for future in futures]
-
-    def _deliver(self, result: GenResult) -> None:
-        self._done.append(result)
-        self._some_done.set()
-
-    def _deliver_all(self, finished: Sequence[tuple[Deliver, GenResult]]) -> None:
-        self._open -= len(finished)
-        for deliver, result in finished:
-            deliver(result)
-
-    def _start(self, batch: Sequence[GenRequest], deliveries: Sequence[Deliver]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._open += len(batch)
-        self._jobs.put(lambda: self._traffic.launch(batch, deliveries))
 
     # -- weights -------------------------------------------------------------------------------------------
 
@@ -162,7 +142,7 @@ class Engine:
                 raise ValueError(f"policy {adapter!r}: its adapter is not one of {self._model_dir}")
             done: Future[float] = Future()
             swap = Swap(adapter, lambda: self._load(version, held, adapter), done)
-            self._jobs.put(lambda: self._traffic.swap(swap))
+            self._do(lambda: self._traffic.swap(swap))
             waited = await asyncio.wrap_future(done)
         nbytes = sum(entry[4] for bucket in held for entry in bucket.entries)
         return {"seconds": time.monotonic() - start, "bytes": float(nbytes), "drain_s": waited}
@@ -180,23 +160,25 @@ class Engine:
 
     async def shutdown(self) -> None:
         """Ends vLLM after the current step. Generations in flight are dropped."""
-        self._jobs.put(None)
+        self._do(None)
         await asyncio.to_thread(self._thread.join)
+
+    def _do(self, job: Callable[[], Any] | None) -> None:
+        """In the engine thread. None ends it."""
+        self._jobs.put(job)
+        self._plug.ring()
 
     # -- the engine thread ---------------------------------------------------------------------------------
 
     def _serve(self, built: Future[None], model_dir: str, config: EngineConfig, seed: int) -> None:
-        """Consumes jobs; waits for one only while vLLM has nothing to do; produces results after each step.
+        """Consumes jobs and orders; waits only while vLLM has nothing to do; produces results after each step.
 
         Whatever goes wrong here leaves vLLM in an unknown state, so it ends the process: callers fail fast and
         Ray restarts the actor.
         """
         try:
             self._llm, self._device = build_llm(model_dir, config, seed)
-            from vllm.inputs import tokens_input
-
-            self._tokens_input = tokens_input
-            self._vocab_size = self._llm.model_config.get_vocab_size()
+            self._requests = Requests(self._llm)
         except Exception as error:  # the constructor raises it
             built.set_exception(error)
             return
@@ -204,24 +186,36 @@ class Engine:
         built.set_result(None)
         try:
             while self._do_jobs():
+                for order in self._plug.orders():
+                    self._take(order)
                 if self._asked:
                     self._step()
                 self._traffic.settle()
                 self._hand_over()
             self._llm.engine_core.shutdown()
+            self._plug.close()
         except BaseException as error:
             self._die(error)
 
     def _do_jobs(self) -> bool:
-        """Runs all jobs that wait; False when one of them is the end. A job that raises ends the actor."""
-        try:
-            job = self._jobs.get(block=not self._asked)
-            while job is not None:
-                job()
-                job = self._jobs.get_nowait()
-        except queue.Empty:
-            return True
-        return False
+        """Runs all jobs that have come; False when one of them is the end. A job that raises ends the actor."""
+        if not self._asked:
+            self._plug.wait()
+        while not self._jobs.empty():
+            job = self._jobs.get_nowait()
+            if job is None:
+                return False
+            job()
+        return True
+
+    def _take(self, order: Order) -> None:
+        self._launch(order.requests, [self._replies.append] * len(order.requests))
+        if order.given_up:
+            self._abort(frozenset(order.given_up))
+
+    def _launch(self, batch: Sequence[GenRequest], deliveries: Sequence[Deliver]) -> None:
+        self._open += len(batch)
+        self._traffic.launch(batch, deliveries)
 
     def _begin(self, request: GenRequest, finish: Deliver) -> Flight:
         self._counts["requests"] += 1
@@ -236,17 +230,11 @@ class Engine:
         self._llm.abort_request(names)
 
     def _ask(self, flight: Flight, prompt_ids: list[int], params: Any, tag: Any) -> None:
-        """Queues one vLLM request; `flight.take(completion, versions, tag)` is called with its output.
-
-        Raises what vLLM raises for a request that it refuses, and ValueError for token ids beyond the
-        vocabulary, which would kill vLLM.
-        """
-        if prompt_ids and not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocab_size:
-            raise ValueError(f"prompt has token ids outside the vocabulary of {self._vocab_size}")
+        """Queues one vLLM request; `flight.take(completion, versions, tag)` is called with its output. Raises what
+        `Requests.add` raises."""
         self._last_name += 1
         name = str(self._last_name)
-        lora = self.adapters.request(flight.request.adapter)
-        self._llm.add_request(name, self._tokens_input(prompt_ids), params, lora_request=lora)
+        self._requests.add(name, prompt_ids, params, self.adapters.request(flight.request.adapter))
         self._asked[name] = (flight, tag)
 
     def _step(self) -> None:
@@ -272,9 +260,12 @@ class Engine:
 
     def _hand_over(self) -> None:
         finished = self._traffic.take_finished()
-        if finished:
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._deliver_all, finished)
+        self._open -= len(finished)
+        for deliver, result in finished:
+            deliver(result)
+        if self._replies:
+            self._plug.send(self._replies)
+            self._replies.clear()
 
     def _version(self, adapter: str) -> int:
         """Of the weights that a request is computed with; 0 before the first adapter of that name."""
@@ -313,6 +304,10 @@ class Engine:
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(1)
+
+
+def resolve_soon(loop: asyncio.AbstractEventLoop, future: asyncio.Future[GenResult], result: GenResult) -> None:
+    loop.call_soon_threadsafe(resolve, future, result)
 
 
 def resolve(future: asyncio.Future[GenResult], result: GenResult) -> None:

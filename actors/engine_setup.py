@@ -10,8 +10,6 @@ from configs.schema import EngineConfig
 
 NEEDED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM in this process
-    # Names of requests are ours and never used twice. Random ones would cost 7% of a tiny model's time.
-    "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "1",
 }
 NEEDED_ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -3,30 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
-
-Message = TypeVar("Message")
-
-
-class Parcel(list[Message]):
-    """Messages of one kind that travel together, as one string of bytes. Pickled one by one, as Ray would, a hundred
-    requests cost the driver two to three times as much, and the engine's process too, whose thread waits meanwhile."""
-
-    def __reduce__(self) -> Any:
-        return unpack, (type(self[0]) if self else None, msgspec.msgpack.encode([*self]))
-
-
-def unpack(kind: type | None, data: bytes) -> Parcel[Any]:
-    """The parcel again, of messages of this kind. Raises msgspec.ValidationError for any others."""
-    return Parcel() if kind is None else Parcel(_decoder(kind).decode(data))
-
-
-@lru_cache
-def _decoder(kind: type) -> msgspec.msgpack.Decoder[list[Any]]:
-    return msgspec.msgpack.Decoder(list[kind])  # type: ignore[valid-type]
 
 
 class GenRequest(msgspec.Struct, array_like=True):

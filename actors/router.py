@@ -1,9 +1,8 @@
 """Router: from a policy's requests to the replicas that serve it.
 
-Requests made in one tick of the event loop travel to a replica in one actor call (`Engine.submit`; more than one where
-they are many); finished ones come back through one long poll per replica (`Engine.collect`). So a request costs no
-actor call of its own, and a long generation never holds back a short one. With `engine.hub` the calls of all replicas
-on a node are one (actors/hub.py).
+Requests made in one tick of the event loop travel to a replica in one message (more than one where they are many);
+finished ones come back as they end (actors/wire.py). So a request costs no message of its own, and a long generation
+never holds back a short one.
 
 The first request of a play goes to the least loaded replica and the others after it: prompts of one play begin
 alike, and that replica has the beginning in its prefix cache. A crowded one is left, for good.
@@ -12,23 +11,20 @@ A replica that dies gives its unfinished requests back; they go to another repli
 restarted one has the current weights. Sampling again is harmless: nothing of a lost reply was used.
 
 Who is cancelled while it waits (its play was) leaves a request that nobody needs: one that has not left yet stays here,
-the engine is told to end the others (`Engine.abort`), those of one tick in one call. It answers them all the same.
+the engine is told to end the others, those of one tick in one message. It answers them all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from actors.messages import GenRequest, GenResult, Parcel
-
-log = logging.getLogger(__name__)
+from actors.messages import GenRequest, GenResult
+from actors.wire import Line
 
 MAX_TRIES = 3
 CROWDED, SLACK = 1.25, 8
@@ -82,10 +78,10 @@ class Counters:
 
 
 class Replica:
-    """One engine actor, seen from the router."""
+    """One engine, seen from the router."""
 
-    def __init__(self, handle: Any, on_death: Callable[[Replica, list[_Pending]], None]):
-        self.handle, self._on_death = handle, on_death
+    def __init__(self, line: Line, on_death: Callable[[Replica, list[_Pending]], None]):
+        self.line, self._on_death = line, on_death
         self.up = True
         self._queue: list[_Pending] = []
         self._given_up: list[int] = []
@@ -126,17 +122,11 @@ class Replica:
         elif batch:
             for pending in batch:
                 self._running[pending.request.id] = pending
-            self.handle.submit.remote(Parcel(pending.request for pending in batch))
+            self.line.submit([pending.request for pending in batch])
             if self._collector is None or self._collector.done():
                 self._collector = asyncio.ensure_future(self._collect())
         if given_up:
-            self._abort(given_up)
-
-    def _abort(self, ids: list[int]) -> None:
-        try:
-            self.handle.abort.remote(ids)
-        except Exception as error:  # Ray may be gone at the end of a run; nothing rests on it
-            log.debug("%d requests run to their end: %s", len(ids), error)
+            self.line.abort(given_up)
 
     async def _collect(self) -> None:
         """Waits for results while any request is out. Unblocks the players that asked for them."""
@@ -144,7 +134,7 @@ class Replica:
 
         while self._running:
             try:
-                results: list[GenResult] = await self.handle.collect.remote()
+                results = await self.line.collect()
             except RayError as error:
                 self.fail(error)
                 return
@@ -171,9 +161,9 @@ class Replica:
 class Router:
     """All replicas of one policy. `revive` restarts a dead replica with the current weights."""
 
-    def __init__(self, policy: str, handles: Sequence[Any], revive: Callable[[Any], Awaitable[None]]):
+    def __init__(self, policy: str, lines: Sequence[Line], revive: Callable[[Line], Awaitable[None]]):
         self.policy, self._revive = policy, revive
-        self.replicas = [Replica(handle, self._bury) for handle in handles]
+        self.replicas = [Replica(line, self._bury) for line in lines]
         self.counters = Counters()
         self._ids = itertools.count()
         self._open = 0
@@ -256,7 +246,7 @@ class Router:
         """Waits for the restarted actor and its weights; then releases what waited for it. A replica that does
         not come back is given up."""
         try:
-            await self._revive(replica.handle)
+            await self._revive(replica.line)
             replica.up = True
         except Exception as error:  # whatever kept the engine down is what its requests are told
             self.replicas.remove(replica)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.chat import ChatCodec
-from actors.hub import Hub, Trunk, started, trunks
 from actors.players import UniformPlayer
 from actors.policy import AtTemperature, EnginePlayer
 from actors.remote import RemotePlayer
 from actors.router import EngineLost, Router
 from actors.runner import Seated, gather_or_cancel
 from actors.sharing import Lane
+from actors.wire import Exchange, Line
 from configs.schema import ClusterConfig, EngineConfig, PolicyConfig
 from configs.sharing import adapter_of, group_of, with_adapters
 
@@ -54,16 +54,6 @@ def start_ray(config: ClusterConfig, actors: int) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
-def start_hub(node: str, engines: dict[int, Any]) -> Any:
-    """A hub for `engines` on their node, or where there is room if that is gone by then."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    place = NodeAffinitySchedulingStrategy(node, soft=True)
-    options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1, "scheduling_strategy": place}
-    return ray.remote(Hub).options(**options).remote(engines)
-
-
 def cuda_offered() -> bool:
     """Whether Ray has GPUs to place on: what `device: auto` resolves to."""
     import ray
@@ -88,7 +78,8 @@ class ServedPolicy:
 
     name: str
     config: PolicyConfig
-    handles: list[Any]
+    lines: list[Line]
+    """Ways to its engines."""
     router: Router | Lane
     player: EnginePlayer
     version: int = 0
@@ -101,12 +92,10 @@ class ServedPolicy:
     details: dict[str, Any] = field(default_factory=dict)
     adapter: str = ""
     """What engines that are shared know its adapter by."""
-    trunks: list[Trunk] = field(default_factory=list)
-    """Ways to its engines through hubs, one per node (`engine.hub`)."""
 
-    def update(self, handle: Any) -> Any:
+    def update(self, line: Line) -> Any:
         """Gives an engine the newest weights; awaits its report."""
-        return handle.update_weights.remote(self.version, self.weights, *filter(None, [self.adapter]))
+        return line.engine.update_weights.remote(self.version, self.weights, *filter(None, [self.adapter]))
 
     def stands(self, report: Mapping[str, Any]) -> bool:
         """Whether an engine with this status has them."""
@@ -122,6 +111,7 @@ class System:
         self.served: dict[str, ServedPolicy] = {}
         self.remote: dict[str, RemotePlayer] = {}
         """One player per remote policy: its budget is that of the whole run."""
+        self._exchange: Exchange | None = None
 
     async def serve(
         self, name: str, model_dir: str, codec: ChatCodec, version: int = 0,
@@ -144,26 +134,26 @@ class System:
         if config.model.trust_remote_code:
             engine = replace(engine, extra={"trust_remote_code": True, **engine.extra})
         engine = with_adapters(self.policies, name, engine)
-        handles = [
+        if self._exchange is None:
+            self._exchange = Exchange(ray.util.get_node_ip_address())
+        engines = [
             remote.remote(name, model_dir, engine, 0 if adapter else version, first_seed + index)
             for index in range(config.engine.replicas)
         ]
-        details = await gather_or_cancel([handle.ready.remote() for handle in handles])
-        found = trunks(handles, [one["node"] for one in details], start_hub) if config.engine.hub else []
-        lines = await started(found) if found else handles
-        router = Router(name, lines, lambda handle: self._revive(served, handle))
-        served = self._seat(name, config, handles, router, codec, version, details[0])
-        served.trunks = found
+        lines = [Line(self._exchange, engine) for engine in engines]
+        details = await gather_or_cancel([line.connect() for line in lines])
+        router = Router(name, lines, lambda line: self._revive(served, line))
+        served = self._seat(name, config, lines, router, codec, version, details[0])
         return served
 
     def _join(self, name: str, codec: ChatCodec, version: int, config: PolicyConfig) -> ServedPolicy:
         """A policy on the engines of another, which have started."""
         host = self.served[config.engine.share]
         assert isinstance(host.router, Lane), "whose engines are shared has a lane like any other"
-        return self._seat(name, config, host.handles, host.router.router, codec, version, host.details)
+        return self._seat(name, config, host.lines, host.router.router, codec, version, host.details)
 
     def _seat(
-        self, name: str, config: PolicyConfig, handles: list[Any], router: Router, codec: ChatCodec, version: int,
+        self, name: str, config: PolicyConfig, lines: list[Line], router: Router, codec: ChatCodec, version: int,
         details: dict[str, Any],
     ) -> ServedPolicy:  # fmt: skip
         """A player for a policy whose engines have started."""
@@ -172,7 +162,7 @@ class System:
         way = Lane(router, adapter, host) if host or config.engine.share else router
         memo_seed = f"{self.seed}/{name}/memo/{version}"
         player = EnginePlayer(way, codec, config.temperature, config.max_tokens, config.memo, memo_seed)
-        served = ServedPolicy(name, config, handles, way, player, version, details=details, adapter=adapter)
+        served = ServedPolicy(name, config, lines, way, player, version, details=details, adapter=adapter)
         self.served[name] = served
         return served
 
@@ -184,7 +174,7 @@ class System:
         start = time.monotonic()
         live = [replica for replica in served.router.replicas if replica.up]
         reports = await asyncio.gather(
-            *(served.update(replica.handle) for replica in live), return_exceptions=True
+            *(served.update(replica.line) for replica in live), return_exceptions=True
         )
         served.player.forget()
         served.drain_seconds = 0.0
@@ -210,7 +200,7 @@ class System:
         restarted them with the weights of the disk."""
         for name, served in self.served.items():
             if served.weights is not None:
-                asked = [replica.handle.status.remote() for replica in served.router.replicas if replica.up]
+                asked = [replica.line.engine.status.remote() for replica in served.router.replicas if replica.up]
                 reports = await asyncio.gather(*asked, return_exceptions=True)
                 stale = [r for r in reports if isinstance(r, BaseException) or not served.stands(r)]
                 if stale:
@@ -223,19 +213,19 @@ class System:
             raise error
         replica.fail(error)
 
-    async def _revive(self, served: ServedPolicy, handle: Any) -> None:
+    async def _revive(self, served: ServedPolicy, line: Line) -> None:
         """Waits for Ray to restart the actor, then brings it to the current version of all whom it serves."""
         from ray.exceptions import ActorUnavailableError, RayActorError
 
         deadline = time.monotonic() + REVIVE_SECONDS
         while True:
             try:
-                await handle.ready.remote()
-                there = [one for one in self.served.values() if one.handles is served.handles]
+                await line.connect()
+                there = [one for one in self.served.values() if one.lines is served.lines]
                 pushed: dict[str, int] = {}
                 while stale := [o for o in there if o.weights is not None and pushed.get(o.name) != o.version]:
                     pushed[stale[0].name] = stale[0].version
-                    await stale[0].update(handle)
+                    await stale[0].update(line)
                 return
             except (ActorUnavailableError, RayActorError) as error:
                 if time.monotonic() > deadline:
@@ -262,8 +252,8 @@ class System:
         """Every live engine's own figures."""
         found: dict[str, list[dict[str, Any]]] = {}
         for name, served in self.served.items():
-            live = [replica.handle for replica in served.router.replicas if replica.up]
-            found[name] = list(await asyncio.gather(*(handle.status.remote() for handle in live)))
+            live = [replica.line.engine for replica in served.router.replicas if replica.up]
+            found[name] = list(await asyncio.gather(*(engine.status.remote() for engine in live)))
         return found
 
     def retire(self, name: str) -> None:
@@ -274,12 +264,14 @@ class System:
         if served.config.engine.share:
             return
         served.router.stop()
-        for trunk in served.trunks:
-            trunk.stop()
-        for handle in (*served.handles, *(trunk.hub for trunk in served.trunks)):
-            ray.kill(handle)
+        for line in served.lines:
+            line.close()
+            ray.kill(line.engine)
 
     def stop(self) -> None:
         """Ends all engines. Ray itself is ended by whoever started it."""
         for name in list(self.served):
             self.retire(name)
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None

@@ -1,14 +1,12 @@
 """Orchestrator: what a turn costs the driver with 1,000 and with 50,000 episodes under way on 256 engines.
 
-The real rollout loop, runner, chat codec, router, hubs, ledger (with its fsync) and Ray calls; the engines are
-simulated (benchmarks/simulated.py): a reply comes after a lognormal delay, one request in 10,000 fails, and replicas
-die and come back, about one every two seconds. Eight Ray actors host 32 engines each, and a hub speaks for the 32
-(`engine.hub`), as on eight nodes. The episodes are pixel debates. Delays grow with the number of episodes, so that both
-sizes are offered 3,000 turns per second. It is measured once as many plays have ended as are under way, when these
+The real rollout loop, runner, chat codec, router, wire (actors/wire.py), ledger (with its fsync) and Ray actors; the
+engines are simulated (benchmarks/simulated.py): a reply comes after a lognormal delay, one request in 10,000 fails, and
+replicas die and come back, about one every two seconds. Eight Ray actors host 32 engines each, every one with a
+connection of its own, as on 256 nodes. The episodes are pixel debates. Delays grow with the number of episodes, so that
+both sizes are offered 3,000 turns per second. It is measured once as many plays have ended as are under way, when these
 have come to all their turns alike. A turn is a request that an engine answered; its cost is CPU time of the driver's
-process, Ray's own threads in it included.
-
-`without hubs`: each engine is called for itself, and with hundreds of them most calls to Ray carry one request.
+process, Ray's and ZeroMQ's own threads in it included.
 """
 
 from __future__ import annotations
@@ -18,19 +16,19 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors import garbage
 from actors.chat import ChatCodec
-from actors.hub import Hub, Trunk, started, trunks
 from actors.ledger import Ledger
 from actors.policy import EnginePlayer
 from actors.rollouts import Rollouts
 from actors.router import Router
 from actors.runner import Seated
 from actors.system import start_ray
+from actors.wire import Exchange, Line
 from benchmarks.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, spread, target
 from benchmarks.simulated import DEATHS, REFUSED, SIGMA, Handle, Host, revive
 from configs.load import load_protocol
@@ -45,8 +43,6 @@ OFFERED = 3000
 PER_STEP = 100
 """Plays that are taken from the ledger at once, in place of a learner."""
 
-StartHub = Callable[[dict[int, Any]], Any]
-
 
 @dataclass
 class Window:
@@ -58,8 +54,6 @@ class Window:
     """Of the driver's process."""
     loop_s: float
     """CPU seconds of the driver's event loop alone."""
-    hub_s: float
-    """Of the busiest hub."""
 
 
 @dataclass
@@ -79,50 +73,31 @@ def main(quick: bool = False) -> Json:
     start_ray(ClusterConfig(), actors=HOSTS)
     try:
         host = ray.remote(Host).options(num_cpus=1, max_concurrency=1000)
-        hosts = [host.remote(ENGINES // HOSTS, SEED + i) for i in range(HOSTS)]
-        hub = ray.remote(MeasuredHub).options(num_cpus=0, max_concurrency=1000)
-        hubs: list[Any] = []
-
-        def start_hub(engines: dict[int, Any]) -> Any:
-            hubs.append(hub.remote(engines))
-            return hubs[-1]
-
+        hosts = [host.remote(SEED + i) for i in range(HOSTS)]
+        here = ray.util.get_node_ip_address()
         Pixels().derived_heldout(1, SEED)  # imports
         garbage.settle()
-        found: dict[str, list[Found]] = {"few": [], "many": [], "direct": []}
-        for what in ("few", "direct", "many", "few", "direct"):
-            size, way = many if what == "many" else few, None if what == "direct" else start_hub
-            found[what].append(asyncio.run(measure(hosts, way, size, windows, seconds)))
-            while hubs:
-                ray.kill(hubs.pop())
+        found: dict[str, list[Found]] = {"few": [], "many": []}
+        for what in ("few", "many", "few"):
+            size = many if what == "many" else few
+            found[what].append(asyncio.run(measure(hosts, here, size, windows, seconds)))
     finally:
         ray.shutdown()
     return report(found, sizes)
 
 
-class MeasuredHub(Hub):
-    """A hub that says how much it has worked."""
-
-    async def cpu_s(self) -> float:
-        """CPU seconds of this process so far."""
-        return time.process_time()
-
-
 async def measure(
-    hosts: Sequence[Any], start_hub: StartHub | None, episodes: int, windows: int, seconds: float
+    hosts: Sequence[Any], here: str, episodes: int, windows: int, seconds: float
 ) -> Found:
     """`windows` stretches of `seconds` with `episodes` under way, once as many have ended."""
     gc.collect()  # what is left of the last measurement
     await asyncio.gather(*(host.begin.remote(episodes / OFFERED, DEATHS) for host in hosts))
-    places = [i % len(hosts) for i in range(ENGINES)]
-    handles: list[Any] = [Handle(hosts[place], i // len(hosts)) for i, place in enumerate(places)]
-    found_trunks: list[Trunk] = []
-    if start_hub is not None:
-        found_trunks = trunks(handles, [str(place) for place in places], lambda _, there: start_hub(there))
-        handles = list(await started(found_trunks))
+    exchange = Exchange(here)
+    lines = [Line(exchange, Handle(hosts[i % len(hosts)], i // len(hosts))) for i in range(ENGINES)]
+    await asyncio.gather(*(line.connect() for line in lines))
     protocol, source = load_protocol(PROTOCOLS / "pixel_debate.yaml"), Pixels()
     codec = ChatCodec(build_tokenizer([*source.words(), *protocol.literal_texts()]))
-    router = Router("simulated", handles, revive)
+    router = Router("simulated", lines, revive)
     player = EnginePlayer(router, codec, 1.0, 8)
     players = {role: Seated("simulated", player) for role in set(protocol.roles().values())}
     stage = StageConfig(plays_per_step=PER_STEP, steps=10**9, max_staleness=episodes // PER_STEP - 1)
@@ -134,8 +109,7 @@ async def measure(
             while rollouts.statuses["ok"] < episodes:
                 await check(loops)
                 await asyncio.sleep(0.25)
-            hubs = [trunk.hub for trunk in found_trunks]
-            found = [await window(loops, router, hubs, seconds) for _ in range(windows)]
+            found = [await window(loops, router, seconds) for _ in range(windows)]
             counters, statuses = router.counters, rollouts.statuses
             counts = {"restarts": counters.restarts, "sent again": counters.retried, "lost plays": statuses["lost"],
                       "finished plays": statuses["ok"]}  # fmt: skip
@@ -145,8 +119,9 @@ async def measure(
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             router.stop()
-            for trunk in found_trunks:
-                trunk.stop()
+            for line in lines:
+                line.close()
+            exchange.close()
             ledger.close()
 
 
@@ -165,19 +140,15 @@ async def check(loops: Sequence[asyncio.Task[None]]) -> None:
             await loop
 
 
-async def window(
-    loops: Sequence[asyncio.Task[None]], router: Router, hubs: Sequence[Any], seconds: float
-) -> Window:
-    async def now() -> tuple[float, int, float, float, list[float]]:
-        at_hubs = await asyncio.gather(*(hub.cpu_s.remote() for hub in hubs))
-        return time.monotonic(), router.counters.requests, time.process_time(), time.thread_time(), at_hubs
+async def window(loops: Sequence[asyncio.Task[None]], router: Router, seconds: float) -> Window:
+    def now() -> tuple[float, int, float, float]:
+        return time.monotonic(), router.counters.requests, time.process_time(), time.thread_time()
 
-    begin = await now()
+    begin = now()
     await asyncio.sleep(seconds)
     await check(loops)
-    end = await now()
-    wall, turns, cpu, loop = (b - a for a, b in zip(begin[:4], end[:4]))
-    return Window(wall, int(turns), cpu, loop, max((b - a for a, b in zip(begin[4], end[4])), default=0.0))
+    wall, turns, cpu, loop = (after - before for before, after in zip(begin, now()))
+    return Window(wall, int(turns), cpu, loop)
 
 
 def cost_s(runs: Sequence[Found]) -> list[float]:
@@ -192,11 +163,11 @@ def report(found: dict[str, list[Found]], sizes: tuple[int, int]) -> Json:
     grown = [cost / base for cost in costs["many"]]
     (crowd,) = found["many"]
     busy = [cost * OFFERED / 1e6 for cost in costs["many"]]
-    names = {"few": f"{few:,} episodes", "many": f"{many:,} episodes", "direct": f"{few:,} episodes without hubs"}
+    names = {"few": f"{few:,} episodes", "many": f"{many:,} episodes"}
     # Of the first run with few: the later one begins with what the allocator has kept.
     per_episode = (crowd.resident - found["few"][0].resident) / (many - few)
     return {
-        "settings": {"seed": SEED, "engines": ENGINES, "hubs": HOSTS, "offered turns/s": OFFERED,
+        "settings": {"seed": SEED, "engines": ENGINES, "offered turns/s": OFFERED,
                      "delay": f"lognormal, sigma {SIGMA:g}, mean episodes / {OFFERED} s",
                      "refused": REFUSED, "deaths per request": DEATHS, "episodes": "pixel_debate"},
         "targets": [
@@ -211,11 +182,9 @@ def report(found: dict[str, list[Found]], sizes: tuple[int, int]) -> Json:
             "turns per second reached": {
                 name: spread([w.turns / w.seconds for one in found[what] for w in one.windows])
                 for what, name in names.items()},
-            f"busiest hub, for 32 engines: share of a core at {OFFERED:,} turns/s": spread(
-                [w.hub_s / w.turns * OFFERED for w in crowd.windows]),
             "KiB of driver memory per waiting episode": rounded(per_episode / 1024),
             f"with {many:,} episodes": crowd.counts,
         },
         "figures": [figure("bars", "Driver CPU per turn (microseconds)", {
-            names[what]: rounded(statistics.median(costs[what])) for what in ("direct", "few", "many")})],
+            names[what]: rounded(statistics.median(costs[what])) for what in names})],
     }  # fmt: skip

@@ -1,20 +1,20 @@
 """Engines that only pretend: a drawn delay, then a legal reply; sometimes a failure, sometimes a death.
 
-Many replicas share one Ray actor (`Host`), so that 256 of them fit on a small machine; each is addressed, polled
-and restarted on its own, and the router cannot tell (`Handle` answers like an actor's handle).
+Many replicas share one Ray actor (`Host`), so that 256 of them fit on a small machine. Each has a connection of its
+own, dies and comes back alone, and the driver cannot tell (`Handle` is like an actor's).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from actors.messages import GenRequest, GenResult, Parcel
+from actors.messages import GenRequest, GenResult
+from actors.wire import Line, Order, decode_order, encode
 
 SIGMA = 1.0
 """Of the lognormal delays: one in a hundred takes six times the mean."""
@@ -27,62 +27,77 @@ class Died(RuntimeError):
     """A simulated engine is gone."""
 
 
-@dataclass
 class Simulated:
-    """One replica inside a host."""
+    """One replica inside a host: the engine's end of a line (actors/wire.py), and one life."""
 
-    done: Parcel[GenResult] = field(default_factory=Parcel)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    life: int = 0
-    """Counts restarts: what an earlier life was asked is never answered."""
-    dead: bool = False
+    def __init__(self, address: str, life: bytes):
+        import zmq.asyncio
+
+        self.life = life
+        self.died = asyncio.Event()
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        self._socket.set_hwm(0)
+        self._socket.setsockopt(zmq.IDENTITY, life)
+        self._socket.connect(address)
+        self._socket.send(b"")
+
+    async def order(self) -> Order:
+        return decode_order(await self._socket.recv())
+
+    def reply(self, result: GenResult) -> None:
+        if not self.died.is_set():
+            self._socket.send(encode([result]))
+
+    def die(self) -> None:
+        """With all that it holds."""
+        if not self.died.is_set():
+            self.died.set()
+            self._socket.close(linger=0)
 
 
 class Host:
-    """A Ray actor with `replicas` simulated engines."""
+    """A Ray actor with many simulated engines."""
 
-    def __init__(self, replicas: int, seed: int):
+    def __init__(self, seed: int):
         self.rng = random.Random(seed)
-        self.replicas = [Simulated() for _ in range(replicas)]
+        self.replicas: dict[int, Simulated] = {}
         self.mean_s, self.deaths = 1.0, 0.0
 
     async def begin(self, mean_s: float, deaths: float) -> None:
-        """A new measurement: everything asked before is forgotten, polls under way end."""
+        """A new measurement: everything asked before is forgotten."""
         self.mean_s, self.deaths = mean_s, deaths
-        for number in range(len(self.replicas)):
-            await self.restart(number)
+        for replica in self.replicas.values():
+            replica.die()
+        self.replicas = {}
 
-    async def submit(self, number: int, batch: list[GenRequest]) -> None:
-        replica, loop, rng = self.replicas[number], asyncio.get_running_loop(), self.rng
-        if rng.random() < self.deaths * len(batch):
-            replica.dead = True
-            replica.news.set()
-        mean = math.log(self.mean_s) - SIGMA**2 / 2
-        for request in batch:
-            loop.call_later(rng.lognormvariate(mean, SIGMA), self._finish, replica, replica.life, request)
+    async def connect(self, number: int, address: str, life: bytes) -> dict[str, Any]:
+        """A new life of that replica."""
+        if number in self.replicas:
+            self.replicas[number].die()
+        replica = self.replicas[number] = Simulated(address, life)
+        serving = asyncio.ensure_future(self._serve(replica))
+        ended = asyncio.ensure_future(replica.died.wait())
+        ended.add_done_callback(lambda _: serving.cancel())
+        return {"policy": f"simulated {number}"}
 
-    async def collect(self, number: int) -> list[GenResult]:
-        replica = self.replicas[number]
-        life = replica.life
-        while not replica.done and not replica.dead and replica.life == life:
-            replica.news.clear()
-            await replica.news.wait()
-        if replica.life != life:
-            return []
-        if replica.dead:
-            raise Died(f"replica {number}")
-        done, replica.done = replica.done, Parcel()
-        return done
+    async def watch(self, number: int, life: bytes) -> None:
+        """Raises Died when that life ends."""
+        replica = self.replicas.get(number)
+        if replica is not None and replica.life == life:
+            await replica.died.wait()
+        raise Died(f"replica {number}")
 
-    async def restart(self, number: int) -> None:
-        replica = self.replicas[number]
-        replica.life, replica.dead, replica.done = replica.life + 1, False, Parcel()
-        replica.news.set()
+    async def _serve(self, replica: Simulated) -> None:
+        mean, rng, loop = math.log(self.mean_s) - SIGMA**2 / 2, self.rng, asyncio.get_running_loop()
+        while True:
+            order = await replica.order()  # who gives up is answered all the same
+            if rng.random() < self.deaths * len(order.requests):
+                replica.die()
+            for request in order.requests:
+                loop.call_later(rng.lognormvariate(mean, SIGMA), self._finish, replica, request)
 
-    def _finish(self, replica: Simulated, life: int, request: GenRequest) -> None:
-        if replica.life == life and not replica.dead:
-            replica.done.append(answer(request, self.rng))
-            replica.news.set()
+    def _finish(self, replica: Simulated, request: GenRequest) -> None:
+        replica.reply(answer(request, self.rng))
 
 
 def answer(request: GenRequest, rng: random.Random) -> GenResult:
@@ -99,20 +114,15 @@ def answer(request: GenRequest, rng: random.Random) -> GenResult:
 
 
 class Handle:
-    """One replica of a host, with the calls that a router makes of an engine's handle."""
+    """One replica of a host, with the calls that a line makes of an engine."""
 
     def __init__(self, host: Any, number: int):
-        self.submit = remote(lambda batch: host.submit.remote(number, batch))
-        self.collect = remote(lambda: host.collect.remote(number))
-        self.abort = remote(lambda ids: None)  # what is asked for is answered in its time
-        self.restart = remote(lambda: host.restart.remote(number))
+        self.connect, self.watch = (
+            SimpleNamespace(remote=functools.partial(method.remote, number)) for method in (host.connect, host.watch)
+        )
 
 
-def remote(call: Callable[..., Any]) -> SimpleNamespace:
-    return SimpleNamespace(remote=call)
-
-
-async def revive(handle: Handle) -> None:
+async def revive(line: Line) -> None:
     """What the system does for a real engine: wait until it is back."""
     await asyncio.sleep(RESTART_S)
-    await handle.restart.remote()
+    await line.connect()

@@ -15,8 +15,6 @@ from configs.schema import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig,
 
 TINY_VOCABULARY = 600
 """Words and bytes of a tiny model's tokenizer, roughly: it is built from the job's tasks at the start."""
-HUB_MEMORY = 100 * 2**20
-"""Bytes of an idle actor without torch (actors/hub.py), 91 MiB measured; here there is one node."""
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -67,10 +65,10 @@ def _gpus() -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One group of equal processes: the engines, the hub, the learner ranks or the warm-start ranks of a policy."""
+    """One group of equal processes: the engines, the learner ranks or the warm-start ranks of a policy."""
 
     policy: str
-    part: Literal["engine", "hub", "learner", "warm start"]
+    part: Literal["engine", "learner", "warm start"]
     count: int
     device: Literal["cpu", "cuda"]
     gpus: float
@@ -111,8 +109,6 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
             gpus = engine.gpus * engine.tensor_parallel if device == "cuda" else 0.0
             memory = engine_memory(policy, device, machine)
             found.append(Need(name, "engine", engine.replicas, device, gpus, memory))
-            if engine.hub:
-                found.append(Need(name, "hub", 1, "cpu", 0.0, HUB_MEMORY))
         if policy.trained or (policy.warm_start and policy.warm_start.steps):
             device = resolve_device(learner.device, machine)
             gpus = learner.gpus if device == "cuda" else 0.0

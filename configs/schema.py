@@ -77,9 +77,6 @@ class EngineConfig:
     drain: they end with the old weights first, while new requests wait: each reply is of one version."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's EngineArgs as they are."""
-    hub: bool = False
-    """One more actor on every node with replicas of this policy, which passes on what is asked of them: the driver then
-    makes one call per node instead of one per replica. Worth it from dozens of replicas on (actors/hub.py)."""
     share: str = ""
     """Policy whose engines this one uses instead of engines of its own. Both begin with the same weights; whichever is
     trained has an adapter (`learner.lora`), which vLLM computes beside the base for each request."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -14,24 +13,22 @@ from actors.router import Router
 
 
 class FakeEngine:
-    """An actor handle: `submit.remote` and `collect.remote`, answering when the test says so."""
+    """The line to an engine that answers when the test says so."""
 
     def __init__(self) -> None:
         self.batches: list[list[GenRequest]] = []
         self.open: dict[int, GenRequest] = {}
         self.collecting = 0
-        self.submit = SimpleNamespace(remote=self._submit)
-        self.collect = SimpleNamespace(remote=self._collect)
         self.done: list[GenResult] = []
         self._dead = False
         self._news = asyncio.Event()
 
-    def _submit(self, batch: list[GenRequest]) -> None:
+    def submit(self, batch: list[GenRequest]) -> None:
         self.batches.append(batch)
         if not self._dead:
             self.open.update({request.id: request for request in batch})
 
-    async def _collect(self) -> list[GenResult]:
+    async def collect(self) -> list[GenResult]:
         self.collecting += 1
         assert self.collecting == 1, "two long polls at once: each would take the other's results"
         try:
@@ -44,6 +41,9 @@ class FakeEngine:
             return done
         finally:
             self.collecting -= 1
+
+    def abort(self, ids: list[int]) -> None:
+        """It runs them to their end."""
 
     def answer(self, *ids: int, error: str = "") -> None:
         for id in ids or tuple(self.open):
@@ -92,10 +92,10 @@ class Revival:
         self.asked: list[Any] = []
         self.go = asyncio.Event()
 
-    async def __call__(self, handle: Any) -> None:
-        self.asked.append(handle)
+    async def __call__(self, line: Any) -> None:
+        self.asked.append(line)
         await self.go.wait()
-        handle.restart()
+        line.restart()
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

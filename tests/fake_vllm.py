@@ -8,7 +8,7 @@ import hashlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 
 from actors.messages import GenRequest, GenResult, WeightBucket
+from actors.wire import Line
 from configs.schema import EngineConfig
+from tests.local_line import local_line
 
 FIRST = 10
 """The number of the weights that an engine starts with."""
@@ -60,7 +62,8 @@ class FakeLLM:
     def _set_label(self, label: str) -> None:
         self.label = label
 
-    def add_request(self, name: str, prompt: list[int], params: Any, lora_request: Any = None) -> None:
+    def add(self, name: str, prompt: list[int], params: Any, lora: Any) -> None:
+        """Like actors/engine_requests.py."""
         assert name not in self.running
         self.running[name] = Request(params, prompt)
         self.most = max(self.most, len(self.running))
@@ -134,8 +137,14 @@ class Serving:
     async def job_done(self) -> None:
         """Everything that was told to the engine's thread so far has reached it."""
         reached = threading.Event()
-        self.engine._jobs.put(reached.set)
+        self.engine._do(reached.set)
         await self.until(reached.is_set)
+
+
+    async def on_line(self, scenario: Callable[[Line], Awaitable[None]]) -> None:
+        """The scenario on a line to the engine, as the driver has it."""
+        async with local_line(self.engine) as line:
+            await scenario(line)
 
 
 @contextmanager
@@ -143,13 +152,13 @@ def serving(folder: Path, swap: str) -> Iterator[Serving]:
     from actors.engine import Engine
 
     llm, loop = FakeLLM(), asyncio.new_event_loop()
-    inputs, exceptions = ModuleType("vllm.inputs"), ModuleType("vllm.exceptions")
-    vars(inputs)["tokens_input"] = list
+    exceptions = ModuleType("vllm.exceptions")
     vars(exceptions)["VLLMClientError"] = type("VLLMClientError", (Exception,), {})
     with pytest.MonkeyPatch.context() as patch:
-        for module in (ModuleType("vllm"), inputs, exceptions):
+        for module in (ModuleType("vllm"), exceptions):
             patch.setitem(sys.modules, module.__name__, module)
         patch.setattr("actors.engine.build_llm", lambda *args: (llm, "cpu"))
+        patch.setattr("actors.engine.Requests", lambda llm: llm)
         patch.setattr("actors.engine_flight.sampling_params", sampling_params)
         died: list[BaseException] = []
         patch.setattr(Engine, "_die", lambda self, error: died.append(error))

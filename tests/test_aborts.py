@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,9 +28,8 @@ class Abortable(FakeEngine):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[list[int]] = []
-        self.abort = SimpleNamespace(remote=self._abort)
 
-    def _abort(self, ids: list[int]) -> None:
+    def abort(self, ids: list[int]) -> None:
         self.told.append(ids)
         for id in ids:
             if id in self.open:
@@ -121,30 +119,6 @@ def test_an_answer_that_is_there_already_is_nothing_to_end() -> None:
         assert engine.told == []
         engine.answer(1)
         assert await replies([second]) == [1]
-        await settle()
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("engine", [FakeEngine, Abortable], ids=["old", "gone"])
-def test_an_engine_that_cannot_be_told_harms_nobody(engine: Any) -> None:
-    """It runs the request to its end."""
-
-    def refuse(ids: list[int]) -> None:
-        raise RuntimeError("Ray has been shut down")
-
-    async def scenario() -> None:
-        errors: list[Any] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
-        handle = engine()
-        if isinstance(handle, Abortable):
-            handle.abort = SimpleNamespace(remote=refuse)
-        router = Router("p", [handle], Revival())
-        gone, stays = ask(router, 0, 1)
-        await settle()
-        await cancel(gone)
-        handle.answer()
-        assert await replies([stays]) == [1] and errors == []
         await settle()
 
     run(scenario)

@@ -52,7 +52,7 @@ class Asks:
     """A player on a router; sees how many requests are open at once."""
 
     def __init__(self, replicas: int = 1):
-        async def revive(handle: Any) -> None:
+        async def revive(line: Any) -> None:
             raise AssertionError
 
         self.engines = [FakeEngine() for _ in range(replicas)]

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from actors.engine_flight import ChoiceFlight
-from actors.hub import Hub
 from actors.messages import GenRequest, GenResult
 from benchmarks import bubbles, orchestrator, overlap, page, peer, scenes, simulated
 from benchmarks.__main__ import NAMES
 from benchmarks.measure import ROOT, circumstances, figure, ratios, rounded, spread, target
 from benchmarks.saturation import vllm_requests
-from benchmarks.simulated import Died, Host, remote
+from benchmarks.simulated import Died, Host
 from protocols.types import Reply, Task, Turn, TurnRequest
 from tasks.pixels import Pixels
 
@@ -83,10 +82,10 @@ def test_the_script_of_the_driver_plays_every_protocol_to_a_sound_end() -> None:
 class Local:
     """An actor of the simulation without Ray: its calls run in this loop, and what kills it is the actor's death."""
 
-    def __init__(self, host: Host | Hub) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
-        for name in ("begin", "submit", "collect", "restart", "ready", "cpu_s"):
-            setattr(self, name, remote(functools.partial(self._call, name)))
+        for name in ("begin", "connect", "watch"):
+            setattr(self, name, SimpleNamespace(remote=functools.partial(self._call, name)))
 
     def _call(self, name: str, *args: Any) -> asyncio.Task[Any]:
         return asyncio.ensure_future(self._run(name, *args))
@@ -100,22 +99,18 @@ class Local:
             raise RayActorError() from None
 
 
-@pytest.mark.parametrize("hubs", [True, False])
-def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(
-    hubs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "REFUSED", 0.0005)
     monkeypatch.setattr(orchestrator, "DEATHS", 0.002)
     monkeypatch.setattr(simulated, "RESTART_S", 0.01)
     monkeypatch.setattr(orchestrator, "ENGINES", 8)
     monkeypatch.setattr(orchestrator, "PER_STEP", 10)
-    hosts = [Local(Host(4, 0)), Local(Host(4, 1))]
-    start = (lambda engines: Local(orchestrator.MeasuredHub(engines))) if hubs else None
-    found = asyncio.run(orchestrator.measure(hosts, start, 40, windows=2, seconds=1.0))
+    hosts = [Local(Host(0)), Local(Host(1))]
+    found = asyncio.run(orchestrator.measure(hosts, "127.0.0.1", 40, windows=2, seconds=1.0))
     assert found.counts["restarts"] > 0 and found.counts["sent again"] > 0 and found.counts["finished plays"] >= 40
-    assert all(window.turns > 0 and window.cpu_s > 0 and (window.hub_s > 0) == hubs for window in found.windows)
+    assert all(window.turns > 0 and window.cpu_s > 0 for window in found.windows)
     few = orchestrator.Found(found.windows, found.resident - 40_000, found.counts)
-    told = orchestrator.report({"few": [few], "direct": [few], "many": [found]}, (20, 60))
+    told = orchestrator.report({"few": [few], "many": [found]}, (20, 60))
     assert told["targets"][0]["measured"] == pytest.approx(1.0)
     assert told["measured"]["KiB of driver memory per waiting episode"] == rounded(1000 / 1024)
 

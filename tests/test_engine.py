@@ -17,6 +17,7 @@ from engine_oracle import Serving, buckets, hf_logprobs, in_this_process, worst_
 
 from actors.messages import GenRequest, GenResult
 from configs.schema import EngineConfig
+from tests.local_line import local_line
 
 VOCAB, STOP = 300, 1
 TOLERANCE = 1e-4
@@ -207,25 +208,66 @@ def test_unservable_requests_end_as_errors_and_others_go_on(serving):
 
 
 @pytest.mark.engine
-def test_submit_returns_at_once_and_collect_brings_each_result_once(serving):
+def test_a_line_brings_each_result_once(serving):
     batch = [GenRequest(i, [5 + i % 50, 6], max_tokens=1 + 20 * (i % 2)) for i in range(150)]
 
     async def drive():
-        await serving.engine.submit(batch[:100])
-        status = await serving.engine.status()
-        results = await serving.engine.collect()
-        await serving.engine.submit(batch[100:])
-        while len(results) < len(batch):
-            more = await serving.engine.collect()
-            assert more
-            results += more
-        return status, results
+        async with local_line(serving.engine) as line:
+            line.submit(batch[:100])
+            results = await line.collect()
+            status = await serving.engine.status()
+            line.submit(batch[100:])
+            while len(results) < len(batch):
+                more = await line.collect()
+                assert more
+                results += more
+            return status, results
 
     status, results = serving.run(drive())
-    assert status["running"] == 64 and status["waiting"] == 36
+    assert 0 < status["running"] <= 64 and status["running"] + status["waiting"] < 100
     assert sorted(result.id for result in results) == list(range(150))
     assert {result.id % 2: len(result.output_ids) for result in results} == {0: 1, 1: 21}
     assert serving.run(serving.engine.status())["running"] == 0
+
+
+@pytest.mark.engine
+def test_a_copied_request_is_what_vllm_would_have_made(serving):
+    """Of every kind, also where another kind of the same parameters' values stood before it."""
+    from types import SimpleNamespace
+
+    from vllm.inputs import tokens_input
+
+    from actors.engine_flight import sampling_params
+    from actors.engine_requests import Requests
+
+    llm, queued = serving.engine._llm, []
+    core = SimpleNamespace(add_request=queued.append)
+    ours = Requests(SimpleNamespace(
+        model_config=llm.model_config, input_processor=llm.input_processor, engine_core=core,
+        get_supported_tasks=llm.get_supported_tasks, output_processor=SimpleNamespace(add_request=lambda *_: None),
+    ))  # fmt: skip
+    kinds = [
+        sampling_params(4, 0.7, stop_ids=(STOP,)),
+        sampling_params(1, 1.0, allowed=(5, 9)),
+        sampling_params(1, 1.0, allowed=(5, 9), read=(5,)),
+        sampling_params(9, 0.0),
+        sampling_params(2, 1.0, seed=3),
+    ]
+    for number in range(3):
+        for params in kinds:
+            ids = [7, 8, 20 + number] * (number + 1)
+            ours.add(f"r{number}", ids, params, None)
+            wanted = llm.input_processor.process_inputs(
+                f"r{number}", tokens_input(ids), params, supported_tasks=llm.get_supported_tasks()
+            )
+            wanted.external_req_id = wanted.request_id
+            wanted.arrival_time = queued[-1].arrival_time
+            assert queued[-1] == wanted
+    assert len(ours._kinds) == len(kinds)
+    assert len({id(request.sampling_params) for request in queued}) == len(queued), "two requests share parameters"
+    for wrong in ([], [5] * 256, [VOCAB]):
+        with pytest.raises(ValueError):
+            ours.add("wrong", wrong, kinds[0], None)
 
 
 # -- weights -----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 OURS = {*MAY_IMPORT, *(path.stem for path in ROOT.glob("*.py"))}
 ONLY_IN = {"vllm": r"actors/engine\w*\.py", "deepspeed": r"learners/learner\.py"}
 LAZY = {"pyspiel", "textarena", "torch", "ray", "vllm", "deepspeed", "transformers", "sklearn", "wandb", "matplotlib"}
-DISTRIBUTION = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pyspiel": "open_spiel"}
+DISTRIBUTION = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pyspiel": "open_spiel", "zmq": "pyzmq"}
 
 
 def sources() -> list[Path]:

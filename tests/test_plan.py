@@ -89,12 +89,3 @@ def test_on_the_cpu_only_an_engine_of_its_own_waits_for_a_warm_start() -> None:
     on_gpus = [replace(need, device="cuda", gpus=1.0) for need in found]
     assert peak(on_gpus, "cuda", "memory") == 2 + 1 + 6, "there the judge is taught before all else"
     assert peak(on_gpus, "cuda", "gpus") == 2 + 1 + 2
-
-
-def test_a_hub_is_counted_once_whatever_the_replicas() -> None:
-    alone, through = plan(), plan("policies.solver.engine.hub=true")
-    several = plan("policies.solver.engine.hub=true", "policies.solver.engine.replicas=3")
-    assert through.memory - alone.memory == 100 * 2**20
-    for one in (through, several):
-        (solver,) = [policy for policy in one.policies if policy.name == "solver"]
-        assert [need.count for need in solver.needs if need.part == "hub"] == [1]

@@ -142,16 +142,16 @@ def test_lanes_name_their_adapter_and_count_apart() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
-class Handle:
-    """An engine actor that notes what it is given."""
+class NotingLine:
+    """The line to an engine that notes what it is given."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Any, ...]] = []
         self.version, self.adapters = 0, dict[str, int]()
-        self.ready, self.status = (SimpleNamespace(remote=method) for method in (self._status, self._status))
-        self.update_weights = SimpleNamespace(remote=self._update)
+        calls = {"status": self.connect, "update_weights": self._update}
+        self.engine = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
 
-    async def _status(self) -> dict[str, Any]:
+    async def connect(self) -> dict[str, Any]:
         return {"version": self.version, "adapters": dict(self.adapters)}
 
     async def _update(self, version: int, weights: Any, adapter: str = "") -> dict[str, float]:
@@ -163,32 +163,32 @@ class Handle:
         return {"bytes": 7.0, "seconds": 0.0, "drain_s": 0.5}
 
 
-def shared_system() -> tuple[System, Handle]:
-    system, handle = System(POLICIES, 0), Handle()
-    router = Router("judge", [handle], Revival())
+def shared_system() -> tuple[System, NotingLine]:
+    system, line = System(POLICIES, 0), NotingLine()
+    router = Router("judge", [line], Revival())  # type: ignore[list-item]
     codec: Any = None
-    handles = [handle]
+    lines: Any = [line]
     for name in ("judge", "alice", "bob"):
-        system._seat(name, POLICIES[name], handles, router, codec, 0, {})
-    return system, handle
+        system._seat(name, POLICIES[name], lines, router, codec, 0, {})
+    return system, line
 
 
 def test_a_push_names_the_adapter_and_a_revived_engine_gets_everybodys() -> None:
     async def scenario() -> None:
-        system, handle = shared_system()
+        system, line = shared_system()
         await system.push("alice", 1, "a1")
         await system.push("bob", 1, "b1")
         await system.push("alice", 2, "a2")
-        assert handle.given == [(1, "a1", "alice"), (1, "b1", "bob"), (2, "a2", "alice")]
+        assert line.given == [(1, "a1", "alice"), (1, "b1", "bob"), (2, "a2", "alice")]
         assert system.served["alice"].sync_bytes == 7
         await system.refresh()
-        assert len(handle.given) == 3, "all is current"
-        handle.adapters.clear()
+        assert len(line.given) == 3, "all is current"
+        line.adapters.clear()
         await system.refresh()
-        assert sorted(handle.given[3:]) == [(1, "b1", "bob"), (2, "a2", "alice")]
-        handle.given.clear()
-        await system._revive(system.served["judge"], handle)
-        assert sorted(handle.given) == [(1, "b1", "bob"), (2, "a2", "alice")]
+        assert sorted(line.given[3:]) == [(1, "b1", "bob"), (2, "a2", "alice")]
+        line.given.clear()
+        await system._revive(system.served["judge"], line)  # type: ignore[arg-type]
+        assert sorted(line.given) == [(1, "b1", "bob"), (2, "a2", "alice")]
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
 

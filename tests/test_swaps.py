@@ -258,19 +258,19 @@ def test_keep_waits_for_nobody() -> None:
 
 
 def test_a_push_says_how_long_the_slowest_engine_drained() -> None:
-    def handle(waited: float) -> Any:
+    def line(waited: float) -> Any:
         async def update(version: int, weights: Any) -> dict[str, float]:
             return {"seconds": waited + 1, "bytes": 7.0, "drain_s": waited}
 
-        return SimpleNamespace(update_weights=SimpleNamespace(remote=update))
+        return SimpleNamespace(engine=SimpleNamespace(update_weights=SimpleNamespace(remote=update)))
 
     async def scenario() -> None:
         policy, codec = PolicyConfig(engine=EngineConfig(replicas=3, swap="drain"), trained=True), None
-        system, handles = System({"p": policy}, 0), [handle(waited) for waited in (0.5, 2.0, 1.0)]
-        served = system._seat("p", policy, handles, Router("p", handles, Revival()), codec, 0, {})  # type: ignore[arg-type]
+        system, lines = System({"p": policy}, 0), [line(waited) for waited in (0.5, 2.0, 1.0)]
+        served = system._seat("p", policy, lines, Router("p", lines, Revival()), codec, 0, {})  # type: ignore[arg-type]
         await system.push("p", 1, "w")
         assert served.drain_seconds == 2.0
-        handles[1].update_weights = handle(0.25).update_weights
+        lines[1].engine = line(0.25).engine
         await system.push("p", 2, "w")
         assert served.drain_seconds == 1.0, "of the last push"
 

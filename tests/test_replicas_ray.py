@@ -1,18 +1,19 @@
-"""Two engines behind a hub, on Ray: plays reach them, weights too; a dead hub or a dead engine loses none."""
+"""Two engines of one policy on Ray: plays reach both, weights too; one that dies loses no play."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from actors.chat import ChatCodec
-from actors.hub import Line
 from actors.players import UniformPlayer
 from actors.rollouts import play_all
 from actors.runner import Seated
@@ -29,13 +30,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 class Served(Rig):
-    """One policy on two engines with a hub, which debates before a judge that says half and half."""
+    """One policy on two engines, which debates before a judge that says half and half."""
 
     def __init__(self, folder: Path):
         super().__init__()
         self.source, self.protocol = Pixels(), load_protocol(ROOT / "configs" / "protocol" / "pixel_debate.yaml")
         model = ModelConfig(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64, max_len=256)
-        policy = PolicyConfig(model=model, engine=EngineConfig(replicas=2, kv_cache_mb=32, hub=True))
+        policy = PolicyConfig(model=model, engine=EngineConfig(replicas=2, kv_cache_mb=32))
         sides = [f"{side}={label}" for side in ("for", "not") for label in range(10)]
         self.model_dir = str(materialise(model, [*self.source.words(), "image", "they", *sides], folder))
         self.system = System({"p": policy}, seed=0)
@@ -65,17 +66,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield rig
 
 
-def test_both_engines_play_through_one_hub(rig: Served) -> None:
-    (trunk,) = rig.served.trunks
-    assert all(isinstance(replica.handle, Line) for replica in rig.served.router.replicas)
+def test_both_engines_play(rig: Served) -> None:
     rig.play("plain", 20)
     requests = [status["requests"] for status in rig(rig.system.statuses())["p"]]
     assert min(requests) > 10, "one engine was not asked"
     assert sum(requests) == rig.served.router.counters.requests
-    assert len(trunk.lines) == 2 and rig.served.router.counters.restarts == 0
+    assert rig.served.router.counters.restarts == 0
 
 
-def test_weights_reach_every_engine_behind_it(rig: Served) -> None:
+def test_weights_reach_both(rig: Served) -> None:
     import ray
 
     rig(rig.system.push("p", 3, ray.put(read_folder(Path(rig.model_dir)))))
@@ -84,21 +83,13 @@ def test_weights_reach_every_engine_behind_it(rig: Served) -> None:
     assert [status["version"] for status in rig(rig.system.statuses())["p"]] == [3, 3]
 
 
-def test_a_hub_killed_in_the_middle_of_play_costs_nothing(rig: Served) -> None:
-    import ray
-
-    before = rig.served.router.counters.restarts
-    (trunk,) = rig.served.trunks
-    rig.play("hub", 60, 150, lambda: ray.kill(trunk.hub, no_restart=False))
-    assert rig.served.router.counters.restarts > before, "the hub was not missed: nothing was tested"
-    assert all(replica.up for replica in rig.served.router.replicas)
-    rig.play("after", 10)
-
-
-def test_an_engine_killed_behind_it_comes_back_with_the_current_weights(rig: Served) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_one_killed_in_the_middle_of_play_comes_back_with_the_current_weights(rig: Served, how: signal.Signals) -> None:
     before, other = rig(rig.system.statuses())["p"]
-    rig.play("engine", 60, 150, lambda: os.kill(before["pid"], signal.SIGKILL))
+    restarts = rig.served.router.counters.restarts
+    rig.play(f"engine {how}", 60, 150, lambda: os.kill(before["pid"], how))
     rig(until_up(rig))
+    assert rig.served.router.counters.restarts == restarts + 1
     now, same = rig(rig.system.statuses())["p"]
     assert now["pid"] != before["pid"] and same["pid"] == other["pid"]
     assert now["version"] == same["version"] == 3
@@ -109,15 +100,33 @@ async def until_up(rig: Served) -> None:
         await asyncio.sleep(0.1)
 
 
-def test_the_hub_ends_with_its_engines(rig: Served) -> None:
+def test_a_connection_that_breaks_costs_nothing(rig: Served) -> None:
+    """Ray knows nothing of it: the engine ends its process, and that Ray tells."""
+    before, _ = rig(rig.system.statuses())["p"]
+    port = int(rig.served.lines[0]._exchange.address.rpartition(":")[2])
+    rig.play("broken", 60, 150, lambda: cut(before["pid"], port))
+    rig(until_up(rig))
+    now, _ = rig(rig.system.statuses())["p"]
+    assert now["pid"] != before["pid"] and now["version"] == 3
+
+
+def cut(pid: int, port: int) -> None:
+    """Ends the connection of that process to a port of this one, as a network may."""
+    theirs = {one.laddr.port for one in psutil.Process(pid).net_connections() if one.raddr and one.raddr.port == port}
+    ours = [one for one in psutil.Process().net_connections() if one.raddr and one.raddr.port in theirs]
+    assert len(theirs) == len(ours) == 1
+    with socket.socket(fileno=os.dup(ours[0].fd)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def test_engines_end_when_their_policy_is_retired(rig: Served) -> None:
     """The last test of this file."""
     from ray.exceptions import RayActorError
 
-    (trunk,) = rig.served.trunks
-    rig(trunk.hub.ready.remote())
+    engines = [line.engine for line in rig.served.lines]
     rig.system.retire("p")
-    for actor in (trunk.hub, *rig.served.handles):
+    for engine in engines:
         with pytest.raises(RayActorError):
             for _ in range(100):  # what has been killed may still answer a moment later
-                rig(actor.ready.remote())
+                rig(engine.ready.remote())
                 rig(asyncio.sleep(0.1))
