@@ -174,7 +174,9 @@ class ChatCodec:
     # -- what the caches hold
 
     def _encode_text(self, text: str) -> Ids:
-        ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        # A batch of one: offsets, which `encode` finds too, are a quarter of its time.
+        (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
+        ids = tuple(encoding.ids)
         return ids if self._decode_ids(ids) == text else self._spell(text)
 
     def _spell(self, text: str) -> Ids:

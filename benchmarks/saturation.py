@@ -6,7 +6,7 @@ plays every seat. Every request that reached the engine is then given to a secon
 the order asked, all in one batch and without any of our code in between: the same final prompts, the same number of
 tokens. Both engines have one thread and compute at most 256 sequences at a time, and each sees each prompt once per
 repeat. More pixel debates than that are under way, as in training: the driver goes on with some while the engine
-computes for others.
+computes for others. Bare vLLM is asked by `LLMEngine.add_request` and stepped until nothing is left, in its own process.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def main(quick: bool = False) -> Json:
 
 
 async def measure(folder: Path, quick: bool) -> Json:
-    repeats = 1 if quick else 3
-    cases = [await pixel_case(folder / "pixel", repeats, 32 if quick else 2048),
-             long_case(folder / "long", repeats, 4 if quick else 32, quick)]  # fmt: skip
+    repeats = {"pixel debate": 1 if quick else 9, "long debate": 1 if quick else 3}  # a short one feels every neighbour
+    cases = [await pixel_case(folder / "pixel", repeats["pixel debate"], 32 if quick else 2048),
+             long_case(folder / "long", repeats["long debate"], 4 if quick else 32, quick)]  # fmt: skip
     garbage.settle()
     for case in cases:
         await run_case(case, folder)
