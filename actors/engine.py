@@ -43,6 +43,10 @@ from configs.schema import EngineConfig
 
 log = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 2.0
+"""How long an engine outlives its connection to the driver. At the end of a run Ray ends it in that time; one that ends
+itself is an accident, which Ray reports on the screen."""
+
 
 class Engine:
     """One replica of one policy. The async methods belong to one event loop.
@@ -194,6 +198,9 @@ class Engine:
                 self._hand_over()
             self._llm.engine_core.shutdown()
             self._plug.close()
+        except ConnectionError as error:
+            time.sleep(FAREWELL_SECONDS)
+            self._die(error)
         except BaseException as error:
             self._die(error)
 

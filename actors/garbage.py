@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-THRESHOLDS = (100_000, 20, 20)
+THRESHOLDS = (100_000, 20, 200)
 
 
 def settle() -> None:

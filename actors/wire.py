@@ -9,7 +9,8 @@ hundreds of engines most calls would carry one request.
 
 A connection is a *life*: the driver names it, the engine says hello under that name, and `watch`, a call to Ray that
 never returns, fails when the engine dies. What is sent to a life that has ended goes nowhere, so an engine that Ray has
-restarted never hears what its predecessor was asked.
+restarted never hears what its predecessor was asked. Nobody who does not know the name of a life is listened to, and
+messages are data (msgpack of two structures), never code.
 """
 
 from __future__ import annotations
@@ -51,27 +52,33 @@ decode_results = msgspec.msgpack.Decoder(list[GenResult]).decode
 
 
 class Exchange:
-    """The driver's end: one socket for all engines of a run. Belongs to one event loop."""
+    """The driver's end: one socket for all engines of a run. Belongs to the event loop that it is made in.
+
+    A plain socket and not pyzmq's asyncio one, which makes several futures of a message. ZeroMQ rings once when
+    something has come, and sending may swallow the ring: so all that has come is read each time, and after sending too.
+    """
 
     def __init__(self, host: str):
         import zmq
-        import zmq.asyncio
 
         # The context is the process's: one that is collected as garbage waits for its sockets, which may be for ever.
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        self._socket.set_hwm(0)  # nothing is ever dropped for want of room
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.set_hwm(0)  # nothing is ever dropped for want of room, and sending never waits
         self._socket.setsockopt(zmq.LINGER, 0)
         for name, value in KEEPALIVE.items():
             self._socket.setsockopt(getattr(zmq, name), value)
         self.address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+        self._bell = int(self._socket.getsockopt(zmq.FD))
+        self._again, self._at_once = zmq.Again, int(zmq.NOBLOCK)
         self._lines: dict[bytes, Line] = {}
-        self._reader: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._bell, self._read)
+        self._sent = False
+        """In this tick of the loop."""
 
     def open(self, line: Line) -> bytes:
         """A new life of the engine at the end of `line`, by whose name it is to say hello."""
-        if self._reader is None:
-            self._reader = asyncio.ensure_future(self._read())
-        life = secrets.token_bytes(16)
+        life = secrets.token_hex(16).encode()
         self._lines[life] = line
         return life
 
@@ -81,20 +88,31 @@ class Exchange:
 
     def send(self, life: bytes, order: Order) -> None:
         """Goes nowhere where that life has ended, or the run has."""
-        if not self._socket.closed:
-            self._socket.send_multipart((life, encode(order)))
+        if self._socket.closed:
+            return
+        self._socket.send_multipart((life, encode(order)))
+        if not self._sent:
+            self._sent = True
+            self._loop.call_soon(self._read_after_sending)
 
-    async def _read(self) -> None:
-        while True:
-            life, payload = await self._socket.recv_multipart()
-            line = self._lines.get(life)
-            if line is not None:
-                line.take(decode_results(payload) if payload else None)
+    def _read_after_sending(self) -> None:
+        self._sent = False
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            while not self._socket.closed:
+                life, *_, payload = self._socket.recv_multipart(self._at_once)
+                line = self._lines.get(life)
+                if line is not None:
+                    line.take(decode_results(payload) if payload else None)
+        except self._again:
+            pass
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-        self._socket.close()
+        if not self._socket.closed:
+            self._loop.remove_reader(self._bell)
+            self._socket.close()
 
 
 class Line:

@@ -6,7 +6,7 @@ plays every seat. Every request that reached the engine is then given to a secon
 the order asked, all in one batch and without any of our code in between: the same final prompts, the same number of
 tokens. Both engines have one thread and compute at most 256 sequences at a time, and each sees each prompt once per
 repeat. More pixel debates than that are under way, as in training: the driver goes on with some while the engine
-computes for others. Bare vLLM is asked by `LLMEngine.add_request` and stepped until nothing is left, in its own process.
+computes for others. Bare vLLM is asked by `LLMEngine.add_request` and stepped until nothing is left, in one process.
 """
 
 from __future__ import annotations

@@ -123,8 +123,10 @@ def numbered(weights: int) -> list[WeightBucket]:
 class Serving:
     """An `actors.engine.Engine` on a FakeLLM, and the loop it lives on."""
 
-    def __init__(self, engine: Any, llm: FakeLLM, loop: asyncio.AbstractEventLoop):
+    def __init__(self, engine: Any, llm: FakeLLM, loop: asyncio.AbstractEventLoop, died: list[BaseException]):
         self.engine, self.llm, self.loop = engine, llm, loop
+        self.died = died
+        """Why the engine would have ended its process."""
 
     def run(self, coroutine: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, 20))
@@ -159,11 +161,12 @@ def serving(folder: Path, swap: str) -> Iterator[Serving]:
             patch.setitem(sys.modules, module.__name__, module)
         patch.setattr("actors.engine.build_llm", lambda *args: (llm, "cpu"))
         patch.setattr("actors.engine.Requests", lambda llm: llm)
+        patch.setattr("actors.engine.FAREWELL_SECONDS", 0.0)
         patch.setattr("actors.engine_flight.sampling_params", sampling_params)
         died: list[BaseException] = []
         patch.setattr(Engine, "_die", lambda self, error: died.append(error))
         engine = Engine("p", str(folder), EngineConfig(swap=swap))  # type: ignore[arg-type]
-        yield Serving(engine, llm, loop)
+        yield Serving(engine, llm, loop, died)
         loop.run_until_complete(engine.shutdown())
         loop.close()
         assert not died, died

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from actors.messages import GenRequest, GenResult
-from actors.wire import Line
+from actors.wire import Exchange, Line
 from tests.fake_vllm import FIRST, TWICE, Serving, begun, numbered, serving, swapping
+from tests.local_line import actor
 
 
 @pytest.fixture
@@ -74,3 +75,21 @@ def test_the_stand_in_tells_weights_apart(draining: Serving) -> None:
         assert (before.output_ids, after.output_ids) == ([FIRST], [30])
 
     draining.run(scenario())
+
+
+def test_an_engine_whose_driver_has_gone_ends(draining: Serving) -> None:
+    """Its process, that is: `_die` is a stand-in here."""
+
+    async def scenario() -> None:
+        exchange = Exchange("127.0.0.1")
+        line = Line(exchange, actor(draining.engine))
+        await line.connect()
+        line.submit([GenRequest(0, [5], max_tokens=3)])
+        await draining.until(lambda: len(draining.llm.running) == 1)
+        exchange.close()
+        await draining.until(lambda: not draining.engine._thread.is_alive())
+        line.close()
+
+    draining.run(scenario())
+    assert [type(error) for error in draining.died] == [ConnectionError]
+    draining.died.clear()

@@ -108,6 +108,13 @@ class StandIn:
         results = [GenResult(id, list(self.open.pop(id).prompt_ids), [], []) for id in ids or tuple(self.open)]
         self.plug.send(results)
 
+    def answer_at_once(self) -> None:
+        """Whatever has come."""
+        assert self.plug is not None
+        for order in self.plug.orders():
+            self.open.update({request.id: request for request in order.requests})
+            self.answer()
+
     def die(self) -> None:
         assert self.plug is not None
         self.plug.close()
@@ -270,6 +277,8 @@ def test_a_stranger_is_not_listened_to() -> None:
         stranger = Plug()
         stranger.connect(node.exchange.address, b"somebody")
         stranger.send([GenResult(2, [66], [], [])])
+        assert stranger._socket is not None
+        stranger._socket.send_multipart([b"", b"no", b"message"])
         line.submit([GenRequest(2, [5])])
         await engine.hear(1)
         await asyncio.sleep(0.05)
@@ -305,6 +314,25 @@ def test_an_engine_whose_driver_has_gone_says_so() -> None:
         node.lines[0].abort([1])
 
     run(1, scenario)
+
+
+def test_nothing_is_left_lying_when_both_ends_speak_at_once() -> None:
+    """ZeroMQ rings once, and not at all for what comes while something is sent."""
+
+    async def scenario(node: Node) -> None:
+        tasks: list[asyncio.Task[GenResult]] = []
+        for number in range(2000):
+            tasks += ask(node.router, number)
+            for engine in node.engines:
+                engine.answer_at_once()
+            await asyncio.sleep(0)
+        while not all(task.done() for task in tasks):
+            for engine in node.engines:
+                engine.answer_at_once()
+            await asyncio.sleep(0.001)
+        assert await replies(tasks) == list(range(2000))
+
+    run(4, scenario)
 
 
 def test_ringing_ends_the_waiting() -> None:
