@@ -14,6 +14,7 @@ from test_engine import TOLERANCE, mixed_batch, sampled
 from test_engine_lora import adapted, folder, sent
 
 from actors.messages import GenRequest, GenResult
+from actors.wire import Order
 from configs.schema import EngineConfig
 
 __all__ = ["folder"]
@@ -63,6 +64,12 @@ async def draining(serving: Serving, *update: Any) -> asyncio.Task[dict[str, flo
     return task
 
 
+def given_up(serving: Serving, *ids: int) -> None:
+    """As the wire tells it."""
+    serving.engine._do(lambda: serving.engine._take(Order([], [*ids])))
+
+
+
 class TestDrain:
     settings: ClassVar[dict[str, Any]] = {}
 
@@ -93,7 +100,7 @@ class TestDrain:
         async def scenario() -> Any:
             task = await begun(serving, long_replies())
             update = await draining(serving, version, buckets(model))
-            await serving.engine.abort([0, 1, 2, 3])
+            given_up(serving, 0, 1, 2, 3)
             await update
             return await task
 
@@ -111,7 +118,7 @@ class TestDrain:
 
         async def scenario() -> Any:
             task = await begun(serving, batch)
-            await serving.engine.abort([1, 99])
+            given_up(serving, 1, 99)
             return await task
 
         results = serving.run(scenario())
