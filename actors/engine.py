@@ -87,13 +87,10 @@ class Engine:
         self.load_seconds = time.monotonic() - start
 
     async def ready(self) -> dict[str, Any]:
-        """Answers once the engine is loaded. `load_seconds`: imports of vLLM included. `node`: Ray's id of its node."""
-        import ray
-
+        """Answers once the engine is loaded. `load_seconds`: imports of vLLM included."""
         return {
             "policy": self.policy,
             "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             "version": self.version,
             "device": self._device,
             "max_model_len": self._llm.model_config.max_model_len,
