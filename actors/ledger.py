@@ -130,7 +130,8 @@ class Ledger:
             self._arrival.clear()
             await self._arrival.wait()
         plays = [play for place in chosen for play in self._waiting[place]]
-        self._waiting = deque(group for place, group in enumerate(self._waiting) if place not in {*chosen})
+        gone = set(chosen)
+        self._waiting = deque(group for place, group in enumerate(self._waiting) if place not in gone)
         self.counts["taken"] += len(plays)
         self.sync()
         return plays

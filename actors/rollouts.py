@@ -133,6 +133,8 @@ class Rollouts:
         return plays
 
     def _choose(self, waiting: Sequence[Group]) -> list[int] | None:
+        if len(waiting) < self.groups_per_step:
+            return None
         finished = [group for plays in waiting for group in self._groups(plays)]
         taken = choose(self._open, finished, self.step, self.groups_per_step, self.spare)
         return None if taken is None else [finished.index(group) for group in taken]

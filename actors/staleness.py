@@ -7,6 +7,7 @@ that: with several steps' worth of them, a slow group could be overtaken for eve
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 
@@ -22,10 +23,17 @@ def choose(due: Mapping[int, int], finished: Sequence[int], step: int, size: int
     reach a step in time: of it, at most `size` times j groups may be due within j steps (earliest deadline first is
     feasible exactly then), `spare` of them aside, which may be given up.
     """
-    taken = sorted(finished, key=lambda group: due[group])[:size]
-    left = sorted(deadline for group, deadline in due.items() if group not in set(taken))
-    in_time = all(place < size * (deadline - step) + spare for place, deadline in enumerate(left))
-    return taken if len(taken) == size and in_time else None
+    if len(finished) < size:
+        return None
+    taken = sorted(finished, key=due.__getitem__)[:size]
+    left = Counter(due.values())  # asked at each play's end, with all that are under way: a look at every one is dear
+    left.subtract(due[group] for group in taken)
+    until = 0
+    for deadline, groups in sorted(left.items()):
+        until += groups
+        if groups and until > size * (deadline - step) + spare:
+            return None
+    return taken
 
 
 def due_again(groups: Sequence[int], step: int, size: int, spare: int) -> dict[int, int]:

@@ -36,6 +36,33 @@ def test_choices_by_hand() -> None:
     assert choose({0: 2, 1: 2, 2: 2, 3: 2, 4: 3}, [4, 0], 1, 2) is None, "three would be due at once, of which two fit"
 
 
+@settings(max_examples=500)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=12), st.integers(0, 3), st.integers(1, 4),
+       st.integers(0, 2))  # fmt: skip
+def test_what_is_left_can_leave_in_time(
+    groups: list[tuple[int, bool]], step: int, size: int, spare: int
+) -> None:
+    """None is late already. The oracle lets every later step take those due first, and counts who misses it."""
+    due = {group: step + ahead for group, (ahead, _) in enumerate(groups)}
+    finished = [group for group, (_, done) in enumerate(groups) if done]
+    taken = choose(due, finished, step, size, spare)
+    first = sorted(finished, key=due.__getitem__)[:size]
+    left = sorted(deadline for group, deadline in due.items() if group not in first)
+    fits = len(first) == size and missed(left, step + 1, size) <= spare
+    assert taken == (first if fits else None)
+
+
+def missed(deadlines: list[int], step: int, size: int) -> int:
+    """How many are, when every step from this one on takes `size`, the earliest first, and leaves what is too late."""
+    late = 0
+    while deadlines:
+        if deadlines[0] < step:
+            late, deadlines = late + 1, deadlines[1:]
+        else:
+            deadlines, step = deadlines[size:], step + 1
+    return late
+
+
 def test_spare_groups() -> None:
     assert [spare_groups(o, 8) for o in (1.0, 1.01, 1.25, 1.5, 2.0)] == [0, 1, 2, 4, 8]
     assert spare_groups(1.1, 10) == 1, "rounding is no group"
