@@ -33,6 +33,7 @@ import yaml
 
 from actors.chat import ChatCodec
 from actors.rollouts import training_task
+from actors.tracker import read_metrics
 from benchmarks.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
 from benchmarks.overlap import stage_figures
 from configs.load import load_protocol, load_task_source
@@ -48,6 +49,9 @@ MODEL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermedia
 TOKENS = 12
 """Longest reply."""
 PACKED = {"packing": "prefixes", "micro_tokens": 4096}
+PARTS = {"the learner's step": ("learner/solver", "step_s"), "the weights' way to the engine": ("learner/solver", "sync_s"),
+         "waiting for plays": (f"rollout/{STAGE}", "wait_s")}  # fmt: skip
+"""Of one of our updates, one after the other: kind and name in metrics.jsonl."""
 Curve = list[tuple[float, float]]
 """Of each update: seconds since training began, share of right answers in its batch."""
 
@@ -56,6 +60,7 @@ def main(quick: bool = False) -> Json:
     python = install()
     steps, batch, seeds = (3, 32, SEEDS[:1]) if quick else (100, 256, SEEDS)
     found: dict[str, dict[str, list[Curve]]] = {}
+    parts: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
     facts: Json = {}
     with tempfile.TemporaryDirectory() as name:
         for case, (protocol, warm_steps) in CASES.items():
@@ -64,10 +69,11 @@ def main(quick: bool = False) -> Json:
             found[case] = {"Dissoi": [], "TRL": []}
             for seed in seeds:
                 found[case]["Dissoi"].append(ours(folder / f"ours-{seed}", protocol, model, steps, batch, seed))
+                parts[case].append(parts_of_an_update(folder / f"ours-{seed}"))
                 curve, facts = theirs(python, folder / f"trl-{seed}", protocol, model, steps, batch, seed)
                 found[case]["TRL"].append(curve)
     facts["settings not taken"] = ", ".join(facts.pop("not taken")) or "none"
-    results = {case: compared(case, curves) for case, curves in found.items()}
+    results = {case: compared(case, curves, parts[case]) for case, curves in found.items()}
     return {
         "settings": {"seeds": str(seeds), "task": "add two digits", "model": "0.6M parameters",
                      "updates": steps, "samples of an update": batch, "samples of a prompt": REPEATS,
@@ -80,7 +86,9 @@ def main(quick: bool = False) -> Json:
     }  # fmt: skip
 
 
-def compared(case: str, curves: dict[str, list[Curve]]) -> tuple[Json, Json]:
+def compared(
+    case: str, curves: dict[str, list[Curve]], parts: Sequence[dict[str, float]]
+) -> tuple[Json, Json]:
     """The target and what else is told of one case."""
     goals = [min(smooth(one)[-1][1], smooth(other)[-1][1]) for one, other in zip(*curves.values())]
     reached = {who: [reach(curve, goal) for curve, goal in zip(found, goals)] for who, found in curves.items()}
@@ -94,6 +102,9 @@ def compared(case: str, curves: dict[str, list[Curve]]) -> tuple[Json, Json]:
            for curve in found]) for who, found in curves.items() if len(found[0]) >= WINDOW},
         **{f"share of right answers at the end, {who}, {case}": spread([smooth(curve)[-1][1] for curve in found])
            for who, found in curves.items()},
+        **{f"seconds of an update, {who}, {case}": spread([curve[-1][0] / len(curve) for curve in found])
+           for who, found in curves.items()},
+        **{f"of which {part}, Dissoi, {case}": spread([one[part] for one in parts]) for part in PARTS},
     }  # fmt: skip
     aim = target(f"seconds to the same reward, TRL over Dissoi, {case}", statistics.median(faster), at_least=3.0,
                  repeats=faster)  # fmt: skip
@@ -131,6 +142,13 @@ def ours(folder: Path, protocol: Path, model: Path, steps: int, batch: int, seed
     run(folder, protocol, {"policies": {"solver": policy}, "stages": {STAGE: stage}}, seed)
     figures = stage_figures(folder, STAGE)
     return list(zip(accumulate(step["step_s"] for step in figures), (step["score/attempt"] for step in figures)))
+
+
+def parts_of_an_update(folder: Path) -> dict[str, float]:
+    """Seconds, the median over all updates of one of our runs."""
+    rows = list(read_metrics(folder / "metrics.jsonl"))
+    return {part: statistics.median([row["values"][name] for row in rows if row["kind"] == kind])
+            for part, (kind, name) in PARTS.items()}  # fmt: skip
 
 
 def run(folder: Path, protocol: Path, settings: Json, seed: int) -> None:
