@@ -49,8 +49,11 @@ MODEL = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermedia
 TOKENS = 12
 """Longest reply."""
 PACKED = {"packing": "prefixes", "micro_tokens": 4096}
-PARTS = {"the learner's step": ("learner/solver", "step_s"), "the weights' way to the engine": ("learner/solver", "sync_s"),
-         "waiting for plays": (f"rollout/{STAGE}", "wait_s")}  # fmt: skip
+PARTS = {
+    "the learner's step": ("learner/solver", "step_s"),
+    "the weights' way to the engine": ("learner/solver", "sync_s"),
+    "waiting for plays": (f"rollout/{STAGE}", "wait_s"),
+}
 """Of one of our updates, one after the other: kind and name in metrics.jsonl."""
 Curve = list[tuple[float, float]]
 """Of each update: seconds since training began, share of right answers in its batch."""
