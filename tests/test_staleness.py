@@ -36,7 +36,7 @@ def test_choices_by_hand() -> None:
     assert choose({0: 2, 1: 2, 2: 2, 3: 2, 4: 3}, [4, 0], 1, 2) is None, "three would be due at once, of which two fit"
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=12), st.integers(0, 3), st.integers(1, 4),
        st.integers(0, 2))  # fmt: skip
 def test_what_is_left_can_leave_in_time(
