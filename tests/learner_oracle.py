@@ -151,7 +151,7 @@ class Rig:
         self(self.group.ready())
 
     def __call__(self, awaitable: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(awaitable, 120))
+        return self.loop.run_until_complete(asyncio.wait_for(awaitable, 300))
 
     def fresh(self) -> LearnerGroup:
         self(self.group.load_weights_from(self.model_dir))
