@@ -1,8 +1,8 @@
 """Requests to vLLM: its own checks and preparations, once for each kind of request instead of every time.
 
 `LLMEngine.add_request` checks the sampling parameters, fills in what the model says, and draws a name. That depends on
-parameters and adapter alone, but for the prompt's length, and is a tenth or more of a tiny model's time. Plays ask for
-few kinds: so vLLM makes the first request of each, and later ones are copies of it with another prompt.
+parameters and adapter alone, but for the prompt's length, and with a tiny model it is felt. Plays ask for few kinds: so
+vLLM makes the first request of each, and later ones are copies of it with another prompt.
 """
 
 from __future__ import annotations
