@@ -142,7 +142,8 @@ def override(source: Source, overrides: Sequence[str], folder: Path) -> list[Con
         for part in path[:-1]:
             inner = inner.setdefault(part, {})
         inner[path[-1]] = parsed
-        over = Source(tree, {path: mark, **{path + p: Mark("", number) for p in _paths(parsed)}})
+        made = {path[:end]: Mark("", number) for end in range(1, len(path)) if path[:end] not in source.marks}
+        over = Source(tree, {**made, path: mark, **{path + p: Mark("", number) for p in _paths(parsed)}})
         _include(over, folder, (), False, errors)
         source.merge(over)
     return errors

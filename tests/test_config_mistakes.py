@@ -87,6 +87,12 @@ def test_overrides_that_are_none_say_which(write: Callable[..., Path], text: str
     assert text.partition("=")[2] in error.message
 
 
+@pytest.mark.parametrize("text", ["polices.debater.trained=true", "stages.mian.steps=3"])
+def test_a_key_that_only_an_override_made_is_not_the_files(write: Callable[..., Path], text: str) -> None:
+    found = mistakes(write(), "name=x", text)
+    assert {error.where for error in found.values()} == {"command line, override 2"}
+
+
 REPEATED = "stages.main={repeats: 2}"
 ARM = "eval.arms.a={protocol: debate, roles: {debater: debater, judge: judge}, temperature: -1}"
 GREEDY = ARM.replace("-1", "0")
