@@ -54,7 +54,8 @@ PARTS = {
     "the weights' way to the engine": ("learner/solver", "sync_s"),
     "waiting for plays": (f"rollout/{STAGE}", "wait_s"),
 }
-"""Of one of our updates, one after the other: kind and name in metrics.jsonl."""
+"""Of one of our updates, one after the other: kind and name in metrics.jsonl. Medians, so they do not add up: most
+updates hardly wait for plays, a few wait long."""
 Curve = list[tuple[float, float]]
 """Of each update: seconds since training began, share of right answers in its batch."""
 
@@ -107,7 +108,7 @@ def compared(
            for who, found in curves.items()},
         **{f"seconds of an update, {who}, {case}": spread([curve[-1][0] / len(curve) for curve in found])
            for who, found in curves.items()},
-        **{f"of which {part}, Dissoi, {case}": spread([one[part] for one in parts]) for part in PARTS},
+        **{f"in the median update, {part}, Dissoi, {case}": spread([one[part] for one in parts]) for part in PARTS},
     }  # fmt: skip
     aim = target(f"seconds to the same reward, TRL over Dissoi, {case}", statistics.median(faster), at_least=3.0,
                  repeats=faster)  # fmt: skip
