@@ -25,7 +25,7 @@ policies:
     trained: true
     engine: {share: base}
     learner:
-      lr: 0.02
+      lr: 0.005
       lora: {rank: 8}
       loss: {kind: reinforce}
       advantage: {kind: dr_grpo, group_by: [protocol, role, situation]}
@@ -55,7 +55,7 @@ def test_two_adapters_on_one_engine_learn_and_are_worth_the_same_when_merged(tmp
     for name in ("first", "second"):
         steps = [line["values"] for line in lines if line["kind"] == f"learner/{name}"]
         assert [step["version"] for step in steps] == [1.0, 2.0, 3.0]
-        assert all(step["sampler_gap_max"] < 1e-3 for step in steps), "the engine samples with this learner's adapter"
+        assert all(step["sampler_gap_max"] < 1e-4 for step in steps), "the engine samples with this learner's adapter"
     worth = {name: exact(lines, name) for name in ("untrained", "trained", "frozen")}
     assert worth["frozen"] == pytest.approx(worth["untrained"], abs=1e-5), "nobody's adapter touches the base"
     assert abs(worth["trained"] - worth["untrained"]) > 0.02, "the step is too small for this test to show anything"
