@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from driver.run_folder import UsageError, continue_folder, fresh_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent
 OURS = frozenset(
-    {"launch", "__main__", "loop", "measure", "season", "experiment"}
+    {"launch", "__main__", "driver", "reporting"}
     | {"actors", "configs", "learners", "protocols", "tasks"}
 )
-
-
-class UsageError(ValueError):
-    """The command line asks for something that cannot be done."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +145,7 @@ def run_train(args: argparse.Namespace) -> int:
     loaded, _ = _load(saved if args.config.is_dir() else args.config, args)
     folder = args.config if args.config.is_dir() else Path(loaded.config.run_dir)
     text = to_yaml(loaded.tree)
-    import experiment
+    from driver import experiment
 
     if args.resume:
         continue_folder(folder, text)
@@ -165,14 +162,14 @@ def run_eval(args: argparse.Namespace) -> int:
     if not saved.is_file():
         raise UsageError(f"{args.folder} is no run directory: it has no config.yaml")
     loaded, _ = _load(saved, args)
-    import experiment
+    from driver import experiment
 
     return int(experiment.evaluate(loaded.config, args.folder, args.best) or 0)
 
 
 def run_plan(args: argparse.Namespace) -> int:
     """Show what a configuration would start; refuse what cannot work."""
-    from actors.plan import make_plan, render
+    from driver.preflight.plan import make_plan, render
 
     loaded, machine = _load(args.config, args)
     _console().print(render(make_plan(loaded.config, loaded.protocols, machine)))
@@ -183,7 +180,7 @@ def run_replay(args: argparse.Namespace) -> int:
     """Print the transcript of an episode."""
     if not (args.folder / "episodes.jsonl").is_file():
         raise UsageError(f"{args.folder} is no run directory: it has no episodes.jsonl")
-    from actors.replay import show
+    from reporting.replay import show
 
     show(args.folder, args.episode, args.seat)
     return 0
@@ -194,8 +191,8 @@ def run_doctor(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from actors.doctor import examine
     from configs.machine import Machine
+    from driver.preflight.doctor import examine
 
     policies = None
     if args.config is not None:
@@ -212,7 +209,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 def run_play(args: argparse.Namespace) -> int:
     """A person takes a seat."""
-    from actors.play import Wish, play
+    from driver.seat.play import Wish, play
 
     loaded = None
     if args.config is not None:
@@ -224,10 +221,10 @@ def run_play(args: argparse.Namespace) -> int:
 
 def run_protocol_show(args: argparse.Namespace) -> int:
     """Print what a protocol does, found by driving it."""
-    from actors.sketch import sketch
-    from actors.sketch_view import render, svg
-    from configs.contract.suite import read_raw
     from configs.load import load_protocol
+    from configs.reading.raw import read_raw
+    from reporting.sketch.sketch import sketch
+    from reporting.sketch.view import render, svg
 
     found = sketch(load_protocol(args.file), read_raw(args.file))
     _console().print(render(found))
@@ -240,9 +237,9 @@ def run_protocol_show(args: argparse.Namespace) -> int:
 
 def run_protocol_check(args: argparse.Namespace) -> int:
     """Does a protocol file keep the contract? One line per property; 1 if one does not hold."""
-    from configs.contract.properties import examine, report
-    from configs.contract.suite import read_raw
     from configs.load import load_protocol
+    from configs.reading.raw import read_raw
+    from protocols.contract.properties import examine, report
 
     findings = examine(load_protocol(args.file), read_raw(args.file))
     print(report(findings))
@@ -251,44 +248,16 @@ def run_protocol_check(args: argparse.Namespace) -> int:
 
 def _load(path: Path, args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """(loaded config, this machine). With --address the hardware is elsewhere and is not checked."""
-    from configs.known import Known
+    from configs.checks.known import Known
     from configs.load import load
     from configs.machine import Machine
-    from learners.samples import GROUP_FIELDS
-    from learners.settings import KINDS, check_learner, idle
+    from configs.methods import KINDS, check_learner, idle
+    from learners.credit.samples import GROUP_FIELDS
 
     overrides = list(args.overrides) + ([f"cluster.address={args.address}"] if args.address else [])
     machine = Machine.here()
     known = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
     return load(path, overrides, machine=machine, known=known), machine
-
-
-def fresh_folder(folder: Path, config_yaml: str) -> Path | None:
-    """Make the run directory. One that holds episodes is moved to `folder`.1, .2, ...: returns where to."""
-    moved = None
-    if (folder / "episodes.jsonl").exists():
-        moved = folder.rename(_unused(folder, lambda number: f"{folder.name}.{number}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
-    return moved
-
-
-def continue_folder(folder: Path, config_yaml: str) -> None:
-    """Check that there is a run to continue; keep its first configuration when this one differs."""
-    saved = folder / "config.yaml"
-    if not saved.is_file():
-        raise UsageError(f"nothing to resume: {folder} is no run directory")
-    before = saved.read_text(encoding="utf-8")
-    if before != config_yaml:
-        older = _unused(saved, lambda number: f"config.{number}.yaml")
-        older.write_text(before, encoding="utf-8")
-        saved.write_text(config_yaml, encoding="utf-8")
-        print(f"the configuration differs from the one this run had: that one is kept as {older}")
-
-
-def _unused(path: Path, name: Callable[[int], str]) -> Path:
-    """The first of name(1), name(2), ... that is not taken beside `path`."""
-    return next(p for number in count(1) if not (p := path.with_name(name(number))).exists())
 
 
 def _console() -> Console:

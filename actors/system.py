@@ -15,16 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.chat import ChatCodec
-from actors.players import UniformPlayer
-from actors.policy import AtTemperature, EnginePlayer
-from actors.remote import RemotePlayer
-from actors.router import EngineLost, Router
-from actors.runner import Seated, gather_or_cancel
-from actors.sharing import Lane
-from actors.wire import Exchange, Line
-from configs.schema import ClusterConfig, EngineConfig, PolicyConfig
-from configs.sharing import adapter_of, group_of, with_adapters
+from actors.concurrency import gather_or_cancel
+from actors.players.base import AtTemperature, Seated, UniformPlayer
+from actors.players.chat import ChatCodec
+from actors.players.engine_player import EnginePlayer
+from actors.players.remote import RemotePlayer
+from actors.serving.lane import Lane
+from actors.serving.messages import EngineLost
+from actors.serving.router import Router
+from actors.serving.wire import Exchange, Line
+from configs.policies import adapter_of, group_of, with_adapters
+from configs.schema.run import ClusterConfig, EngineConfig, PolicyConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 REVIVE_SECONDS = 180.0
@@ -121,7 +122,7 @@ class System:
         `config`: where `name` is none of the run's policies. `seed`: of its first engine, in place of the run's."""
         import ray
 
-        from actors.engine import Engine
+        from actors.engine.actor import Engine
 
         config, first_seed = config or self.policies[name], self.seed if seed is None else seed
         if config.engine.share:

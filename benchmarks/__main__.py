@@ -27,7 +27,7 @@ NAMES = ("driver", "orchestrator", "learner", "bubbles", "prefix", "saturation",
 
 def main() -> int:
     if sys.argv[1:2] == ["ablation"]:  # two hours, and options and a page of its own: not among NAMES
-        from benchmarks import ablation
+        from benchmarks.ablation import run as ablation
 
         return ablation.main(sys.argv[2:])
     args = parse()

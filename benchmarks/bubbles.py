@@ -16,13 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors import garbage
-from actors.players import Player
-from actors.rollouts import play_all
+from actors import process as garbage
+from actors.players.base import Player
+from actors.rollout.loop import play_all
 from actors.system import System, start_ray
 from benchmarks.measure import Json, figure, ratios, rounded, spread, target
 from benchmarks.scenes import SMALL, DrawnLength, codec_of, debate, folder_of, policy, questions, seated
-from configs.schema import ClusterConfig
+from configs.schema.run import ClusterConfig
 from protocols.base import Protocol
 from protocols.types import Episode, Reply, Task, Turn, TurnRequest
 

@@ -13,14 +13,14 @@ import statistics
 from collections import deque
 from typing import Any
 
-from actors import garbage
-from actors.rollouts import play_all
-from actors.runner import Seated
+from actors import process as garbage
+from actors.players.base import Seated
+from actors.rollout.loop import play_all
 from benchmarks.measure import PROTOCOLS, Json, figure, rounded, spread, target, timed
 from configs.load import load_protocol
 from protocols.base import Protocol
 from protocols.types import Reply, Task, Turn, TurnRequest
-from tasks.pixels import Pixels
+from tasks.kinds.pixels import Pixels
 
 SEED = 0
 BATCH = 256

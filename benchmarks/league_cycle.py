@@ -3,7 +3,7 @@
     python benchmarks/league_cycle.py [--out FOLDER]     # about ten seconds; pictures as SVG, figures on screen
 
 The learner is a table of logits that follows the exact policy gradient, so nothing here is noise. Snapshots, opponents
-and their results go through the very league that training uses (actors/league.py), ratings through actors/ratings.py.
+and their results go through the very league that training uses (actors/league/pool.py), ratings through actors/league/ratings.py.
 
     self-play   the table against itself
     league      half self-play, half past selves out of a pool (pfsp or uniform)
@@ -26,9 +26,9 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors import charts
-from actors.league import League, Snapshot
-from actors.ratings import Results, table
+from actors.league.pool import League, Snapshot
+from actors.league.ratings import Results, table
+from reporting.report import charts
 
 Floats = npt.NDArray[np.float64]
 STEPS, EVERY, KEEP, ENGINES = 3000, 20, 100, 2

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from actors import garbage
+from actors import process as garbage
 from actors.system import System, start_ray
 from benchmarks.measure import Json, figure, ratios, rounded, spread, target
 from benchmarks.scenes import MEDIUM, SMALL, codec_of, folder_of, policy
-from configs.schema import ClusterConfig, LearnerConfig, Packing
-from learners.batching import split_by_length
-from learners.group import LearnerGroup
+from configs.schema.run import ClusterConfig, LearnerConfig, Packing
+from learners.batches.batching import split_by_length
+from learners.ranks.group import LearnerGroup
 from learners.types import Sample
 
 SEED, VOCABULARY = 0, 4000

@@ -1,6 +1,6 @@
 """Orchestrator: what a turn costs the driver with 1,000 and with 50,000 episodes under way on 256 engines.
 
-The real rollout loop, runner, chat codec, router, wire (actors/wire.py), ledger (with its fsync) and Ray actors; the
+The real rollout loop, runner, chat codec, router, wire (actors/serving/wire.py), ledger (with its fsync) and Ray actors; the
 engines are simulated (benchmarks/simulated.py): a reply comes after a lognormal delay, one request in 10,000 fails, and
 replicas die and come back, about one every two seconds. Eight Ray actors host 32 engines each, every one with a
 connection of its own, as on 256 nodes. The episodes are pixel debates, a step takes those that ended first. Delays grow
@@ -20,22 +20,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors import garbage
-from actors.chat import ChatCodec
-from actors.ledger import Ledger
-from actors.policy import EnginePlayer
-from actors.rollouts import Rollouts
-from actors.router import Router
-from actors.runner import Seated
+from actors import process as garbage
+from actors.players.base import Seated
+from actors.players.chat import ChatCodec
+from actors.players.engine_player import EnginePlayer
+from actors.rollout.ledger import Ledger
+from actors.rollout.loop import Rollouts
+from actors.serving.router import Router
+from actors.serving.wire import Exchange, Line
 from actors.system import start_ray
-from actors.wire import Exchange, Line
 from benchmarks.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, spread, target
 from benchmarks.simulated import DEATHS, REFUSED, SIGMA, Handle, Host, revive
 from configs.load import load_protocol
-from configs.schema import ClusterConfig, StageConfig
-from learners.models import build_tokenizer
+from configs.schema.run import ClusterConfig, StageConfig
+from learners.models.tiny import build_tokenizer
 from tasks.archive import Archive
-from tasks.pixels import Pixels
+from tasks.kinds.pixels import Pixels
 
 SEED, ENGINES, HOSTS = 0, 256, 8
 OFFERED = 3000

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from actors.tracker import read_metrics
 from benchmarks.measure import ROOT, Json, figure, ratios, rounded, spread, target
+from reporting.tracker import read_metrics
 
 SEEDS = (0, 1, 2)
 CONFIG = "configs/pixel_debate_base.yaml"

@@ -31,13 +31,13 @@ from typing import Any
 
 import yaml
 
-from actors.chat import ChatCodec
-from actors.rollouts import training_task
-from actors.tracker import read_metrics
+from actors.players.chat import ChatCodec
+from actors.rollout.loop import training_task
 from benchmarks.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
 from benchmarks.overlap import stage_figures
 from configs.load import load_protocol, load_task_source
 from protocols.types import TurnRequest
+from reporting.tracker import read_metrics
 
 TRL = "trl==1.16.0"
 PLACE = ROOT / "runs" / "benchmarks-peer"

@@ -16,14 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from actors import garbage
-from actors.policy import EnginePlayer
-from actors.rollouts import play_all
-from actors.router import Replica, Router
+from actors import process as garbage
+from actors.players.engine_player import EnginePlayer
+from actors.rollout.loop import play_all
+from actors.serving.router import Replica, Router
 from actors.system import System, start_ray
 from benchmarks.measure import Json, figure, ratios, rounded, spread, target
 from benchmarks.scenes import SMALL, codec_of, debate, folder_of, policy, questions, seated
-from configs.schema import ClusterConfig
+from configs.schema.run import ClusterConfig
 
 SEED, REPLICAS, ROUNDS, TOKENS, QUESTION = 0, 2, 6, 32, 256
 FULL, AMPLE = "caches full", "caches ample"

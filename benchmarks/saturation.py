@@ -20,20 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors import garbage
-from actors.ledger import Ledger
-from actors.messages import GenRequest, GenResult
-from actors.runner import gather_or_cancel, run_play
+from actors import process as garbage
+from actors.concurrency import gather_or_cancel
+from actors.rollout.ledger import Ledger
+from actors.rollout.runner import run_play
+from actors.serving.messages import GenRequest, GenResult
 from actors.system import System, start_ray
-from actors.words import words_in_play
 from benchmarks.measure import PROTOCOLS, Json, figure, rounded, spread, target
 from benchmarks.scenes import MEDIUM, SMALL, codec_of, debate, folder_of, policy, questions, recorded, seated
 from configs.load import load_protocol
-from configs.schema import ClusterConfig, EngineConfig, ModelConfig
-from learners.models import build_model, build_tokenizer
+from configs.schema.run import ClusterConfig, EngineConfig, ModelConfig
+from driver.vocabulary import words_in_play
+from learners.models.tiny import build_model, build_tokenizer
 from protocols.base import Protocol
 from protocols.types import Task
-from tasks.pixels import Pixels
+from tasks.kinds.pixels import Pixels
 
 SEED, WIDTH = 0, 256
 """Sequences at a time in an engine."""
@@ -64,7 +65,7 @@ class Bare:
     """vLLM and nothing else, in a Ray actor so that it has a process of its own."""
 
     def __init__(self, model_dir: str, config: EngineConfig):
-        from actors.engine_setup import build_llm
+        from actors.engine.setup import build_llm
 
         self.llm, _ = build_llm(model_dir, config, SEED)
 
@@ -86,8 +87,8 @@ class Bare:
 
 
 def vllm_requests(request: GenRequest, result: GenResult) -> Iterator[tuple[list[int], Any]]:
-    """What the engine asked vLLM to make `result` (actors/engine_flight.py): (prompt ids, sampling parameters)."""
-    from actors.engine_flight import read_plan, sampling_params
+    """What the engine asked vLLM to make `result` (actors/engine/flight.py): (prompt ids, sampling parameters)."""
+    from actors.engine.flight import read_plan, sampling_params
 
     if not request.choices:
         yield request.prompt_ids, sampling_params(len(result.output_ids), request.temperature, request.top_p)

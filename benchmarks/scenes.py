@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.chat import ChatCodec
-from actors.messages import GenRequest, GenResult
-from actors.players import Player
-from actors.policy import EnginePlayer
-from actors.router import Router
-from actors.runner import Seated
-from actors.sharing import Lane
-from configs.schema import EngineConfig, ModelConfig, PolicyConfig
-from learners.models import build_model, build_tokenizer
+from actors.players.base import Player, Seated
+from actors.players.chat import ChatCodec
+from actors.players.engine_player import EnginePlayer
+from actors.serving.lane import Lane
+from actors.serving.messages import GenRequest, GenResult
+from actors.serving.router import Router
+from configs.schema.run import EngineConfig, ModelConfig, PolicyConfig
+from learners.models.tiny import build_model, build_tokenizer
 from protocols.base import Protocol
-from protocols.phased import Phase, Phased, RolePrompt
+from protocols.phased.interpreter import Phase, Phased
+from protocols.prompts import RolePrompt
 from protocols.types import Reply, Task, Turn, TurnRequest
 
 WORDS = tuple(f"w{number}" for number in range(4000))

@@ -13,8 +13,8 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from actors.messages import GenRequest, GenResult
-from actors.wire import Line, Order, decode_order, encode
+from actors.serving.messages import GenRequest, GenResult
+from actors.serving.wire import Line, Order, decode_order, encode
 
 SIGMA = 1.0
 """Of the lognormal delays: one in a hundred takes six times the mean."""
@@ -28,7 +28,7 @@ class Died(RuntimeError):
 
 
 class Simulated:
-    """One replica inside a host: the engine's end of a line (actors/wire.py), and one life."""
+    """One replica inside a host: the engine's end of a line (actors/serving/wire.py), and one life."""
 
     def __init__(self, address: str, life: bytes):
         import zmq.asyncio
@@ -101,7 +101,7 @@ class Host:
 
 
 def answer(request: GenRequest, rng: random.Random) -> GenResult:
-    """A legal reply, of the shape that vLLM's has (actors/engine_flight.py)."""
+    """A legal reply, of the shape that vLLM's has (actors/engine/flight.py)."""
     if rng.random() < REFUSED:
         return GenResult(request.id, [], [], [], finish="error", error="simulated failure")
     if request.read:

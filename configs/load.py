@@ -12,13 +12,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.build import Builder, Kinds
-from configs.checks import Checker
-from configs.errors import ConfigError, ConfigErrors, Mark
-from configs.known import Known
+from configs.checks.checker import Checker
+from configs.checks.known import Known
 from configs.machine import Machine
-from configs.schema import RunConfig
-from configs.source import KeyPath, Source, override, read
+from configs.reading.build import Builder, Kinds
+from configs.reading.errors import ConfigError, ConfigErrors, Mark
+from configs.reading.source import KeyPath, Source, override, read
+from configs.schema.run import RunConfig
 from protocols.base import Protocol
 from tasks.base import real_task
 
@@ -118,13 +118,13 @@ def to_yaml(tree: DictConfig) -> str:
 
 
 def _builder(source: Source, errors: list[ConfigError]) -> Builder:
-    from protocols.kinds import KINDS
+    from protocols.registry import KINDS
 
     return Builder(source, errors, {Protocol: KINDS})
 
 
 def _sources() -> Kinds:
-    from tasks.sources import SOURCES
+    from tasks.registry import SOURCES
 
     return SOURCES
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.opponents import as_served, opponents_in
-from configs.schema import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
+from configs.policies import as_served, opponents_in
+from configs.schema.run import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
 
 TINY_VOCABULARY = 600
 """Words and bytes of a tiny model's tokenizer, roughly: it is built from the job's tasks at the start."""
@@ -121,7 +121,7 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
 
 def peak(found: list[Need], device: str, of: Literal["gpus", "memory"]) -> float:
     """The most of it held at once. Engines and learners live side by side; on the CPU already while others are warm
-    started (warm_start.py), so that only a policy's own engine comes after its warm start. On GPUs one warm start
+    started (driver/warm_start.py), so that only a policy's own engine comes after its warm start. On GPUs one warm start
     comes after another, and the rest after them."""
     steady: dict[str, float] = {}
     warm: dict[str, float] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import StageConfig, UpdateConfig
+from configs.schema.run import StageConfig, UpdateConfig
 
 ALWAYS = UpdateConfig()
 

@@ -4,7 +4,7 @@ A bucket is a plain dict, because learners and actors share no code beyond `prot
 `entries`: list of (name, shape, dtype, byte offset, byte length), names as in the model's Hugging Face
 checkpoint, dtype as "float32" or "bfloat16"; `data`: numpy uint8 array of all of them back to back;
 `sha256`: of `data`, in hex; "" when not asked for. Of an adapter also `base` and `scaling`.
-`actors.messages.WeightBucket(**bucket)` is the same thing.
+`actors.serving.messages.WeightBucket(**bucket)` is the same thing.
 """
 
 from __future__ import annotations

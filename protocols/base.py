@@ -1,4 +1,4 @@
-"""Protocol: the rules of a play as a generator. `protocols/kinds.py` lists the kinds there are."""
+"""Protocol: the rules of a play as a generator. `protocols/registry.py` lists the kinds there are."""
 
 from __future__ import annotations
 

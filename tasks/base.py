@@ -1,13 +1,13 @@
-"""TaskSource: where tasks come from. `tasks/sources.py` lists the kinds there are."""
+"""TaskSource: where tasks come from. `tasks/registry.py` lists the kinds there are."""
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from protocols.types import EXAMPLE, PROPOSAL, Hidden, Task
+from protocols.proposals import carried_proposal, with_proposal
+from protocols.types import EXAMPLE, Task
 
 
 class TaskSource(ABC):
@@ -63,16 +63,6 @@ class TaskSource(ABC):
         return []
 
 
-def with_proposal(task: Task, proposal: str) -> Task:
-    """`task` carrying `proposal`, so that no proposer is asked (archive replay, controls, held-out sets)."""
-    return _with_hidden(task, PROPOSAL, proposal)
-
-
-def with_example(task: Task, proposal: str) -> Task:
-    """`task` with a proposal that warm starts of the proposer imitate."""
-    return _with_hidden(task, EXAMPLE, proposal)
-
-
 def real_task(source: TaskSource, rng: random.Random) -> Task:
     """A root task that carries a proposal nobody made here: that of the source, its example, or (claims) a uniform
     one. Raises LookupError where the source has none."""
@@ -83,10 +73,3 @@ def real_task(source: TaskSource, rng: random.Random) -> Task:
     return with_proposal(task, example.text if example else rng.choice(task.proposals))
 
 
-def carried_proposal(task: Task) -> str | None:
-    """The proposal that `task` carries, if any."""
-    return task.hidden[PROPOSAL].text if PROPOSAL in task.hidden else None
-
-
-def _with_hidden(task: Task, key: str, text: str) -> Task:
-    return dataclasses.replace(task, hidden={**task.hidden, key: Hidden(text, roles=())})

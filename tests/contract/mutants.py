@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from protocols import bench, judging, phased, propose_solve, rewards, table, views
+from protocols import chat as views
+from protocols.judges import panel as bench, reading as judging
+from protocols.kinds import propose_solve
+from protocols.phased import interpreter as phased, state as table
+from protocols.rewards import belief, registry as rewards
 from protocols.types import Outcome, Reply
 from tests.contract import (
     mutants_blocks,
@@ -327,7 +331,7 @@ def everyone_listens_to_everyone(speaker: Any) -> Any:
     return lambda self, phase, place, seat: speaker(replace(self, listens={}), phase, place, seat)
 
 
-@mutant(HEARING, "not 0", rewards, "_sided")
+@mutant(HEARING, "not 0", belief, "_sided")
 def one_side_paid_double(sided: Any) -> Any:
     return lambda record: [(seat, side, team / (1 + side)) for seat, side, team in sided(record)]
 

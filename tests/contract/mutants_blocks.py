@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from protocols import phased, propose_solve, subplays, table
+from protocols.kinds import propose_solve
+from protocols.phased import interpreter as phased, state as table, subplays
 from tests.contract.seeding import HERE, mutant
 
 CONTEST, SEMINAR, CIRCLE, TREE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from protocols import game
+from protocols.kinds import game
 from tests.contract.seeding import HERE, mutant
 
 POKER, PARLOUR = (HERE / "protocols" / f"{name}.yaml" for name in ("poker", "parlour"))

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from protocols import bench, judging, phased, rewards
+from protocols.judges import panel as bench, reading as judging
+from protocols.phased import interpreter as phased
+from protocols.rewards import registry as rewards
 from tests.contract.seeding import HERE, mutant
 
 SCHOOL, SCALES = (HERE / "protocols" / f"{name}.yaml" for name in ("school", "scales"))

@@ -6,7 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from protocols import phased, table, views
+from protocols import chat as views
+from protocols.phased import interpreter as phased, state as table
 from tests.contract.seeding import HERE, mutant
 
 QUORUM, BOUT = (HERE / "protocols" / f"{name}.yaml" for name in ("quorum", "bout"))

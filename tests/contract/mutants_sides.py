@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from protocols import bench, table
+from protocols.judges import panel as bench
+from protocols.phased import state as table
 from tests.contract.seeding import HERE, mutant
 
 DUEL, PLEDGE = (HERE / "protocols" / f"{name}.yaml" for name in ("duel", "pledge"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from protocols import phased, subplays, table
+from protocols.phased import interpreter as phased, state as table, subplays
 from protocols.types import Outcome
 from tests.contract.seeding import HERE, mutant
 

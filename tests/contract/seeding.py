@@ -41,11 +41,12 @@ def seeded(name: str) -> Iterator[None]:
 
 def noticed(name: str, seeds: int = 6) -> list[str]:
     """What the suite says about a seeded fault, on the first seed on which it says anything."""
-    from configs.contract import suite
     from configs.load import load_protocol
+    from configs.reading.raw import read_raw
+    from protocols.contract import suite
 
     path = MUTANTS[name][0]
-    protocol, raw = load_protocol(path), suite.read_raw(path)
+    protocol, raw = load_protocol(path), read_raw(path)
     with seeded(name):
         for seed in range(seeds):
             found = suite.violations(protocol, raw, seed)

@@ -1,0 +1,1 @@
+"""vLLM behind one actor: the only folder that imports vllm."""

@@ -1,0 +1,1 @@
+"""Opponent checkpoints: which are kept, who meets whom, and ratings."""

@@ -1,0 +1,1 @@
+"""How requests reach engines: router, wire, and lanes of policies that share an engine."""

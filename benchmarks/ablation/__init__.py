@@ -1,0 +1,1 @@
+"""What to learn with: methods compared on equal terms. `python -m benchmarks ablation --help`."""

@@ -1,0 +1,71 @@
+"""Whether those that are to be compared with each other have anyone to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from configs.reading.source import KeyPath
+from configs.schema.run import PREFERENCE_LOSSES, LearnerConfig, RunConfig, StageConfig
+from protocols.base import Protocol
+from protocols.kinds.propose_solve import ProposeSolve
+
+GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "hierarchical", "rejection", "reward_weighted",
+           *PREFERENCE_LOSSES)  # fmt: skip
+"""Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
+
+
+def group_problems(config: RunConfig, stage: StageConfig, protocol: Protocol) -> Iterator[tuple[KeyPath, str, str]]:
+    """A group of one has no one to be compared with: its advantage, and the gradient, would be zero. (setting of the
+    stage, message, what would be valid)."""
+    if stage.plays_per_step % stage.repeats:
+        message = f"{stage.plays_per_step} plays are no whole number of groups of {stage.repeats}"
+        yield ("plays_per_step",), message, f"a multiple of {stage.repeats}"
+    if stage.repeats > 1:
+        return
+    repeated, batched = repeated_roles(protocol), batched_roles(protocol)
+    for name in sorted(updated(config, stage)):
+        learner = config.policies[name].learner
+        compared = {*repeated} if "turn" in learner.advantage.group_by else repeated | batched
+        alone = [role for role, policy in stage.roles.items() if policy == name and role not in compared]
+        kind = compares(learner)
+        if alone and kind in GROUPED and "task" in learner.advantage.group_by:
+            message = (
+                f"groups of one: {kind} compares the plays of {name!r} as {', '.join(sorted(alone))} with others "
+                f"of the same task, and each task is played once"
+            )
+            without = "turn" if {*alone} <= batched else "task"
+            yield ("repeats",), message, f"2 or more, or policies.{name}.learner.advantage.group_by without {without}"
+
+
+def compares(learner: LearnerConfig) -> str:
+    """The loss, signal or advantage that decides whether turns are compared."""
+    if learner.loss.kind in PREFERENCE_LOSSES:
+        return learner.loss.kind
+    return learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
+
+
+def updated(config: RunConfig, stage: StageConfig) -> list[str]:
+    """Trained language models with a role in the stage that it updates."""
+    players = [name for name in dict.fromkeys(stage.roles.values()) if name in config.policies]
+    return [
+        name
+        for name in players
+        if config.policies[name].trained
+        and config.policies[name].kind == "lm"
+        and (not stage.train or name in stage.train)
+    ]
+
+
+def repeated_roles(protocol: Protocol) -> set[str]:
+    """Roles of the protocols inside this one, where it plays them several times."""
+    found: set[str] = set()
+    for inner in vars(protocol).values():
+        if isinstance(inner, Protocol):
+            repeated = getattr(protocol, "repeats", 1) > 1
+            found |= set(inner.roles().values()) if repeated else repeated_roles(inner)
+    return found
+
+
+def batched_roles(protocol: Protocol) -> set[str]:
+    """Roles that make several proposals at once, each a turn to be compared with the others."""
+    return {protocol.role} if isinstance(protocol, ProposeSolve) and protocol.batch > 1 else set()

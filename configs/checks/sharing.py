@@ -1,0 +1,84 @@
+"""Policies on one engine (`engine.share`): a base that is loaded once, and an adapter for each that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from configs.policies import RANKS, adapter_of, group_of
+from configs.schema.run import PolicyConfig, RunConfig
+
+Problem = tuple[tuple[str | int, ...], str, str]
+"""(path, message, what would be valid)"""
+
+
+def sharing_problems(config: RunConfig) -> Iterator[Problem]:
+    """Mistakes in `engine.share`."""
+    policies = config.policies
+    for name, policy in policies.items():
+        host, here = policy.engine.share, ("policies", name, "engine", "share")
+        if not host:
+            continue
+        able = [n for n, p in policies.items() if p.kind == "lm" and not p.engine.share and n != name]
+        if policy.kind != "lm":
+            yield here, f"a policy of kind {policy.kind} has no adapter: it cannot share engines", "remove it"
+        elif host not in able:
+            yield here, _why_not(policies, name, host), ", ".join(able) or "no policy has engines to share"
+        else:
+            yield from _guest(policies, name, host)
+    for host in policies:
+        for name in group_of(policies, host):
+            yield from _member(config, name)
+
+
+def _why_not(policies: Mapping[str, PolicyConfig], name: str, host: str) -> str:
+    if host not in policies:
+        return f"there is no policy {host!r}"
+    if host == name:
+        return "a policy has its own engines anyway"
+    kind = policies[host].kind
+    return f"{host!r} shares engines itself" if kind == "lm" else f"{host!r} is of kind {kind}: others cannot use it"
+
+
+def _guest(policies: Mapping[str, PolicyConfig], name: str, host: str) -> Iterator[Problem]:
+    one, other = policies[name], policies[host]
+    if one.model != other.model:
+        message = f"{name!r} has another model than {host!r}: an engine holds one"
+        yield ("policies", name, "model"), message, f"${{policies.{host}.model}}"
+    if _origin(policies, name) != _origin(policies, host):
+        message = f"{name!r} starts from other weights than {host!r}, whose engines it shares"
+        yield ("policies", name, "init_from"), message, f"{_origin(policies, host) or 'remove it'}"
+    if not any(adapter_of(policies, member) for member in (host, name)):
+        message = f"neither {name!r} nor {host!r} is trained: they are the same policy"
+        yield ("policies", name, "engine", "share"), message, f"one policy for the roles of both, {host!r}"
+
+
+def _origin(policies: Mapping[str, PolicyConfig], name: str) -> str:
+    """The policy whose warm start made the weights that this one begins with; "" for those of the model."""
+    return policies[name].init_from or (name if policies[name].warm_start else "")
+
+
+def _member(config: RunConfig, name: str) -> Iterator[Problem]:
+    """What a trained policy on shared engines must be: an adapter of their base, from its first update to its last."""
+    policy, path = config.policies[name], ("policies", name)
+    if not policy.trained:
+        return
+    lora = policy.learner.lora
+    if lora is None:
+        message = f"{name!r} trains all weights, and its engines are shared"
+        yield (*path, "learner", "lora"), message, "an adapter, such as {rank: 8}"
+        return
+    if lora.push != "adapter":
+        yield (*path, "learner", "lora", "push"), "shared engines hold one base: it is not replaced", "adapter"
+    if lora.rank > RANKS[-1]:
+        message = f"vLLM serves adapters up to rank {RANKS[-1]} side by side, this has {lora.rank}"
+        yield (*path, "learner", "lora", "rank"), message, f"1 to {RANKS[-1]}"
+    if policy.warm_start:
+        message = "is merged into the base, which is shared"
+        yield (*path, "warm_start"), message, "init_from: a policy that is warm-started and not trained"
+    stages = [
+        key for key, stage in config.stages.items()
+        if name in stage.roles.values() and (not stage.train or name in stage.train)
+    ]  # fmt: skip
+    if len(stages) > 1:
+        message = f"{name!r} is trained in {len(stages)} stages; after the first its adapter is merged into its base"
+        yield ("stages", stages[1], "train"), message, "one stage, or engines of its own"

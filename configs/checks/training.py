@@ -1,0 +1,207 @@
+"""Whether what is to be trained could learn anything: signals, schedules, trusted slices, judges held out, guards.
+
+Each mistake is (path, message, what would be valid). A protocol of a kind that is not known here is taken to be fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from configs.checks.groups import repeated_roles, updated
+from configs.reading.source import KeyPath
+from configs.schedule import ALWAYS, due
+from configs.schema.run import GuardConfig, PolicyConfig, RunConfig, StageConfig
+from protocols.base import Protocol
+from protocols.judges.reading import JudgeRules
+from protocols.kinds.propose_solve import ProposeSolve
+from protocols.phased.interpreter import Phased
+from protocols.rewards.record import RewardTerm
+from protocols.rewards.registry import REWARDS
+
+Mistake = tuple[KeyPath, str, str]
+Protocols = Mapping[str, Protocol | None]
+
+
+def training_problems(config: RunConfig, protocols: Protocols) -> Iterator[Mistake]:
+    for name, stage in config.stages.items():
+        yield from _schedule(config, stage, ("stages", name, "update"))
+        protocol = protocols.get(stage.protocol)
+        for player in updated(config, stage) if protocol is not None else ():
+            yield from _learns(config, protocol, stage, player, ("stages", name, "roles"))
+        yield from _held_out(protocol, stage.roles, ("stages", name, "roles"))
+    for arm, plays in config.eval.arms.items():
+        yield from _held_out(protocols.get(plays.protocol), plays.roles, ("eval", "arms", arm, "roles"))
+    for name, policy in config.policies.items():
+        if policy.kind == "lm" and (policy.trained or policy.warm_start):
+            yield from _unread(config, protocols, name, policy)
+            yield from _flat(config, protocols, name, policy)
+    for i, guard in enumerate(config.guards):
+        yield from _guard(config, guard, ("guards", i))
+
+
+# -- schedules
+
+
+def _schedule(config: RunConfig, stage: StageConfig, path: KeyPath) -> Iterator[Mistake]:
+    there = updated(config, stage)
+    for name, update in stage.update.items():
+        if name not in there:
+            yield (*path, name), f"policy {name!r} is not updated in this stage", ", ".join(there) or "none is"
+        elif update.span > update.every:
+            yield (*path, name, "span"), f"{update.span} is more than every: {update.every}", f"1 to {update.every}"
+        elif stage.steps > 0 and not any(due(update, step) for step in range(stage.steps)):
+            last = f"before step {update.until}" if update.until else f"of {stage.steps} steps"
+            message = f"policy {name!r} would never be updated: no step from {update.after} on lies {last}"
+            yield (*path, name), message, f"after: less than {min(stage.steps, update.until or stage.steps)}"
+    begins = min((stage.update.get(name, ALWAYS).after for name in there), default=0)
+    if begins:
+        yield path, f"every policy is frozen before step {begins}: those plays would teach nobody", "one with after: 0"
+
+
+# -- signals
+
+
+def judges(protocol: Protocol) -> Iterator[tuple[Mapping[str, str], JudgeRules]]:
+    """(seat -> role, rules) of every judge section, also of the protocols inside this one."""
+    if isinstance(protocol, Phased) and protocol.judge is not None:
+        yield protocol.seats, protocol.judge
+    for inner in vars(protocol).values():
+        if isinstance(inner, Protocol):
+            yield from judges(inner)
+
+
+def read_roles(protocol: Protocol) -> dict[str, JudgeRules]:
+    """Roles that are only asked for probabilities: nothing of theirs is sampled."""
+    return {
+        seats[seat]: rules for seats, rules in judges(protocol) if not rules.votes for seat in rules.seats
+    }
+
+
+def paid_roles(protocol: Protocol) -> set[str] | None:
+    """Roles that a reward can reach; None where that is not known."""
+    if isinstance(protocol, ProposeSolve):
+        child = paid_roles(protocol.child)
+        return None if child is None else child | {protocol.role for _ in protocol.rewards}
+    if not isinstance(protocol, Phased):
+        return None
+    roles = {role for term in protocol.rewards for role in _payees(protocol, term)}
+    for phase in protocol.phases:
+        if phase.delegate is not None and phase.delegate.protocol is not None:
+            roles |= paid_roles(phase.delegate.protocol) or set()
+    return roles
+
+
+def _payees(protocol: Phased, term: RewardTerm) -> set[str]:
+    deciding = () if protocol.judge is None else protocol.judge.deciding
+    speaking = {seat for phase in protocol.phases for seat in phase.seats}
+    seats = {
+        "beliefs": set(protocol.sides), "final belief": set(protocol.sides), "verdicts": set(deciding)
+    }.get(REWARDS[term.name].needs, speaking)  # fmt: skip
+    roles = protocol.seats
+    return {roles[seat] for seat in seats if not term.to or {seat, roles[seat]} & {*term.to}}
+
+
+def _learns(
+    config: RunConfig, protocol: Protocol | None, stage: StageConfig, name: str, path: KeyPath
+) -> Iterator[Mistake]:
+    """A policy that would go through a whole stage without one sample."""
+    assert protocol is not None
+    roles = {role for role, policy in stage.roles.items() if policy == name}
+    read, paid = read_roles(protocol), paid_roles(protocol)
+    if config.policies[name].learner.signal.kind == "truth":
+        if not roles & {*read}:
+            message = f"policy {name!r} learns from the signal truth, and none of its roles is read for probabilities"
+            yield path, message, f"a role out of: {', '.join(sorted(read)) or 'none in this protocol'}"
+    elif roles <= {*read}:
+        message = f"policy {name!r} would learn nothing: it is only asked for probabilities, and nothing is sampled"
+        yield path, message, f"policies.{name}.learner: {{signal: {{kind: truth}}, loss: {{kind: log_score}}}}"
+    elif paid is not None and not roles & paid:
+        message = f"policy {name!r} would learn nothing: no reward of protocol {stage.protocol!r} is for its roles"
+        yield path, message, f"rewards for {', '.join(sorted(roles))}; there are some for: {', '.join(sorted(paid))}"
+
+
+def _flat(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:
+    """Advantages over a hierarchy for a policy that is never on its lower level."""
+    learner = policy.learner
+    if (learner.signal.kind, learner.advantage.kind) != ("advantage", "hierarchical"):
+        return
+    stages = [stage for stage in config.stages.values() if name in updated(config, stage)]
+    for stage in stages:
+        protocol = protocols.get(stage.protocol)
+        if protocol is None or any(stage.roles.get(role) == name for role in repeated_roles(protocol)):
+            return
+    if stages:
+        message = f"hierarchical has nothing to nest: policy {name!r} takes no part in sub-plays that are repeated"
+        valid = "reinforce_pp_baseline, which is the same without nesting"
+        yield ("policies", name, "learner", "advantage", "kind"), message, valid
+
+
+def _unread(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:
+    """Settings for judges that nothing of this policy's stages reads."""
+    path: KeyPath = ("policies", name, "learner")
+    learner = policy.learner
+    mine = [
+        (protocol, {role for role, player in stage.roles.items() if player == name})
+        for stage in config.stages.values()
+        if (protocol := protocols.get(stage.protocol)) is not None and name in updated(config, stage)
+    ]
+    if learner.signal.kind == "truth" and learner.signal.consistency and mine:
+        read = [(roles, read_roles(protocol)) for protocol, roles in mine]
+        orders = {rules.orders for roles, there in read for role, rules in there.items() if role in roles}
+        if orders == {"given"}:
+            message = "has no effect: the claims are shown in one order only"
+            yield (*path, "signal", "consistency"), message, "judge.orders: both in the protocol"
+    if learner.trusted < 1.0 and learner.signal.kind != "truth" and not policy.warm_start:
+        votes = {
+            seats[seat]
+            for protocol, roles in mine
+            for seats, rules in judges(protocol)
+            if rules.votes
+            for seat in rules.deciding
+        }
+        if not any(roles & votes for _, roles in mine):
+            message = "has no effect on a policy that learns from no right answers"
+            yield (*path, "trusted"), message, "signal: {kind: truth}, or a judge that writes its verdicts"
+
+
+def _held_out(protocol: Protocol | None, roles: Mapping[str, str], path: KeyPath) -> Iterator[Mistake]:
+    """A held-out judge that is the very judge it is to be compared with."""
+    for seats, rules in judges(protocol) if protocol is not None else ():
+        deciding = {roles.get(seats.get(seat, "")) for seat in rules.deciding} - {None}
+        for seat in rules.held_out:
+            role = seats.get(seat, "")
+            if roles.get(role) in deciding:
+                message = f"the held-out judge {seat!r} is policy {roles[role]!r}, which decides: it measures nothing"
+                yield (*path, role), message, "a policy of its own, frozen or init_from the judge's"
+
+
+# -- guards
+
+
+def _guard(config: RunConfig, guard: GuardConfig, path: KeyPath) -> Iterator[Mistake]:
+    for key in ("metric", "against"):
+        name = getattr(guard, key)
+        if name or key == "metric":
+            yield from _figure(config, name, (*path, key))
+    if guard.above is None and guard.below is None:
+        yield path, "has no bound, so it could never sound", "above, below, or both"
+    elif guard.above is not None and guard.below is not None and guard.above <= guard.below:
+        yield (*path, "above"), f"{guard.above:g} is not more than below: {guard.below:g}: it would always sound", ""
+    if guard.action != "roll_back" and guard.times != GuardConfig.times:
+        yield (*path, "times"), f"has no effect with action: {guard.action}", "action: roll_back"
+    if guard.action == "roll_back" and not config.track.save_every:
+        yield (*path, "action"), "there would be no checkpoint to go back to", "track.save_every: 1 or more"
+
+
+def _figure(config: RunConfig, name: str, path: KeyPath) -> Iterator[Mistake]:
+    """A figure is named by what is measured, where, and its own name."""
+    learning = {policy for stage in config.stages.values() for policy in updated(config, stage)}
+    measured = {stage.eval_arm for stage in config.stages.values() if stage.eval_every}
+    families = {"learner": learning, "rollout": {*config.stages}, "eval": measured}
+    family, _, rest = name.partition("/")
+    where, _, figure = rest.partition("/")
+    if family not in families or not figure:
+        yield path, f"{name!r} names no figure", "learner/POLICY/NAME, rollout/STAGE/NAME, eval/ARM/NAME"
+    elif where not in families[family]:
+        what = {"learner": "updated policy", "rollout": "stage", "eval": "arm measured during training"}[family]
+        yield path, f"there is no {what} {where!r}", ", ".join(sorted(families[family])) or "none"

@@ -1,0 +1,1 @@
+"""The driver process: the run, its stages, its checkpoints; joins actors and learners."""

@@ -1,0 +1,1 @@
+"""Samples to micro-batches: sorting, packing, shared prefixes."""

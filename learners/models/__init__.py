@@ -1,0 +1,1 @@
+"""The models under training: adapters, references, the optimizer, tiny models from scratch."""

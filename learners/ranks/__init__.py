@@ -1,0 +1,1 @@
+"""The DeepSpeed ranks of one learner, their group, and what they write to disk."""

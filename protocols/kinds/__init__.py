@@ -1,0 +1,1 @@
+"""The kinds of protocol that are not lists of phases."""

@@ -1,0 +1,1 @@
+"""The kind `phased`: its rules, their checks, and the interpreter."""

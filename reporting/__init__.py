@@ -1,0 +1,1 @@
+"""What people look at: the screen, trackers, transcripts, the report."""

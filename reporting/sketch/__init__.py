@@ -1,0 +1,1 @@
+"""What a protocol does, as a picture and as a page of the docs."""
