@@ -65,7 +65,7 @@ import sys
 from pathlib import Path
 from configs.load import load_protocol
 from protocols.contract.drive import Scripted, drive
-from protocols.contract.suite import read_raw
+from configs.reading.raw import read_raw
 from protocols.contract.tasks import synthetic
 for name in sys.argv[1:]:
     path = Path(name)
