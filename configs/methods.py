@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from configs.schema.run import PREFERENCE_LOSSES, REFERENCE_LOSSES, LearnerConfig, LossConfig
+from protocols.errors import UserError
 
 _ANY = frozenset({"normalise", "constant"})
 _POLICY_GRADIENT = _ANY | {"correction", "correction_low", "correction_high", "kl", "kl_estimator", "entropy"}
@@ -84,7 +85,7 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
-class LearnerConfigError(ValueError):
+class LearnerConfigError(UserError):
     """Settings that no learner can run."""
 
 

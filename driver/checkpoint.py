@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from protocols.errors import UserError
+
 MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best.json"
 
 
-class CheckpointCorrupt(ValueError):
+class CheckpointCorrupt(UserError):
     """A checkpoint is not what was written. The message names the file."""
 
 

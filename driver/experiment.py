@@ -21,11 +21,12 @@ from configs.schema.run import RunConfig
 from driver import checkpoint
 from driver.checkpoint import CHECKPOINTS, Stopped
 from driver.run import Run
+from protocols.errors import UserError
 from reporting.console import Seating
 from reporting.tracker import Tracker
 
 
-class NoCheckpoint(ValueError):
+class NoCheckpoint(UserError):
     """A run directory without a checkpoint that verifies."""
 
 

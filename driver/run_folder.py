@@ -1,14 +1,53 @@
-"""The run directory: made, set aside, taken up again."""
+"""The run directory: make it, set an earlier one aside, continue one, and log in it why a run failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from driver import checkpoint
+from driver.checkpoint import CHECKPOINTS
+from protocols.errors import UserError
 
-class UsageError(ValueError):
+
+class UsageError(UserError):
     """The command line asks for something that cannot be done."""
+
+
+class RunFailed(Exception):
+    """A run ended by a failure that is not the user's mistake. The message names the log that has the traceback."""
+
+
+@contextmanager
+def failures_logged(folder: Path, command: str, resume: str = "") -> Iterator[None]:
+    """Runs the block for `command` ("train"). An exception that is not a UserError goes with its traceback to
+    `folder`/logs/error.log and becomes a RunFailed with a short message: what failed, where the log is and, where
+    there is a checkpoint, the command `resume`. A UserError that a Ray actor raised is raised as it was there."""
+    try:
+        yield
+    except UserError as error:
+        raise getattr(error, "cause", error) from None  # Ray's own wrapper says more than a user wants to read
+    except Exception as error:
+        log = folder / "logs" / "error.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {command}\n")
+            traceback.print_exception(error, file=file)
+        lines = [f"{command} failed: {_summary(error)}", f"  traceback: {log}"]
+        if resume and checkpoint.newest_valid(folder / CHECKPOINTS) is not None:
+            lines.append(f"  to continue from the last checkpoint: {resume}")
+        raise RunFailed("\n".join(lines)) from error
+
+
+def _summary(error: Exception) -> str:
+    """The class and the first line of an exception; of one in a Ray actor, those of its cause."""
+    error = getattr(error, "cause", error)
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def fresh_folder(folder: Path, config_yaml: str) -> Path | None:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from protocols.base import Answer
+from protocols.errors import UserError
 from protocols.types import Message, Reply, Task
 
 
-class MaterialError(ValueError):
+class MaterialError(UserError):
     """A prompt shows hidden material that the task lacks or that the role may not see."""
 
 

@@ -10,11 +10,13 @@ import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
+from protocols.errors import UserError
+
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 _LINE_START = re.compile(r"(\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """A template names something that it may not use here."""
 
 

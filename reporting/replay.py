@@ -16,6 +16,7 @@ from rich.text import Text
 
 from actors.rollout import records
 from actors.rollout.ledger import FREE
+from protocols.errors import UserError
 from protocols.types import Episode, Status
 from reporting import transcript
 from reporting.console import PALETTE, compact
@@ -23,7 +24,7 @@ from reporting.console import PALETTE, compact
 LISTED = 12
 
 
-class UnknownEpisode(ValueError):
+class UnknownEpisode(UserError):
     """No such episode in the run."""
 
     def __init__(self, id: str, near: Sequence[str]) -> None:
@@ -34,7 +35,7 @@ class UnknownEpisode(ValueError):
         return f"no episode {self.id!r}; near it: {', '.join(self.near) or 'none'}"
 
 
-class UnknownSeat(ValueError):
+class UnknownSeat(UserError):
     """No such seat in the episode."""
 
     def __init__(self, seat: str, known: Sequence[str]) -> None:

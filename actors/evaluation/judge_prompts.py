@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.players.chat import ChatCodec
+from protocols.errors import UserError
 from protocols.phased.interpreter import Phased
 from protocols.types import Task
 
@@ -19,7 +20,7 @@ CHECKS = 3
 """Drawn positions per task on which the cut prompt must equal the rendered one."""
 
 
-class PromptNotCut(ValueError):
+class PromptNotCut(UserError):
     """The judge's prompt is not claims, statements, end; an exact search over it is not supported."""
 
 

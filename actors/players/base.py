@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from protocols.errors import UserError
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Player(Protocol):
     async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply: ...
 
 
-class NoChoices(ValueError):
+class NoChoices(UserError):
     """A player that only picks among legal replies was asked for free text."""
 
     def __init__(self, role: str):

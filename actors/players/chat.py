@@ -20,6 +20,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protocols.errors import UserError
 from protocols.types import Message, Turn
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ CACHED_CHARS = 512
 """Longer texts are rarely said twice: they are not kept."""
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """The chat template cannot be used: there is none, or it does not carry every message once."""
 
 
-class UnsafeTokenizer(ValueError):
+class UnsafeTokenizer(UserError):
     """Plain text can spell one of this tokenizer's special tokens even without its added tokens, or there is text
     that it cannot spell at all."""
 

@@ -25,6 +25,7 @@ from typing import Any
 from actors.serving.messages import EngineLost
 from configs.machine import used_policies
 from configs.schema.run import PolicyConfig, RemoteConfig, RunConfig
+from protocols.errors import UserError
 from protocols.types import Message, Reply, Turn, TurnRequest
 
 MAX_WAIT_S = 300.0
@@ -41,15 +42,15 @@ _CONTROL = re.compile(r"<(?=[/|\uff5c]?[A-Za-z_|\uff5c<])|\[(?=/?[A-Z_]{2,}\])|<
 """Where a control token of some chat template could begin: <|im_end|>, </s>, <start_of_turn>, [INST], <<SYS>>."""
 
 
-class MissingKey(ValueError):
+class MissingKey(UserError):
     """The environment variable that should hold an API key is not set."""
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """The server does not take our requests: wrong key, no such model, a malformed request."""
 
 
-class BudgetSpent(ValueError):
+class BudgetSpent(UserError):
     """A remote policy has used what it may use in one run."""
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from actors.rollout import records
 from actors.rollout.files import cut_tail
+from protocols.errors import UserError
 from protocols.types import Episode
 
 FREE = ("lost", "cancelled")
@@ -28,7 +29,7 @@ Group = Sequence[list[Episode]]
 """Root plays that are compared with each other, each [root, sub-plays...]."""
 
 
-class LedgerInUse(ValueError):
+class LedgerInUse(UserError):
     """Another process is writing to this run directory."""
 
 

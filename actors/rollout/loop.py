@@ -29,6 +29,7 @@ from actors.rollout.staleness import choose, due_again, spare_groups
 from actors.serving.messages import EngineLost
 from configs.schema.run import StageConfig
 from protocols.base import Protocol
+from protocols.errors import UserError
 from protocols.kinds.propose_solve import ProposeSolve
 from protocols.proposals import carried_proposal, with_proposal
 from protocols.types import EXAMPLE, Episode, Outcome, Status, Task
@@ -54,7 +55,7 @@ class TooManyInvalid(RuntimeError):
     """Nearly every play of a stage ended without a usable outcome: training on the rest would mislead."""
 
 
-class NoTrustedTask(ValueError):
+class NoTrustedTask(UserError):
     """The trusted slice is empty."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from protocols.errors import UserError
 from protocols.types import (
     Episode,
     Hidden,
@@ -36,7 +37,7 @@ from protocols.types import (
 Float = float | str
 
 
-class DamagedRecord(ValueError):
+class DamagedRecord(UserError):
     """A line that is not an episode, and not the last line of the file (which a crash may cut off)."""
 
 

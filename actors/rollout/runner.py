@@ -16,10 +16,11 @@ from actors.concurrency import gather_or_cancel
 from actors.players.base import PLAY, Seated
 from actors.serving.seeds import turn_seed
 from protocols.base import Answer, Ask, Protocol, SubPlay
+from protocols.errors import UserError
 from protocols.types import Episode, Outcome, Reply, Task, Turn, TurnRequest
 
 
-class MissingPlayer(ValueError):
+class MissingPlayer(UserError):
     """A protocol asked a role that nobody plays."""
 
     def __init__(self, role: str, known: tuple[str, ...]):

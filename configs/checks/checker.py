@@ -344,9 +344,7 @@ class Checker:
 
     def updated(self, stage: StageConfig) -> set[str]:
         """Policies that this stage updates."""
-        players = {name for name in stage.roles.values() if name in self.config.policies}
-        chosen = players & set(stage.train) if stage.train else players
-        return {name for name in chosen if self.config.policies[name].trained}
+        return set(stage.trained(self.config.policies))
 
     def whole(self, stage: StageConfig) -> bool:
         """Whether every role of a stage is bound to a policy that there is."""

@@ -46,14 +46,7 @@ def compares(learner: LearnerConfig) -> str:
 
 def updated(config: RunConfig, stage: StageConfig) -> list[str]:
     """Trained language models with a role in the stage that it updates."""
-    players = [name for name in dict.fromkeys(stage.roles.values()) if name in config.policies]
-    return [
-        name
-        for name in players
-        if config.policies[name].trained
-        and config.policies[name].kind == "lm"
-        and (not stage.train or name in stage.train)
-    ]
+    return [name for name in stage.trained(config.policies) if config.policies[name].kind == "lm"]
 
 
 def repeated_roles(protocol: Protocol) -> set[str]:

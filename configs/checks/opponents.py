@@ -110,11 +110,8 @@ def _seats(
     stage: StageConfig, opponents: OpponentsConfig, policies: Mapping[str, PolicyConfig], protocol: Protocol
 ) -> Iterator[Problem]:
     roles = protocol.roles()
-    learners = {
-        seat for seat, role in roles.items()
-        if (policy := policies.get(stage.roles.get(role, ""))) is not None and policy.trained
-        and (not stage.train or stage.roles[role] in stage.train)
-    }  # fmt: skip
+    trained = stage.trained(policies)
+    learners = {seat for seat, role in roles.items() if stage.roles.get(role) in trained}
     if not opponents.seats:
         yield "seats", "names no seat that an opponent takes", _list(roles)
     for index, seat in enumerate(opponents.seats):

@@ -59,7 +59,8 @@ def _origin(policies: Mapping[str, PolicyConfig], name: str) -> str:
 
 def _member(config: RunConfig, name: str) -> Iterator[Problem]:
     """What a trained policy on shared engines must be: an adapter of their base, from its first update to its last."""
-    policy, path = config.policies[name], ("policies", name)
+    policies, path = config.policies, ("policies", name)
+    policy = policies[name]
     if not policy.trained:
         return
     lora = policy.learner.lora
@@ -75,10 +76,7 @@ def _member(config: RunConfig, name: str) -> Iterator[Problem]:
     if policy.warm_start:
         message = "is merged into the base, which is shared"
         yield (*path, "warm_start"), message, "init_from: a policy that is warm-started and not trained"
-    stages = [
-        key for key, stage in config.stages.items()
-        if name in stage.roles.values() and (not stage.train or name in stage.train)
-    ]  # fmt: skip
+    stages = [key for key, stage in config.stages.items() if name in stage.trained(policies)]
     if len(stages) > 1:
         message = f"{name!r} is trained in {len(stages)} stages; after the first its adapter is merged into its base"
         yield ("stages", stages[1], "train"), message, "one stage, or engines of its own"

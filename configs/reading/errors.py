@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from protocols.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -33,7 +35,7 @@ class ConfigError:
         return ": ".join(part for part in (self.where, self.key, self.message) if part) + valid
 
 
-class ConfigErrors(ValueError):
+class ConfigErrors(UserError):
     """Every mistake found in a configuration, one per line."""
 
     def __init__(self, errors: Sequence[ConfigError]):

@@ -6,6 +6,7 @@ finds the ones that need several settings together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -245,6 +246,12 @@ class StageConfig:
     """Learner steps between small evaluations of `eval_arm`; 0: none."""
     eval_arm: str = ""
     eval_episodes: int = 128
+
+    def trained(self, policies: Mapping[str, PolicyConfig]) -> list[str]:
+        """The policies that this stage updates, in the order of its roles: those that are trained and, where `train`
+        names some, are among them. Names that `policies` lacks are left out."""
+        players = [name for name in dict.fromkeys(self.roles.values()) if name in policies and policies[name].trained]
+        return [name for name in players if not self.train or name in self.train]
 
 
 @dataclass

@@ -79,9 +79,7 @@ def make_plan(config: RunConfig, protocols: Mapping[str, Protocol], machine: Mac
     counts = {name: count_requests(protocol) for name, protocol in protocols.items()}
     stages = []
     for name, stage in config.stages.items():
-        players = dict.fromkeys(stage.roles.values())
-        trained = (name for name in players if config.policies[name].trained)
-        chosen = [name for name in trained if not stage.train or name in stage.train]
+        chosen = stage.trained(config.policies)
         when = {name: says(stage.update[name]) for name in chosen if name in stage.update}
         trains = tuple(f"{name} ({when[name]})" if when.get(name) else name for name in chosen)
         plays = stage.steps * stage.plays_per_step

@@ -26,11 +26,12 @@ from driver.seat.human import HumanPlayer, Left, Lines
 from protocols.base import Protocol
 from protocols.contract.drive import Scripted, drive
 from protocols.contract.tasks import synthetic
+from protocols.errors import UserError
 from protocols.types import Episode, Task
 from reporting import transcript
 
 
-class CannotPlay(ValueError):
+class CannotPlay(UserError):
     """The play that was asked for is not possible."""
 
 

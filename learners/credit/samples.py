@@ -32,6 +32,7 @@ from learners.credit.advantages import ADVANTAGES, OVER_LEVEL, Key, compare, gro
 from learners.credit.signals import SIGNALS
 from learners.credit.truth import Answers, truth_samples
 from learners.types import Sample
+from protocols.errors import UserError
 from protocols.rewards.registry import REWARDS
 from protocols.types import Episode, TokenTrace, Turn
 
@@ -52,7 +53,7 @@ LEVEL = ("protocol", "role")
 """What turns of one level of play have in common (advantages.OVER_LEVEL)."""
 
 
-class UnknownSetting(ValueError):
+class UnknownSetting(UserError):
     """A setting that names nothing there is."""
 
     def __init__(self, key: str, value: str, valid: tuple[str, ...]):

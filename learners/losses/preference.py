@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from protocols.errors import UserError
+
 # -- preferences between two replies
 
 
@@ -170,7 +172,7 @@ PREFERENCES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class UnknownPreference(ValueError):
+class UnknownPreference(UserError):
     """A loss, or a setting of one, that there is not."""
 
 

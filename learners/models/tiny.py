@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema.run import ModelConfig
+from protocols.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +40,7 @@ HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Head sizes that vLLM's CPU attention has kernels for (v1/attention/backends/cpu_attn.py)."""
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A `model:` section describes no model that can be built."""
 
 

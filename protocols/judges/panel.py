@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from protocols.base import Answer, Ask
 from protocols.chat import Cast, Chat, as_reply, fresh_chat
+from protocols.errors import UserError
 from protocols.judges.reading import (
     LETTERS,
     JudgeRules,
@@ -187,7 +188,7 @@ class Bench:
         self, rules: JudgeRules, roles: Mapping[str, str], task: Task, cast: Cast, joiner: str
     ) -> None:
         if len(task.choices) != len(rules.labels) and not rules.graded:
-            raise ValueError(
+            raise UserError(
                 f"task {task.id} has {len(task.choices)} choices for the judge's "
                 f"{len(rules.labels)} labels ({', '.join(rules.labels)})"
             )

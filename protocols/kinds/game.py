@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from protocols.base import Ask, Play, Protocol
 from protocols.chat import Chat, as_reply, fresh_chat
+from protocols.errors import UserError
 from protocols.rewards.record import Move, Record, RewardTerm
 from protocols.rewards.registry import REWARDS, pay, reward_problems
 from protocols.templates import literals, names, quote, render, template_problems
@@ -66,7 +67,7 @@ class GamePlay(Protocol):
 
     def play(self, task: Task, rng: random.Random) -> Play:
         if problem := self.unplayable(task):
-            raise ValueError(f"protocol {self.name}: {problem}")
+            raise UserError(f"protocol {self.name}: {problem}")
         match = Match(self, task, rng)
         while match.goes_on():
             while asks := match.ask():
@@ -224,7 +225,7 @@ class Match:
         rewards = pay(self.rules.rewards, record)
         total = sum(reward.value for reward in rewards)
         if self.rules.zero_sum and abs(total) > 1e-9:
-            raise ValueError(
+            raise UserError(
                 f"protocol {self.rules.name} promises zero_sum, and a play of {self.task.id} paid {total:g} in all"
             )
         return Outcome("ok", rewards=rewards, score=self._score(record), metrics=metrics)

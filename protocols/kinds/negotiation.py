@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from protocols.base import Play, Protocol
 from protocols.chat import Chat, as_reply, hidden_values
+from protocols.errors import UserError
 from protocols.prompts import RolePrompt, begin_chat, prompt_problems
 from protocols.rewards.record import Move, Record, RewardTerm
 from protocols.rewards.registry import pay, reward_problems
@@ -96,7 +97,7 @@ class Negotiation(Protocol):
     def _limits(self, task: Task) -> tuple[int, int]:
         texts = [hidden_values(task, role, [name])[name] for role, name in LIMITS.items()]
         if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
-            raise ValueError(
+            raise UserError(
                 f"protocol {self.name}: task {task.id} needs a cost and a value above it, both whole numbers"
             )
         return int(texts[0]), int(texts[1])

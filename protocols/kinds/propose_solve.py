@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from protocols.base import Answer, Ask, Play, Protocol, SubPlay
 from protocols.chat import as_reply, fresh_chat, hidden_values
+from protocols.errors import UserError
 from protocols.kinds.duplicates import shares
 from protocols.rewards.record import Move, Record, RewardTerm
 from protocols.rewards.registry import pay, reward_problems
@@ -100,7 +101,7 @@ class ProposeSolve(Protocol):
     def play(self, task: Task, rng: random.Random) -> Play:
         domain = task.domain
         if domain is None:
-            raise ValueError(f"protocol {self.name}: task {task.id} has no domain that could derive a task")
+            raise UserError(f"protocol {self.name}: task {task.id} has no domain that could derive a task")
         tried = yield from self._propose(task)
         # Taken off, so that tasks derived from this one do not seem to bring a proposal of their own.
         task = replace(task, hidden={k: v for k, v in task.hidden.items() if k not in (PROPOSAL, EXAMPLE)})
@@ -166,7 +167,7 @@ class ProposeSolve(Protocol):
         values |= hidden_values(task, self.role, self.hidden)
         choices = task.proposals if self.proposals == "choices" else ()
         if self.proposals == "choices" and not choices:
-            raise ValueError(f"protocol {self.name}: task {task.id} lists no proposals to choose from")
+            raise UserError(f"protocol {self.name}: task {task.id} lists no proposals to choose from")
         example = task.hidden.get(EXAMPLE)
         return TurnRequest(
             seat=self.seat,

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from protocols.base import Play, Protocol
 from protocols.chat import as_reply, fresh_chat, hidden_values
+from protocols.errors import UserError
 from protocols.judges.rating import RaterRules
 from protocols.judges.reading import UnreadableVerdict
 from protocols.rewards.record import Move, Record, RewardTerm
@@ -53,7 +54,7 @@ class ProverVerifier(Protocol):
 
     def play(self, task: Task, rng: random.Random) -> Play:
         if task.domain is None and task.answer is None:
-            raise ValueError(f"protocol {self.name}: task {task.id} has neither a domain nor an answer to check by")
+            raise UserError(f"protocol {self.name}: task {task.id} has neither a domain nor an answer to check by")
         helps = rng.random() < 0.5
         values = {
             "question": task.question, "choices": ", ".join(task.choices),

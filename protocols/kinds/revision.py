@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from protocols.base import Answer, Ask, Play, Protocol
 from protocols.chat import Chat, as_reply, hidden_values
+from protocols.errors import UserError
 from protocols.judges.rating import RaterRules
 from protocols.judges.reading import UnreadableVerdict
 from protocols.prompts import RolePrompt
@@ -68,7 +69,7 @@ class Revision(Protocol):
 
     def play(self, task: Task, rng: random.Random) -> Play:
         if self.verifier and task.domain is None:
-            raise ValueError(f"protocol {self.name}: task {task.id} has no domain that could grade an answer")
+            raise UserError(f"protocol {self.name}: task {task.id} has no domain that could grade an answer")
         desk = _Desk(self, task)
         yield from desk.write(self.author, "draft", self.draft, self.max_tokens)
         for step in self.steps:

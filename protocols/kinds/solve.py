@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from protocols.base import Play, Protocol
 from protocols.chat import as_reply, fresh_chat, hidden_values
+from protocols.errors import UserError
 from protocols.rewards.record import Move, Record, RewardTerm
 from protocols.rewards.registry import pay, reward_problems
 from protocols.templates import literals, render, template_problems
@@ -34,7 +35,7 @@ class Solve(Protocol):
 
     def play(self, task: Task, rng: random.Random) -> Play:
         if task.domain is None:
-            raise ValueError(f"protocol {self.name}: task {task.id} has no domain that could check an answer")
+            raise UserError(f"protocol {self.name}: task {task.id} has no domain that could check an answer")
         values = {"question": task.question, **hidden_values(task, self.role, self.hidden)}
         chat = fresh_chat(render(self.system, values), render(self.prompt, values))
         answers = yield [TurnRequest(

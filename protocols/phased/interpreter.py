@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from protocols.base import Play, Protocol
 from protocols.chat import Cast
+from protocols.errors import UserError
 from protocols.judges.panel import Bench
 from protocols.judges.reading import JudgeRules, mean_belief, read_probs
 from protocols.phased.checks import phased_problems
@@ -217,7 +218,7 @@ class Phased(Protocol):
         """What the judge would be asked after `revealed`, one request per order of the claims: the leaves of an
         exact search. Needs view: evidence, where nothing else than the set of reveals matters."""
         if problem := self.search_problem():
-            raise ValueError(f"protocol {self.name}: {problem}")
+            raise UserError(f"protocol {self.name}: {problem}")
         bench = self._bench(task, Cast(self.sides))
         assert bench is not None
         (judge,) = bench.deciding
@@ -264,11 +265,11 @@ class Phased(Protocol):
     def reveal_sides(self) -> tuple[int, ...]:
         """The side that makes each reveal, in order: the turns of the game that an exact search plays out."""
         if any(phase.moves == "evidence" and phase.speakers == "shuffled" for phase in self.phases):
-            raise ValueError(
+            raise UserError(
                 f"protocol {self.name}: shuffled reveals are not one game that could be searched"
             )
         if any(phase.commits for phase in self.phases):
-            raise ValueError(f"protocol {self.name}: who argues which side is not known before the play")
+            raise UserError(f"protocol {self.name}: who argues which side is not known before the play")
         return tuple(
             self.sides[speaker.seat]
             for phase, lap in self._course()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from protocols.base import Answer, Ask
 from protocols.chat import Cast, Chat, MaterialError, as_reply, hidden_values
+from protocols.errors import UserError
 from protocols.judges.confidence import LEVELS, vote_shares
 from protocols.judges.panel import Bench
 from protocols.judges.reading import won
@@ -394,5 +395,5 @@ class Table:
         if side is None:
             return {}
         if side >= len(choices):
-            raise ValueError(f"task {self.task.id} has {len(choices)} choices; {seat} argues number {side}")
+            raise UserError(f"task {self.task.id} has {len(choices)} choices; {seat} argues number {side}")
         return {"claim": choices[side], "other": ", ".join(c for i, c in enumerate(choices) if i != side)}

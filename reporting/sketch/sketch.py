@@ -26,6 +26,7 @@ from protocols.contract.drive import (
 )
 from protocols.contract.tasks import Markers, synthetic
 from protocols.contract.text import Raw
+from protocols.errors import UserError
 from protocols.types import Reply, Task, TurnRequest
 
 CHARS_PER_TOKEN = 4
@@ -41,7 +42,7 @@ Place = tuple[tuple[str, ...], int, int]
 Turns = list[tuple[Place, TurnRequest, Reply]]
 
 
-class Unplayable(ValueError):
+class Unplayable(UserError):
     """A protocol that raises when it is played on a made-up task."""
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+from protocols.errors import UserError
 from protocols.types import Game, GameState, Task
 from tasks.base import TaskSource
 
@@ -30,7 +31,7 @@ PLAYOUTS = 200
 """Random plays from which the words of a game without words of our own are gathered."""
 
 
-class NoSpiel(ValueError):
+class NoSpiel(UserError):
     """OpenSpiel is not installed, or has no such game."""
 
 

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from protocols.errors import UserError
 from protocols.templates import quote
 from protocols.types import Game, GameState, Task, VerifierError
 from tasks.base import TaskSource
 
 
-class NoTextArena(ValueError):
+class NoTextArena(UserError):
     """TextArena is not installed, or has no such environment."""
 
 

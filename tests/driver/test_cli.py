@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
 import launch
+from actors.players.remote import MissingKey
 from configs.load import load, load_protocol
 from configs.machine import Machine
 from configs.schema.run import RunConfig
-from driver import run_folder
+from driver import checkpoint, run_folder
 from driver.preflight.doctor import examine, torchvision_finding, vllm_finding
 from driver.preflight.plan import count_requests, make_plan, render
 
@@ -148,12 +150,49 @@ def test_an_unknown_command_is_refused_with_exit_code_2(capsys: pytest.CaptureFi
 
 
 def test_defects_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(args: object) -> int:
+    def broken(config: object) -> int:
         raise ValueError("not a user's mistake")
 
-    monkeypatch.setattr(launch, "run_doctor", broken)
+    monkeypatch.setattr("driver.commands.doctor", broken)
     with pytest.raises(ValueError, match="not a user's mistake"):
         launch.main(["doctor"])
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["nothing saved", "a checkpoint"])
+def test_a_run_that_fails_says_where_its_traceback_is_and_how_to_go_on(
+    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: RunConfig, folder: Path, resume: bool) -> int:
+        if saved:
+            with checkpoint.writing(folder / "checkpoints", "step-1") as made:
+                (made / "run.json").write_text("{}")
+        raise RuntimeError("the engine is gone\nand much else")
+
+    monkeypatch.setattr("driver.experiment.train", train)
+    run = tmp_path / "run"
+    assert launch.main(["train", str(CONFIGS / "smoke.yaml"), f"run_dir={run}"]) == 1
+    said = capsys.readouterr().err
+    assert "train failed: RuntimeError: the engine is gone\n" in said and "Traceback" not in said
+    assert str(run / "logs" / "error.log") in said
+    assert (f"python launch.py train {run} --resume" in said) == saved
+    log = (run / "logs" / "error.log").read_text()
+    assert "Traceback" in log and "in train\n" in log and "and much else" in log
+
+
+def test_a_users_mistake_in_a_run_stays_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that a Ray actor raised: what the actor said, without Ray's wrapper."""
+    wrapped = RayTaskError("step", "Traceback ...", MissingKey("set API_KEY")).as_instanceof_cause()
+    for error in (MissingKey("set API_KEY"), wrapped):
+
+        def train(config: RunConfig, folder: Path, resume: bool, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr("driver.experiment.train", train)
+        assert launch.main(["train", str(CONFIGS / "smoke.yaml"), f"run_dir={tmp_path / 'run'}"]) == 2
+        assert capsys.readouterr().err.strip() == "set API_KEY"
+    assert not (tmp_path / "run" / "logs").exists()
 
 
 def test_a_finished_run_is_moved_aside(tmp_path: Path) -> None:
