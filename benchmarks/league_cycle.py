@@ -3,7 +3,8 @@
     python benchmarks/league_cycle.py [--out FOLDER]     # about ten seconds; pictures as SVG, figures on screen
 
 The learner is a table of logits that follows the exact policy gradient, so nothing here is noise. Snapshots, opponents
-and their results go through the very league that training uses (actors/league/pool.py), ratings through actors/league/ratings.py.
+and their results go through the league that training uses (actors/league/pool.py), ratings through
+actors/league/ratings.py.
 
     self-play   the table against itself
     league      half self-play, half past selves out of a pool (pfsp or uniform)

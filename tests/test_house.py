@@ -12,7 +12,8 @@ KNOWN: dict[str, list[str]] = {
     "full_folders": ["benchmarks", "configs/checks", "tests/driver"],
     "module_circles": [
         "protocols.phased.checks, protocols.phased.checks_loops, protocols.phased.checks_sides, "
-        "protocols.phased.checks_subplays, protocols.phased.interpreter, protocols.phased.state, protocols.phased.subplays",
+        "protocols.phased.checks_subplays, protocols.phased.interpreter, protocols.phased.state, "
+        "protocols.phased.subplays",
         "driver.evaluation, driver.league, driver.rollback, driver.run, driver.warm_start",
         "protocols.contract.oracle, protocols.contract.oracle_bench, protocols.contract.oracle_pay",
     ],

@@ -1,4 +1,5 @@
-"""An adapter that is merged in the engine: the parts that know no vLLM. With vLLM: tests/actors/engine/test_engine_lora.py."""
+"""An adapter that is merged in the engine: the parts that know no vLLM.
+With vLLM: tests/actors/engine/test_engine_lora.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""New weights and requests under way: `engine.swap`. The engine is ours, vLLM is a stand-in (tests/support/fake_vllm.py); the
-same with vLLM: tests/actors/engine/test_swaps_engine.py."""
+"""What `engine.swap` does with running requests when new weights arrive. The engine is ours, vLLM is a stand-in
+(tests/support/fake_vllm.py); the same with vLLM: tests/actors/engine/test_swaps_engine.py."""
 
 from __future__ import annotations
 

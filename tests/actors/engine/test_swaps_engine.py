@@ -1,5 +1,6 @@
-"""New weights and requests under way, and requests that are given up, in real vLLM engines: against Hugging Face
-models, as tests/actors/engine/test_engine.py. Without Ray; the rules themselves, without vLLM: tests/actors/engine/test_swaps.py."""
+"""Running requests when new weights arrive, and cancelled requests, in real vLLM engines: compared with Hugging Face
+models, as in tests/actors/engine/test_engine.py. Without Ray. The rules without vLLM:
+tests/actors/engine/test_swaps.py."""
 
 from __future__ import annotations
 
