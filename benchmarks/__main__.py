@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import page
-from benchmarks.measure import ROOT, Json, circumstances
+from benchmarks.harness import page
+from benchmarks.harness.measure import ROOT, Json, circumstances
 
 NAMES = ("driver", "orchestrator", "learner", "bubbles", "prefix", "saturation", "overlap", "peer")
 """Modules with a `main(quick)` that returns settings, targets, measured and figures."""

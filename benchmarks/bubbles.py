@@ -20,8 +20,17 @@ from actors import process as garbage
 from actors.players.base import Player
 from actors.rollout.loop import play_all
 from actors.system import System, start_ray
-from benchmarks.measure import Json, figure, ratios, rounded, spread, target
-from benchmarks.scenes import SMALL, DrawnLength, codec_of, debate, folder_of, policy, questions, seated
+from benchmarks.harness.measure import Json, figure, ratios, rounded, spread, target
+from benchmarks.harness.scenes import (
+    SMALL,
+    DrawnLength,
+    codec_of,
+    debate,
+    folder_of,
+    policy,
+    questions,
+    seated,
+)
 from configs.schema.run import ClusterConfig
 from protocols.base import Protocol
 from protocols.types import Episode, Reply, Task, Turn, TurnRequest

@@ -16,7 +16,7 @@ from typing import Any
 from actors import process as garbage
 from actors.players.base import Seated
 from actors.rollout.loop import play_all
-from benchmarks.measure import PROTOCOLS, Json, figure, rounded, spread, target, timed
+from benchmarks.harness.measure import PROTOCOLS, Json, figure, rounded, spread, target, timed
 from configs.load import load_protocol
 from protocols.base import Protocol
 from protocols.types import Reply, Task, Turn, TurnRequest

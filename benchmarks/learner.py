@@ -26,8 +26,8 @@ import numpy as np
 
 from actors import process as garbage
 from actors.system import System, start_ray
-from benchmarks.measure import Json, figure, ratios, rounded, spread, target
-from benchmarks.scenes import MEDIUM, SMALL, codec_of, folder_of, policy
+from benchmarks.harness.measure import Json, figure, ratios, rounded, spread, target
+from benchmarks.harness.scenes import MEDIUM, SMALL, codec_of, folder_of, policy
 from configs.schema.run import ClusterConfig, LearnerConfig, Packing
 from learners.batches.batching import split_by_length
 from learners.ranks.group import LearnerGroup

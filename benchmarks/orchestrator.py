@@ -1,12 +1,12 @@
 """Orchestrator: what a turn costs the driver with 1,000 and with 50,000 episodes under way on 256 engines.
 
 The rollout loop, runner, chat codec, router, wire (actors/serving/wire.py), ledger (with its fsync) and Ray actors
-are the real ones; the engines are simulated (benchmarks/simulated.py): a reply comes after a lognormal delay, one
-request in 10,000 fails, and replicas die and come back, about one every two seconds. Eight Ray actors host 32
-engines each, every one with a connection of its own, as on 256 nodes. The episodes are pixel debates, a step takes
-those that ended first. Delays grow with the number of episodes, so that both sizes are offered 3,000 turns per
-second. It is measured once as many plays have ended as are under way, when these have come to all their turns
-alike. A turn is a request that an engine answered; its cost is CPU time of the driver's process, Ray's and
+are the real ones; the engines are simulated (benchmarks/harness/simulated.py): a reply comes after a lognormal
+delay, one request in 10,000 fails, and replicas die and come back, about one every two seconds. Eight Ray actors
+host 32 engines each, every one with a connection of its own, as on 256 nodes. The episodes are pixel debates, a
+step takes those that ended first. Delays grow with the number of episodes, so that both sizes are offered 3,000
+turns per second. It is measured once as many plays have ended as are under way, when these have come to all their
+turns alike. A turn is a request that an engine answered; its cost is CPU time of the driver's process, Ray's and
 ZeroMQ's own threads in it included.
 """
 
@@ -30,8 +30,8 @@ from actors.rollout.loop import Rollouts
 from actors.serving.router import Router
 from actors.serving.wire import Exchange, Line
 from actors.system import start_ray
-from benchmarks.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, spread, target
-from benchmarks.simulated import DEATHS, REFUSED, SIGMA, Handle, Host, revive
+from benchmarks.harness.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, spread, target
+from benchmarks.harness.simulated import DEATHS, REFUSED, SIGMA, Handle, Host, revive
 from configs.load import load_protocol
 from configs.schema.run import ClusterConfig, StageConfig
 from learners.models.tiny import build_tokenizer

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, Json, figure, ratios, rounded, spread, target
+from benchmarks.harness.measure import ROOT, Json, figure, ratios, rounded, spread, target
 from reporting.tracker import read_metrics
 
 SEEDS = (0, 1, 2)

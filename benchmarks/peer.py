@@ -33,7 +33,7 @@ import yaml
 
 from actors.players.chat import ChatCodec
 from actors.rollout.loop import training_task
-from benchmarks.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
+from benchmarks.harness.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
 from benchmarks.overlap import stage_figures
 from configs.load import load_protocol, load_task_source
 from protocols.types import TurnRequest

@@ -21,8 +21,8 @@ from actors.players.engine_player import EnginePlayer
 from actors.rollout.loop import play_all
 from actors.serving.router import Replica, Router
 from actors.system import System, start_ray
-from benchmarks.measure import Json, figure, ratios, rounded, spread, target
-from benchmarks.scenes import SMALL, codec_of, debate, folder_of, policy, questions, seated
+from benchmarks.harness.measure import Json, figure, ratios, rounded, spread, target
+from benchmarks.harness.scenes import SMALL, codec_of, debate, folder_of, policy, questions, seated
 from configs.schema.run import ClusterConfig
 
 SEED, REPLICAS, ROUNDS, TOKENS, QUESTION = 0, 2, 6, 32, 256

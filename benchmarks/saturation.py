@@ -26,8 +26,18 @@ from actors.rollout.ledger import Ledger
 from actors.rollout.runner import run_play
 from actors.serving.messages import GenRequest, GenResult
 from actors.system import System, start_ray
-from benchmarks.measure import PROTOCOLS, Json, figure, rounded, spread, target
-from benchmarks.scenes import MEDIUM, SMALL, codec_of, debate, folder_of, policy, questions, recorded, seated
+from benchmarks.harness.measure import PROTOCOLS, Json, figure, rounded, spread, target
+from benchmarks.harness.scenes import (
+    MEDIUM,
+    SMALL,
+    codec_of,
+    debate,
+    folder_of,
+    policy,
+    questions,
+    recorded,
+    seated,
+)
 from configs.load import load_protocol
 from configs.schema.run import ClusterConfig, EngineConfig, ModelConfig
 from driver.vocabulary import words_in_play

@@ -9,7 +9,7 @@ import pytest
 from tests.house import House, circles, folder_graphs, measure
 
 KNOWN: dict[str, list[str]] = {
-    "full_folders": ["benchmarks", "configs/checks", "tests/driver"],
+    "full_folders": ["configs/checks"],
     "module_circles": [
         "protocols.phased.checks, protocols.phased.checks_loops, protocols.phased.checks_sides, "
         "protocols.phased.checks_subplays, protocols.phased.interpreter, protocols.phased.state, "

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from benchmarks.measure import ROOT, Json, rounded
+from benchmarks.harness.measure import ROOT, Json, rounded
 from configs.checks.known import Known
 from configs.load import load, to_yaml
 from configs.methods import KINDS, check_learner, idle

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.ablation.jobs import ARENAS, JUDGE, flow, methods, settings
-from benchmarks.measure import ROOT, Json
+from benchmarks.harness.measure import ROOT, Json
 from reporting.report import charts
 
 COMMAND = "python -m benchmarks ablation"

@@ -32,7 +32,7 @@ from benchmarks.ablation.jobs import (
     result,
     text_of,
 )
-from benchmarks.measure import ROOT, Json, circumstances
+from benchmarks.harness.measure import ROOT, Json, circumstances
 from configs.reading.errors import ConfigErrors
 
 INTERRUPTED = 130

@@ -13,11 +13,12 @@ import pytest
 
 from actors.engine.flight import ChoiceFlight
 from actors.serving.messages import GenRequest, GenResult
-from benchmarks import bubbles, orchestrator, overlap, page, peer, scenes, simulated
+from benchmarks import bubbles, orchestrator, overlap, peer
 from benchmarks.__main__ import NAMES
-from benchmarks.measure import ROOT, circumstances, figure, ratios, rounded, spread, target
+from benchmarks.harness import page, scenes, simulated
+from benchmarks.harness.measure import ROOT, circumstances, figure, ratios, rounded, spread, target
+from benchmarks.harness.simulated import Died, Host
 from benchmarks.saturation import vllm_requests
-from benchmarks.simulated import Died, Host
 from protocols.types import Reply, Task, Turn, TurnRequest
 from tasks.kinds.pixels import Pixels
 

@@ -25,7 +25,7 @@ from driver.seat.play import others
 from protocols.judges.grading import GradeRules, read_grades
 from protocols.types import Episode, Hidden, Message, Reply, Task, TurnRequest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 PROTOCOLS = ROOT / "configs" / "protocol"
 ASK = TurnRequest(
     "alice", "debater", (Message("system", "Be brief."), Message("user", "Pick.")), 0, phase="talk"

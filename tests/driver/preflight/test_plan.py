@@ -13,7 +13,7 @@ from configs.machine import Machine, Need, learner_memory, peak
 from configs.schema.run import CriticConfig, LearnerConfig, LoraConfig, LossConfig, ModelConfig, PolicyConfig
 from driver.preflight.plan import Plan, make_plan
 
-CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
 AUDITED = (
     "policies.auditor={model: \"${policies.solver.model}\", init_from: solver}",
