@@ -362,12 +362,14 @@ def trusted_task(source: TaskSource, protocol: Protocol, rng: random.Random, sha
 
 
 def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, warm: bool = False) -> Task:
-    """A task that `protocol` can be played on: a root task where a proposer comes first, else one derived from
-    a root task with the proposal it carries, its example, or (claims) a uniform one."""
+    """A task that `protocol` can be played on: a root task where a proposer comes first or where there is nothing to
+    derive from, else one derived from it with the proposal it carries, its example, or (claims) a uniform one."""
     task = source.warm(rng) if warm else source.train(rng)
-    if isinstance(protocol, ProposeSolve) or task.domain is None:
-        return task
     example = task.hidden.get(EXAMPLE)
+    playable = task.domain is None or not (task.proposals or example or carried_proposal(task))
+    if isinstance(protocol, ProposeSolve) or playable:
+        return task
+    assert task.domain is not None
     proposal = carried_proposal(task) or (example.text if example else rng.choice(task.proposals))
     return task.domain.derive(task, proposal)
 
