@@ -6,7 +6,7 @@ A proposal is a program with one function `f`, a line `---`, and arguments of it
     abduction   program and result are shown, any arguments that give that result are right (one call)
     induction   some calls and their results are shown, the answer is a program that agrees on all calls (four or more)
 
-Programs run in a killable process (tasks/kinds/sandbox.py). A proposal that cannot be run, or that gives two results for one
+Programs run in a killable process (tasks/sandbox.py). A proposal that cannot be run, or that gives two results for one
 call, is invalid; an answer that cannot be run is wrong; a process that fails for another reason is missing data.
 """
 
@@ -23,7 +23,7 @@ from typing import ClassVar
 from protocols.proposals import carried_proposal, with_example, with_proposal
 from protocols.types import Domain, Hidden, InvalidProposal, Task
 from tasks.base import TaskSource
-from tasks.kinds.sandbox import Ran, faults, literals, run, same_value
+from tasks.sandbox import Ran, faults, literals, run, same_value
 
 MODES = ("deduction", "abduction", "induction")
 RULE = "---"

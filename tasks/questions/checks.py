@@ -177,8 +177,8 @@ def set_f1(reply: str, accepted: Sequence[str], choices: Sequence[str] = (), sep
 @CHECKS.register("python_tests")
 def python_tests(reply: str, accepted: Sequence[str], choices: Sequence[str] = ()) -> float:
     """The reply's last code block defines `f`, which passes the task's tests: a JSON list of [arguments, result]
-    pairs (in the sandbox of `tasks/kinds/sandbox.py`). The share of tests that pass."""
-    from tasks.kinds import sandbox
+    pairs (in the sandbox of `tasks/sandbox.py`). The share of tests that pass."""
+    from tasks import sandbox
 
     blocks = re.findall(r"```(?:python)?\s*\n(.*?)```", reply[-LONGEST * 4 :], re.DOTALL)
     program = blocks[-1] if blocks else reply[-LONGEST:]

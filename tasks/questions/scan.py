@@ -6,8 +6,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from tasks.questions.fields import FieldMap, Question, lookup
 from tasks.questions.rows import BadRow, Row, Rows, _kind
 
@@ -57,6 +55,8 @@ def question_id(number: int, index: int, each: str) -> str:
 def scan(rows: Rows, fields: FieldMap, keep: Callable[[Row], bool] | None, split: Split) -> Scan:
     """Reads every row once. Ids and contents are compared by 64-bit hashes, so that a million rows take a few dozen
     megabytes."""
+    import numpy as np  # here, so that sources can be listed without it
+
     bad: dict[int, list[str]] = {}
     positions, ids, contents, splits = array("Q"), array("q"), array("q"), bytearray()
     left_out = 0
@@ -101,6 +101,8 @@ def scan(rows: Rows, fields: FieldMap, keep: Callable[[Row], bool] | None, split
 
 def _repeats(hashes: array[int]) -> Iterator[tuple[int, int]]:
     """(place, first place) of every hash that stood before."""
+    import numpy as np
+
     values = np.frombuffer(hashes, np.int64) if hashes else np.empty(0, np.int64)
     order = np.argsort(values, kind="stable")
     same = np.flatnonzero(values[order[1:]] == values[order[:-1]]) + 1

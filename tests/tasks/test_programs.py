@@ -12,9 +12,9 @@ import pytest
 
 from protocols.proposals import carried_proposal
 from protocols.types import Hidden, InvalidProposal, Task, VerifierError
-from tasks.kinds import sandbox
+from tasks import sandbox
 from tasks.kinds.programs import HELDOUT, RESERVED, SEEDS, ProgramDomain, Programs, proposal_of
-from tasks.kinds.sandbox import Ran, faults, literals, run, same_value
+from tasks.sandbox import Ran, faults, literals, run, same_value
 
 GOOD = "def f(x, y=2):\n    return [x * y]"
 
