@@ -71,6 +71,7 @@ def load(
     protocols = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
     _proposers(builder, config, protocols)
     _examples(builder, config)
+    _heldout(builder, config)
     _games(builder, config, protocols)
     Checker(config, source, protocols, machine, known, errors).run()
     if errors:
@@ -170,6 +171,18 @@ def _examples(builder: Builder, config: RunConfig) -> None:
         except LookupError:
             message = "these tasks have no examples of their own"
             builder.error(("stages", name, "real"), message, "0, or tasks that warm starts of a proposer imitate")
+
+
+def _heldout(builder: Builder, config: RunConfig) -> None:
+    """Where something is measured, the source must keep tasks for evaluation."""
+    if config.tasks is None or not config.eval.arms:
+        return
+    try:
+        load_task_source(config.tasks).heldout(1, 0)
+    except ConfigErrors:
+        return  # noted already
+    except LookupError as error:
+        builder.error(("tasks",), str(error))
 
 
 def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:

@@ -95,6 +95,8 @@ class QuestionSource(TaskSource):
 
     def heldout(self, n: int, seed: int) -> list[Task]:
         order = list(self._opened.heldout)
+        if not order:
+            raise LookupError("no question is kept for evaluation; splits.share or heldout_path says which are")
         random.Random(f"questions heldout {seed}").shuffle(order)
         return [self._task(order[i % len(order)]) for i in range(n)]
 
@@ -139,10 +141,10 @@ class QuestionSource(TaskSource):
                 [("path", f"and {more} more bad rows (bad_rows: skip leaves them out)")] if more > 0 else []
             )
             return [("path", line) for line in result.bad[:SHOWN]] + rest
-        parts = {"training": result.train, "evaluation": result.heldout}
-        empty = [name for name, positions in parts.items() if not positions]
-        bad = f"; {len(result.bad)} bad rows were skipped" if result.bad else ""
-        return [("path", f"leaves no question for {name}{bad}") for name in empty]
+        if not result.train:
+            bad = f"; {len(result.bad)} bad rows were skipped" if result.bad else ""
+            return [("path", f"leaves no question for training{bad}")]
+        return []
 
     @property
     def skipped(self) -> list[str]:

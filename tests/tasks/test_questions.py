@@ -257,3 +257,9 @@ def test_field_maps_extend_a_config() -> None:
     }
     with pytest.raises(ConfigErrors, match=r"tasks\.path"):
         load(ROOT / "configs" / "tasks" / "quality.yaml", ["tasks.path=nowhere"])
+
+
+def test_what_is_measured_needs_questions_for_evaluation(tmp_path: Path) -> None:
+    smoke, path = ROOT / "configs" / "smoke.yaml", write(tmp_path / "q.jsonl", rows(1))
+    with pytest.raises(ConfigErrors, match="no question is kept for evaluation"):
+        load(smoke, [f"tasks={{kind: jsonl, path: {path}}}"])
