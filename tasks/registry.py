@@ -8,7 +8,8 @@ from tasks.kinds.lists import Lists
 from tasks.kinds.ontology import Ontology
 from tasks.kinds.pixels import Pixels
 from tasks.kinds.programs import Programs
-from tasks.kinds.questions import CsvSource, HuggingFaceSource, JsonLinesSource, ParquetSource
+from tasks.kinds.questions import CsvSource, Facts, HuggingFaceSource, JsonLinesSource, ParquetSource
+from tasks.kinds.reasoning import ReasoningGym
 from tasks.kinds.spiel import OpenSpiel
 from tasks.kinds.taxonomy import Taxonomy
 from tasks.kinds.textarena import TextArena
@@ -16,6 +17,22 @@ from tasks.kinds.toys import Toys
 
 SOURCES: dict[str, type[TaskSource]] = {
     source.kind: source
-    for source in (Pixels, Lists, OpenSpiel, TextArena, Words, Bargains, Programs, Ontology, Taxonomy, Toys,
-                   JsonLinesSource, CsvSource, ParquetSource, HuggingFaceSource)
+    for source in (
+        Pixels,
+        Lists,
+        OpenSpiel,
+        TextArena,
+        Words,
+        Bargains,
+        Programs,
+        Ontology,
+        Taxonomy,
+        Toys,
+        JsonLinesSource,
+        CsvSource,
+        ParquetSource,
+        HuggingFaceSource,
+        Facts,
+        ReasoningGym,
+    )
 }

@@ -11,6 +11,8 @@ task is drawn. A task is played as it is: nothing is proposed and nothing derive
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import random
 from array import array
 from collections.abc import Sequence
@@ -96,7 +98,9 @@ class QuestionSource(TaskSource):
     def heldout(self, n: int, seed: int) -> list[Task]:
         order = list(self._opened.heldout)
         if not order:
-            raise LookupError("no question is kept for evaluation; splits.share or heldout_path says which are")
+            raise LookupError(
+                "no question is kept for evaluation; splits.share or heldout_path says which are"
+            )
         random.Random(f"questions heldout {seed}").shuffle(order)
         return [self._task(order[i % len(order)]) for i in range(n)]
 
@@ -343,6 +347,31 @@ class HuggingFaceSource(QuestionSource):
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"datasets cannot open {self.path!r} ({split}): {first}") from None
         return list(loaded.take(self.limit)) if self.streaming else loaded
+
+
+@dataclass(frozen=True)
+class Facts(QuestionSource):
+    """The 260 pairs of a true and a false statement that the library TextArena (Guertler et al. 2025, arXiv
+    2504.11442) ships for its game of truth and deception (extra `textarena`)."""
+
+    kind: ClassVar[str] = "facts"
+
+    def files(self) -> list[tuple[Rows, str]]:
+        try:
+            folder = importlib.resources.files("textarena")
+        except ModuleNotFoundError:
+            raise ImportError("needs the library textarena: pip install 'dissoi[textarena]'") from None
+        text = folder.joinpath("envs", "TruthAndDeception", "facts.json").read_text(encoding="utf-8")
+        rows = [
+            {
+                "id": f"fact{number}",
+                "question": "Which of the two statements is true?",
+                "choices": [pair["facts"]["fact1"], pair["facts"]["fact2"]],
+                "answer": pair["facts"][pair["correct_fact"]],
+            }
+            for number, pair in enumerate(json.loads(text), 1)
+        ]
+        return [(ListedRows(rows, "facts"), "")]
 
 
 def _paths(named: str | list[str]) -> list[Path]:

@@ -27,7 +27,7 @@ _LOOP = """
 out.write("ready\\n"); out.flush()
 for line in sys.stdin:
     try:
-        reply = {"value": bool(check(*json.loads(line)))}
+        reply = {"value": float(check(*json.loads(line)))}
     except Exception as error:
         reply = {"error": f"{type(error).__name__}: {error}"[:300]}
     out.write(json.dumps(reply) + "\\n"); out.flush()
@@ -54,6 +54,15 @@ import jsonschema
 def check(value, schema):
     return jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema).is_valid(value)
 """,
+    "reasoning_gym": """
+import functools, reasoning_gym
+@functools.lru_cache(maxsize=16)
+def generator(dataset, settings, seed):
+    return reasoning_gym.create_dataset(dataset, size=1_000_000, seed=seed, **json.loads(settings))
+def check(dataset, settings, seed, index, answer):
+    made = generator(dataset, settings, seed)
+    return made.score_answer(answer=answer, entry=made[index])
+""",
 }
 
 
@@ -66,8 +75,8 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, arguments: list[Any], seconds: float) -> bool:
-        """The check's answer. Raises VerifierError after `seconds`, on a crash, or when the check itself fails."""
+    def ask(self, arguments: list[Any], seconds: float) -> float:
+        """The check's grade. Raises VerifierError after `seconds`, on a crash, or when the check itself fails."""
         with self._lock:
             process = self._process if self._process and self._process.poll() is None else self._start()
             assert process.stdin is not None
@@ -80,7 +89,7 @@ class Worker:
             reply = json.loads(self._line(process, seconds))
         if "error" in reply:
             raise VerifierError(f"{self.kind} check: {reply['error']}")
-        return bool(reply["value"])
+        return float(reply["value"])
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
