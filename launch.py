@@ -1,4 +1,4 @@
-"""The command line: train, eval, plan, replay, protocol, play, doctor.
+"""The command line: train, eval, plan, replay, protocol, play, export, doctor.
 
     python launch.py train configs/pixel_debate.yaml name=first stages.debate.steps=50
     python launch.py replay runs/first
@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = subparsers.add_parser("eval", help="measure the arms of a finished run again")
     evaluate.add_argument("folder", metavar="RUN", type=Path, help="run directory")
-    evaluate.add_argument("--best", action="store_true", help="its best checkpoint (track.best), not its last")
+    evaluate.add_argument(
+        "--best", action="store_true", help="its best checkpoint (track.best), not its last"
+    )
     _overrides(evaluate)
     evaluate.set_defaults(run=lambda a: commands.evaluate(a.folder, a.overrides, a.address, a.best))
 
@@ -80,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
 
     _play_command(subparsers.add_parser("play", help="take a seat yourself"))
     _protocol_commands(subparsers.add_parser("protocol", help="look at a protocol file, or check it"))
+
+    _export_command(subparsers.add_parser("export", help="write a run's episodes as a data set"))
 
     doctor = subparsers.add_parser("doctor", help="check the installation and the machine")
     doctor.add_argument(
@@ -103,7 +107,23 @@ def _play_command(play: argparse.ArgumentParser) -> None:
         "--out", metavar="RUN", type=Path, default=Path("runs/human"), help="where it is recorded"
     )
     play.set_defaults(
-        run=lambda a: commands.play(a.protocol, a.seats, a.config, a.question, a.choices or (), a.answer, a.out)
+        run=lambda a: commands.play(
+            a.protocol, a.seats, a.config, a.question, a.choices or (), a.answer, a.out
+        )
+    )
+
+
+def _export_command(export: argparse.ArgumentParser) -> None:
+    export.add_argument("folder", metavar="RUN", type=Path, help="run directory")
+    kinds = ("episodes", "sft", "preferences", "jsonl")
+    export.add_argument("--as", dest="kind", choices=kinds, default="episodes", help="what a row is")
+    export.add_argument("--format", dest="form", choices=("jsonl", "parquet"), default="jsonl")
+    export.add_argument("--out", metavar="FOLDER", type=Path, help="default: RUN/export/KIND")
+    export.add_argument("--policy", default="", help="only what this policy wrote (sft, preferences)")
+    export.add_argument("--protocol", default="", help="only episodes of this protocol")
+    export.add_argument("--least-reward", type=float, help="sft: only seats that were paid at least this")
+    export.set_defaults(
+        run=lambda a: commands.export(a.folder, a.kind, a.form, a.out, a.policy, a.protocol, a.least_reward)
     )
 
 

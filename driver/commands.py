@@ -73,6 +73,18 @@ def replay(folder: Path, episode: str | None = None, seat: str | None = None) ->
     return 0
 
 
+def export(
+    folder: Path, kind: str, form: str, out: Path | None, policy: str, protocol: str, least_reward: float | None
+) -> int:
+    """Write a run's episodes as a data set."""
+    from reporting.export import Wanted, export as write
+
+    to = out or folder / "export" / kind
+    counts = write(folder, to, Wanted(kind, policy, protocol, least_reward), form)
+    print(f"wrote {counts.rows} rows of {counts.episodes} episodes to {to / f'data.{form}'}")
+    return 0
+
+
 def doctor(config: Path | None = None) -> int:
     """Report on installation and machine; 1 if something keeps runs from working."""
     from rich.console import Console
