@@ -1,4 +1,4 @@
-"""The command line: train, eval, plan, replay, protocol, play, export, doctor.
+"""The command line: train, eval, plan, replay, protocol, play, init, export, doctor.
 
     python launch.py train configs/pixel_debate.yaml name=first stages.debate.steps=50
     python launch.py replay runs/first
@@ -82,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
 
     _play_command(subparsers.add_parser("play", help="take a seat yourself"))
     _protocol_commands(subparsers.add_parser("protocol", help="look at a protocol file, or check it"))
+
+    init = subparsers.add_parser("init", help="write a configuration for a file of questions")
+    init.add_argument("questions", metavar="QUESTIONS", type=Path, help="JSONL, CSV or Parquet file")
+    init.add_argument("--judge", metavar="MODEL", required=True, help="folder, or name on the hub")
+    init.add_argument("--debater", metavar="MODEL", required=True, help="folder, or name on the hub")
+    init.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("debate.yaml"), help="default: debate.yaml"
+    )
+    init.set_defaults(run=lambda a: commands.init(a.questions, a.judge, a.debater, a.out))
 
     _export_command(subparsers.add_parser("export", help="write a run's episodes as a data set"))
 

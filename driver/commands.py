@@ -73,6 +73,16 @@ def replay(folder: Path, episode: str | None = None, seat: str | None = None) ->
     return 0
 
 
+def init(questions: Path, judge: str, debater: str, out: Path) -> int:
+    """Write a starter configuration."""
+    from driver.starter import init as write
+
+    for line in write(questions, judge, debater, out):
+        print(f"  guessed  {line}")
+    print(f"wrote {out}; next: python launch.py plan {out}")
+    return 0
+
+
 def export(
     folder: Path, kind: str, form: str, out: Path | None, policy: str, protocol: str, least_reward: float | None
 ) -> int:

@@ -28,6 +28,7 @@ from tasks.questions.fields import FieldMap, Question, claims_of, lookup, share_
 from tasks.questions.rows import CsvLines, JsonLines, ListedRows, ManyRows, ParquetRows, Row, Rows
 from tasks.questions.scan import ITEM_BITS, Scan, items, question_id, scan
 
+FEW = 1000
 SHOWN = 50
 """So many bad rows are listed in one message."""
 
@@ -197,6 +198,8 @@ class QuestionSource(TaskSource):
             total.bad += found.bad
             total.left_out += found.left_out
             offset += len(rows)
+        if not total.heldout and not self.splits.by and not self.heldout_apart() and len(total.train) < FEW:
+            self._keep_one(ManyRows([rows for rows, _ in files]), total)
         drawn = []
         for name, positions in (("train", total.train), ("heldout", total.heldout)):
             if self.limit and len(positions) > self.limit:
@@ -204,6 +207,20 @@ class QuestionSource(TaskSource):
                 positions = array("Q", sorted(rng.sample(positions, self.limit)))
             drawn.append(positions)
         return Opened(ManyRows([rows for rows, _ in files]), total, drawn[0], drawn[1])
+
+    def _keep_one(self, rows: Rows, total: Scan) -> None:
+        """Of a small file from which the hash keeps nothing, keeps the cluster that a larger share would keep first."""
+        clusters = [self._question(rows, position).cluster for position in total.train]
+        first = min(clusters, key=share_of, default="")
+        if any(cluster != first for cluster in clusters):
+            pairs = list(zip(clusters, total.train))
+            total.heldout = array("Q", [position for cluster, position in pairs if cluster == first])
+            total.train = array("Q", [position for cluster, position in pairs if cluster != first])
+
+    def _question(self, rows: Rows, position: int) -> Question:
+        number, index = position >> ITEM_BITS, position & ((1 << ITEM_BITS) - 1)
+        row = items(rows.read(number), self.fields.each)[index]
+        return self.fields.read(row, question_id(number, index, self.fields.each))
 
     def _split(self, named: str, row: Row, question: Question) -> str:
         if named:
@@ -216,9 +233,7 @@ class QuestionSource(TaskSource):
         return template(self.where)(row).strip() in ("True", "true")
 
     def _task(self, position: int) -> Task:
-        number, index = position >> ITEM_BITS, position & ((1 << ITEM_BITS) - 1)
-        row = items(self._opened.rows.read(number), self.fields.each)[index]
-        question = self.fields.read(row, question_id(number, index, self.fields.each))
+        question = self._question(self._opened.rows, position)
         name = self.check or ("choice" if question.choices else "text")
         domain = QuestionDomain(name, tuple(sorted(self.check_with.items())), question.accepted)
         hidden = {

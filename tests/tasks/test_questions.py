@@ -263,3 +263,11 @@ def test_what_is_measured_needs_questions_for_evaluation(tmp_path: Path) -> None
     smoke, path = ROOT / "configs" / "smoke.yaml", write(tmp_path / "q.jsonl", rows(1))
     with pytest.raises(ConfigErrors, match="no question is kept for evaluation"):
         load(smoke, [f"tasks={{kind: jsonl, path: {path}}}"])
+
+
+def test_a_small_file_keeps_one_cluster(tmp_path: Path) -> None:
+    made = source(
+        write(tmp_path / "q.jsonl", rows(6)), fields=FieldMap(cluster="page"), splits=Splits(share=1e-6)
+    )
+    assert len(made._opened.heldout) == 3 and len(made._opened.train) == 3
+    assert len({made.cluster(task) for task in made.heldout(3, 0)}) == 1
