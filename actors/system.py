@@ -1,8 +1,8 @@
-"""System: starts Ray and the engines of every policy, keeps weights current, and ends everything it started.
+"""System: starts Ray and the engines of every policy, keeps their weights current, and stops all that it started.
 
-A learner's weights travel learner -> Ray's object store -> engines; the driver only passes the reference on.
-The last reference of each policy is kept: a restarted engine has the weights of the disk, so it is given the
-current ones before its first token.
+A learner puts weights into Ray's object store and engines read them there; the driver only passes the reference. It
+keeps the latest reference of each policy, because a restarted engine loads the weights on disk and needs the
+current ones before its first request.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import actors.engine.actor  # noqa: F401  registers "vllm"
 from actors.concurrency import gather_or_cancel
-from actors.players.base import AtTemperature, Seated, UniformPlayer
+from actors.players.base import AtTemperature, Player, Seated, UniformPlayer
 from actors.players.chat import ChatCodec
 from actors.players.engine_player import EnginePlayer
 from actors.players.remote import RemotePlayer
+from actors.serving.engine import ENGINES
 from actors.serving.lane import Lane
 from actors.serving.messages import EngineLost
-from actors.serving.router import Router
-from actors.serving.wire import Exchange, Line
+from actors.serving.router import Replica, Router
+from actors.serving.wire import ChannelHub, EngineChannel
 from configs.policies import adapter_of, group_of, with_adapters
 from configs.schema.run import ClusterConfig, EngineConfig, PolicyConfig
 
@@ -34,9 +36,8 @@ REVIVE_SECONDS = 180.0
 def start_ray(config: ClusterConfig, actors: int) -> None:
     """Local Ray, or the running cluster at `config.address`.
 
-    Locally an actor's CPU is a slot, not a core: a laptop's two cores hold engines and learners that mostly
-    take turns, so at least `actors` slots are offered. Call before installing signal handlers: Ray replaces
-    them.
+    Local Ray gets at least `actors` CPU slots, even on fewer cores, because engines and learners mostly take turns.
+    Call this before installing signal handlers: Ray replaces them.
     """
     import ray
 
@@ -50,132 +51,128 @@ def start_ray(config: ClusterConfig, actors: int) -> None:
     cpus = config.cpus or os.cpu_count() or 1
     gpus = {} if config.gpus < 0 else {"num_gpus": config.gpus}
     ray.init(num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
-    # Where cores are few, the driver gives way to engines, to which Ray gives 15: whatever takes a core from an engine
-    # makes everybody wait.
+    # On few cores the driver yields to the engines (niceness 15, set by Ray): every policy waits for a delayed engine.
     os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def cuda_offered() -> bool:
-    """Whether Ray has GPUs to place on: what `device: auto` resolves to."""
+    """Whether Ray has GPUs, which is what `device: auto` resolves to."""
     import ray
 
-    return ray.cluster_resources().get("GPU", 0) > 0
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def on_gpu(engine: EngineConfig) -> bool:
-    """Whether the engines of a policy run on GPUs, in the cluster at hand."""
+    """Whether these engines run on GPUs in the connected cluster."""
     return engine.device == "cuda" or (engine.device == "auto" and cuda_offered())
 
 
 def alone(engine: EngineConfig) -> EngineConfig:
-    """An engine that computes each sequence by itself and remembers nothing between them, so that the low bits of its
-    numbers do not depend on what else is asked."""
+    """The same engine without batching and prefix cache, so that the low bits of its numbers do not depend on other
+    requests."""
     return replace(engine, max_num_seqs=1, extra={**engine.extra, "enable_prefix_caching": False})
 
 
 @dataclass
 class ServedPolicy:
-    """A policy that answers requests: its engines, router, codec and player."""
+    """A policy with running engines."""
 
     name: str
     config: PolicyConfig
-    lines: list[Line]
-    """Ways to its engines."""
+    channels: list[EngineChannel]
+    """One per engine; policies that share engines share the list."""
     router: Router | Lane
     player: EnginePlayer
     version: int = 0
     weights: Any = None
-    """Reference to the newest pushed weights; None while those of the disk are current."""
+    """Ray reference to the latest pushed weights; None while the weights on disk are current."""
     sync_seconds: float = 0.0
     sync_bytes: int = 0
     drain_seconds: float = 0.0
-    """Of `sync_seconds`: how long the slowest engine waited for requests under way (`engine.swap: drain`)."""
-    details: dict[str, Any] = field(default_factory=dict)
+    """Part of `sync_seconds` in which the slowest engine waited for running requests (`engine.swap: drain`)."""
     adapter: str = ""
-    """What engines that are shared know its adapter by."""
+    """Name of its adapter on shared engines; "" when it has none."""
 
-    def update(self, line: Line) -> Any:
-        """Gives an engine the newest weights; awaits its report."""
-        return line.engine.update_weights.remote(self.version, self.weights, *filter(None, [self.adapter]))
+    def update(self, channel: EngineChannel) -> Any:
+        """Sends the latest weights to one engine; returns the Ray reference of its report
+        (`Engine.update_weights`)."""
+        return channel.engine.update_weights.remote(self.version, self.weights, *filter(None, [self.adapter]))
 
-    def stands(self, report: Mapping[str, Any]) -> bool:
-        """Whether an engine with this status has them."""
+    def is_current(self, report: Mapping[str, Any]) -> bool:
+        """Whether an engine with this status has the latest weights."""
         version = report["adapters"].get(self.adapter, 0) if self.adapter else report["version"]
         return bool(version == self.version)
 
 
 class System:
-    """The engines of a run. `uniform` and `remote` policies have none: the driver plays or asks for them."""
+    """The engines of a run. Policies of kind `uniform` and `remote` have none; the driver runs their players."""
 
     def __init__(self, policies: Mapping[str, PolicyConfig], seed: int, deterministic: bool = False):
         self.policies, self.seed, self.deterministic = policies, seed, deterministic
         self.served: dict[str, ServedPolicy] = {}
         self.remote: dict[str, RemotePlayer] = {}
-        """One player per remote policy: its budget is that of the whole run."""
-        self._exchange: Exchange | None = None
+        """One player per remote policy, because its budget covers the whole run."""
+        self._hub: ChannelHub | None = None
 
     async def serve(
         self, name: str, model_dir: str, codec: ChatCodec, version: int = 0,
         config: PolicyConfig | None = None, seed: int | None = None,
     ) -> ServedPolicy:  # fmt: skip
-        """Starts the engines of policy `name` on the weights in `model_dir` and waits until they answer.
-        `config`: where `name` is none of the run's policies. `seed`: of its first engine, in place of the run's."""
+        """Starts the engines of policy `name` on the weights in `model_dir`, of policy version `version`, and waits
+        until they are connected. `config`: for a `name` that is not one of the run's policies. `seed`: of the first
+        engine (default: the run's). Raises what the engine's constructor raises, and EngineUnreachable."""
         import ray
-
-        from actors.engine.actor import Engine
 
         config, first_seed = config or self.policies[name], self.seed if seed is None else seed
         if config.engine.share:
-            return self._join(name, codec, version, config)
+            host = self.served[config.engine.share]
+            assert isinstance(host.router, Lane), "a policy that shares its engines has a lane itself"
+            return self._register(name, config, host.channels, host.router.router, codec, version)
         adapter = adapter_of(self.policies, name)
         cuda = on_gpu(config.engine)
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}
-        remote = ray.remote(Engine).options(max_concurrency=1000, max_restarts=-1, max_task_retries=0, **place)
+        options = {"max_concurrency": 1000, "max_restarts": -1, "max_task_retries": 0}
+        remote = ray.remote(ENGINES[config.engine.kind]).options(**options, **place)
         engine = alone(config.engine) if self.deterministic else config.engine
         if config.model.trust_remote_code:
             engine = replace(engine, extra={"trust_remote_code": True, **engine.extra})
         engine = with_adapters(self.policies, name, engine)
-        if self._exchange is None:
-            self._exchange = Exchange(ray.util.get_node_ip_address())
+        if self._hub is None:
+            self._hub = ChannelHub(ray.util.get_node_ip_address())
         engines = [
             remote.remote(name, model_dir, engine, 0 if adapter else version, first_seed + index)
             for index in range(config.engine.replicas)
         ]
-        lines = [Line(self._exchange, engine) for engine in engines]
-        details = await gather_or_cancel([line.connect() for line in lines])
-        router = Router(name, lines, lambda line: self._revive(served, line))
-        served = self._seat(name, config, lines, router, codec, version, details[0])
+        channels = [EngineChannel(self._hub, engine) for engine in engines]
+        await gather_or_cancel([channel.connect() for channel in channels])
+        router = Router(name, channels, lambda channel: self._revive(served, channel))
+        served = self._register(name, config, channels, router, codec, version)
         return served
 
-    def _join(self, name: str, codec: ChatCodec, version: int, config: PolicyConfig) -> ServedPolicy:
-        """A policy on the engines of another, which have started."""
-        host = self.served[config.engine.share]
-        assert isinstance(host.router, Lane), "whose engines are shared has a lane like any other"
-        return self._seat(name, config, host.lines, host.router.router, codec, version, host.details)
-
-    def _seat(
-        self, name: str, config: PolicyConfig, lines: list[Line], router: Router, codec: ChatCodec, version: int,
-        details: dict[str, Any],
+    def _register(
+        self, name: str, config: PolicyConfig, channels: list[EngineChannel], router: Router, codec: ChatCodec,
+        version: int,
     ) -> ServedPolicy:  # fmt: skip
-        """A player for a policy whose engines have started."""
+        """Makes the player of a policy whose engines run."""
         adapter = adapter_of(self.policies, name)
         host = bool(group_of(self.policies, name))
-        way = Lane(router, adapter, host) if host or config.engine.share else router
+        route = Lane(router, adapter, host) if host or config.engine.share else router
         memo_seed = f"{self.seed}/{name}/memo/{version}"
-        player = EnginePlayer(way, codec, config.temperature, config.max_tokens, config.memo, memo_seed)
-        served = ServedPolicy(name, config, lines, way, player, version, details=details, adapter=adapter)
+        player = EnginePlayer(route, codec, config.temperature, config.max_tokens, config.memo, memo_seed)
+        served = ServedPolicy(name, config, channels, route, player, version, adapter=adapter)
         self.served[name] = served
         return served
 
     async def push(self, name: str, version: int, weights: Any) -> None:
-        """Gives every live replica of `name` the weights behind the reference `weights`; returns when all have
-        acknowledged `version`. Replicas that are down get them when they are revived."""
+        """Sends the weights behind the Ray reference `weights` to all live replicas of `name` and waits until they
+        have loaded `version`. A dead replica receives them after its restart. Raises the ValueError of an engine
+        that refuses them."""
         served = self.served[name]
         served.version, served.weights = version, weights
         start = time.monotonic()
         live = [replica for replica in served.router.replicas if replica.up]
         reports = await asyncio.gather(
-            *(served.update(replica.line) for replica in live), return_exceptions=True
+            *(served.update(replica.channel) for replica in live), return_exceptions=True
         )
         served.player.forget()
         served.drain_seconds = 0.0
@@ -188,8 +185,8 @@ class System:
         served.sync_seconds = time.monotonic() - start
 
     async def keep(self, name: str) -> None:
-        """Before the learner of `name` ends, which owns what it pushed and takes it along: the driver takes it over,
-        for engines that die later."""
+        """Copies the pushed weights of `name` into the driver's ownership, for engines that die later. Call it
+        before the learner ends, because Ray deletes a dead owner's objects."""
         import ray
 
         served = self.served[name]
@@ -197,36 +194,36 @@ class System:
             served.weights = ray.put(await served.weights)
 
     async def refresh(self) -> None:
-        """Brings engines to the current version that died unnoticed, while nothing was asked of them: Ray has
-        restarted them with the weights of the disk."""
+        """Pushes the current weights to engines that died and restarted unnoticed, while they had no requests."""
         for name, served in self.served.items():
             if served.weights is not None:
-                asked = [replica.line.engine.status.remote() for replica in served.router.replicas if replica.up]
-                reports = await asyncio.gather(*asked, return_exceptions=True)
-                stale = [r for r in reports if isinstance(r, BaseException) or not served.stands(r)]
+                calls = [replica.channel.engine.status.remote() for replica in served.router.replicas if replica.up]
+                reports = await asyncio.gather(*calls, return_exceptions=True)
+                stale = [r for r in reports if isinstance(r, BaseException) or not served.is_current(r)]
                 if stale:
                     await self.push(name, served.version, served.weights)
 
-    def _push_failed(self, served: ServedPolicy, replica: Any, error: BaseException) -> None:
+    def _push_failed(self, served: ServedPolicy, replica: Replica, error: BaseException) -> None:
         from ray.exceptions import RayActorError
 
         if not isinstance(error, RayActorError):
             raise error
         replica.fail(error)
 
-    async def _revive(self, served: ServedPolicy, line: Line) -> None:
-        """Waits for Ray to restart the actor, then brings it to the current version of all whom it serves."""
+    async def _revive(self, served: ServedPolicy, channel: EngineChannel) -> None:
+        """Waits for Ray to restart an engine, then loads the current weights of all policies that it serves. Raises
+        EngineLost after REVIVE_SECONDS."""
         from ray.exceptions import ActorUnavailableError, RayActorError
 
         deadline = time.monotonic() + REVIVE_SECONDS
         while True:
             try:
-                await line.connect()
-                there = [one for one in self.served.values() if one.lines is served.lines]
+                await channel.connect()
+                sharing = [one for one in self.served.values() if one.channels is served.channels]
                 pushed: dict[str, int] = {}
-                while stale := [o for o in there if o.weights is not None and pushed.get(o.name) != o.version]:
+                while stale := [o for o in sharing if o.weights is not None and pushed.get(o.name) != o.version]:
                     pushed[stale[0].name] = stale[0].version
-                    await stale[0].update(line)
+                    await stale[0].update(channel)
                 return
             except (ActorUnavailableError, RayActorError) as error:
                 if time.monotonic() > deadline:
@@ -234,13 +231,14 @@ class System:
                 await asyncio.sleep(0.5)
 
     def players(self, roles: Mapping[str, str], temperature: float | None = None) -> dict[str, Seated]:
-        """role -> who plays it, for roles bound to served, uniform or remote policies. `temperature`: of all."""
-        players = {role: self._player(policy) for role, policy in roles.items()}
+        """Role -> player, from role -> policy (served, uniform or remote). `temperature` overrides the policies'
+        own."""
+        players: dict[str, Player] = {role: self._player(policy) for role, policy in roles.items()}
         if temperature is not None:
             players = {role: AtTemperature(player, temperature) for role, player in players.items()}
         return {role: Seated(policy, players[role], self.deterministic) for role, policy in roles.items()}
 
-    def _player(self, policy: str) -> Any:
+    def _player(self, policy: str) -> Player:
         if self.policies[policy].kind == "uniform":
             return UniformPlayer(seed=self.seed)
         if self.policies[policy].kind == "remote":
@@ -250,29 +248,29 @@ class System:
         return self.served[policy].player
 
     async def statuses(self) -> dict[str, list[dict[str, Any]]]:
-        """Every live engine's own figures."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        """Policy -> the status of each live engine (`Engine.status`)."""
+        statuses: dict[str, list[dict[str, Any]]] = {}
         for name, served in self.served.items():
-            live = [replica.line.engine for replica in served.router.replicas if replica.up]
-            found[name] = list(await asyncio.gather(*(engine.status.remote() for engine in live)))
-        return found
+            live = [replica.channel.engine for replica in served.router.replicas if replica.up]
+            statuses[name] = list(await asyncio.gather(*(engine.status.remote() for engine in live)))
+        return statuses
 
     def retire(self, name: str) -> None:
-        """Ends the engines of a policy that is not needed any more, unless they are another's."""
+        """Removes a policy and stops its engines, unless they belong to another policy."""
         import ray
 
         served = self.served.pop(name)
         if served.config.engine.share:
             return
         served.router.stop()
-        for line in served.lines:
-            line.close()
-            ray.kill(line.engine)
+        for channel in served.channels:
+            channel.close()
+            ray.kill(channel.engine)
 
     def stop(self) -> None:
-        """Ends all engines. Ray itself is ended by whoever started it."""
+        """Stops all engines. The caller of `start_ray` stops Ray."""
         for name in list(self.served):
             self.retire(name)
-        if self._exchange is not None:
-            self._exchange.close()
-            self._exchange = None
+        if self._hub is not None:
+            self._hub.close()
+            self._hub = None

@@ -28,7 +28,7 @@ from actors.players.engine_player import EnginePlayer
 from actors.rollout.ledger import Ledger
 from actors.rollout.loop import Rollouts
 from actors.serving.router import Router
-from actors.serving.wire import Exchange, Line
+from actors.serving.wire import ChannelHub, EngineChannel
 from actors.system import start_ray
 from benchmarks.harness.measure import PROTOCOLS, Json, figure, resident_bytes, rounded, spread, target
 from benchmarks.harness.simulated import DEATHS, REFUSED, SIGMA, Handle, Host, revive
@@ -92,13 +92,13 @@ async def measure(
 ) -> Found:
     """`windows` stretches of `seconds` with `episodes` under way, once as many have ended."""
     gc.collect()  # what is left of the last measurement
-    await asyncio.gather(*(host.begin.remote(episodes / OFFERED, DEATHS) for host in hosts))
-    exchange = Exchange(here)
-    lines = [Line(exchange, Handle(hosts[i % len(hosts)], i // len(hosts))) for i in range(ENGINES)]
-    await asyncio.gather(*(line.connect() for line in lines))
+    await asyncio.gather(*(host.begin.remote(ENGINES // HOSTS, episodes / OFFERED, DEATHS) for host in hosts))
+    hub = ChannelHub(here)
+    channels = [EngineChannel(hub, Handle(hosts[i % len(hosts)], i // len(hosts))) for i in range(ENGINES)]
+    await asyncio.gather(*(channel.connect() for channel in channels))
     protocol, source = load_protocol(PROTOCOLS / "pixel_debate.yaml"), Pixels()
     codec = ChatCodec(build_tokenizer([*source.words(), *protocol.literal_texts()]))
-    router = Router("simulated", lines, revive)
+    router = Router("simulated", channels, revive)
     player = EnginePlayer(router, codec, 1.0, 8)
     players = {role: Seated("simulated", player) for role in set(protocol.roles().values())}
     stage = StageConfig(plays_per_step=PER_STEP, steps=10**9, max_staleness=episodes // PER_STEP - 1)
@@ -120,9 +120,9 @@ async def measure(
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             router.stop()
-            for line in lines:
-                line.close()
-            exchange.close()
+            for channel in channels:
+                channel.close()
+            hub.close()
             ledger.close()
 
 

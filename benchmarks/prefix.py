@@ -65,7 +65,7 @@ async def measure(model_dir: str, plays: int, repeats: int, cache_mb: int) -> Ca
         served = await system.serve("bench", model_dir, codec_of(model_dir))
         for repeat in range(repeats):
             for number, (way, kind) in enumerate((("sticky", Router), ("random", RandomRouter))):
-                router = kind("bench", served.lines, unexpected)
+                router = kind("bench", served.channels, unexpected)
                 player = EnginePlayer(router, served.player.codec, 1.0, TOKENS)
                 tasks = questions(plays, QUESTION, 2 * repeat + number)  # new ones: none is in a cache
                 begun = time.perf_counter()
@@ -101,5 +101,5 @@ def report(found: dict[str, Case], sizes: dict[str, int], plays: int) -> Json:
     }  # fmt: skip
 
 
-async def unexpected(line: object) -> None:
+async def unexpected(channel: object) -> None:
     raise RuntimeError("an engine died: what was measured means nothing")

@@ -97,8 +97,8 @@ class Bare:
 
 
 def vllm_requests(request: GenRequest, result: GenResult) -> Iterator[tuple[list[int], Any]]:
-    """What the engine asked vLLM to make `result` (actors/engine/flight.py): (prompt ids, sampling parameters)."""
-    from actors.engine.flight import read_plan, sampling_params
+    """What the engine asked vLLM to make `result` (actors/engine/generation.py): (prompt ids, sampling parameters)."""
+    from actors.engine.generation import read_plan, sampling_params
 
     if not request.choices:
         yield request.prompt_ids, sampling_params(len(result.output_ids), request.temperature, request.top_p)

@@ -235,7 +235,7 @@ class Run:
         means = step_figures(episodes)
         figures = figures | means | rollouts.figures()
         for policy in self.system.served.values():
-            figures |= policy.router.counters.figures(policy.name)
+            figures |= policy.router.counters.metrics(policy.name)
         figures["episodes"] = float(self.ledger.counts["episodes"])
         self.log(f"rollout/{name}", step, figures)
         for policy_name, metrics in learned.items():

@@ -1,1 +1,1 @@
-"""vLLM behind one actor: the only folder that imports vllm."""
+"""The vLLM implementation of the engine port: the only folder that imports vllm."""

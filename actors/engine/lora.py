@@ -1,8 +1,8 @@
-"""Adapters side by side on one base, by vLLM's own LoRA: each request names the one that it is computed with.
+"""Several LoRA adapters on one base model, by vLLM's own LoRA support: each request names its adapter.
 
-vLLM takes an adapter from a folder in peft's format. A pushed one is written to memory (/dev/shm), loaded in place of
-the last of that name, and removed. Everybody's cached activations are dropped with it: vLLM tells cached prompts apart
-by the adapter's name, not by its version.
+vLLM loads an adapter from a folder in peft's format. The engine writes a pushed adapter to memory (/dev/shm), loads
+it in place of the adapter of that name, and removes the folder. It empties the whole prefix cache too, because vLLM
+distinguishes cached prompts by the adapter's name, not by its version.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ SHM = Path("/dev/shm")
 
 
 class Adapters:
-    """Those that an engine holds. `versions`: of each, the policy step that it is of."""
+    """The adapters that an engine holds. `versions`: adapter -> policy version."""
 
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}
         self._requests: dict[str, Any] = {}
 
     def request(self, name: str) -> Any:
-        """vLLM's LoRARequest; None for the base, also before the first adapter of that name has come: it is zero."""
+        """vLLM's LoRARequest of an adapter; None for the base model and for an adapter that has not been pushed yet,
+        which is zero."""
         return self._requests.get(name)
 
     def load(self, llm: Any, name: str, version: int, buckets: Sequence[WeightBucket]) -> None:
-        """Puts an adapter in the place of its last version. In the engine thread, between two steps."""
+        """Replaces the adapter `name`. Call on the engine thread, between two steps."""
         from vllm.lora.request import LoRARequest
 
         number = list(self._requests).index(name) + 1 if name in self._requests else len(self._requests) + 1
@@ -39,13 +40,13 @@ class Adapters:
             write_adapter(buckets, Path(folder))
             loaded = llm.add_lora(LoRARequest(name, number, folder, load_inplace=True))
         assert loaded, f"vLLM did not take the adapter {name!r}"
-        # The path is never read again: there is room for all adapters, so none is thrown out and loaded anew.
+        # vLLM never reads the path again: it has room for all adapters, so it evicts and reloads none.
         self._requests[name] = LoRARequest(name, number, name)
         self.versions[name] = version
 
 
 def write_adapter(buckets: Sequence[WeightBucket], folder: Path) -> None:
-    """The adapter in `buckets` in peft's format."""
+    """Writes the adapter in `buckets` to `folder` in peft's format."""
     from safetensors.torch import save_file
 
     from actors.engine.weights import read_tensors

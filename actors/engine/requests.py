@@ -1,8 +1,8 @@
-"""Requests to vLLM: its own checks and preparations, once for each kind of request instead of every time.
+"""Adds requests to vLLM, which validates and prepares one request of each kind; later ones are copies of it.
 
-`LLMEngine.add_request` checks the sampling parameters, fills in what the model says, and draws a name. That depends on
-parameters and adapter alone, but for the prompt's length, and with a tiny model it is felt. Plays ask for few kinds: so
-vLLM makes the first request of each, and later ones are copies of it with another prompt.
+`LLMEngine.add_request` validates the sampling parameters, fills in the model's defaults and draws a name: a
+measurable cost for tiny models. Apart from the prompt's length the result depends on parameters and adapter only,
+and plays use few combinations of these.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from typing import Any
 
 KINDS = 4096
-"""How many are remembered, as many as sampling parameters are (actors/engine/flight.py)."""
+"""Prepared kinds to keep, as many as cached sampling parameters (actors/engine/generation.py)."""
 
 
 class Requests:
-    """Adds requests to one vLLM LLMEngine that runs in this process."""
+    """The requests of one vLLM LLMEngine in this process."""
 
     def __init__(self, llm: Any):
         from vllm.inputs import tokens_input
@@ -25,12 +25,13 @@ class Requests:
         self._vocab_size = llm.model_config.get_vocab_size()
         self._longest = llm.model_config.max_model_len - 1
         self._kinds: dict[tuple[int, int], tuple[Any, Any, Any]] = {}
-        """Of parameters and adapter, by identity: both, kept so that nothing else can take their place in memory, and a
-        request of vLLM's."""
+        """(id of parameters, id of adapter) -> both, kept alive so that their ids stay unique, and a prepared
+        request."""
 
     def add(self, name: str, prompt_ids: list[int], params: Any, lora: Any) -> None:
-        """Queues a request. Raises what vLLM raises for one that it refuses, and ValueError for token ids beyond the
-        vocabulary, which would kill vLLM."""
+        """Queues a request named `name`. `params`: SamplingParams; `lora`: a LoRARequest or None. Raises
+        VLLMClientError when vLLM refuses it, and ValueError for token ids outside the vocabulary, which would crash
+        vLLM."""
         if prompt_ids and not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocab_size:
             raise ValueError(f"prompt has token ids outside the vocabulary of {self._vocab_size}")
         kind = self._kinds.get((id(params), id(lora)))
@@ -47,7 +48,7 @@ class Requests:
         self._llm.engine_core.add_request(request)
 
     def _prepared(self, name: str, prompt_ids: list[int], params: Any, lora: Any) -> Any:
-        """vLLM's EngineCoreRequest."""
+        """An EngineCoreRequest, validated by vLLM."""
         llm, prompt = self._llm, self._tokens_input(prompt_ids)
         return llm.input_processor.process_inputs(
             name, prompt, params, supported_tasks=llm.get_supported_tasks(), lora_request=lora

@@ -1,4 +1,4 @@
-"""How an EngineConfig becomes a running vLLM LLMEngine, on CPU or CUDA."""
+"""Builds a vLLM LLMEngine from an EngineConfig, on CPU or CUDA."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ NEEDED_ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 DEFAULTS = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-"""What a user's environment may override."""
+"""Environment variables that the user may override."""
 
 
 def build_llm(model_dir: str, config: EngineConfig, seed: int) -> tuple[Any, str]:
-    """The engine and its device, "cpu" or "cuda". Raises ValueError for settings that do not fit the machine."""
+    """Returns the engine and its device, "cpu" or "cuda". Raises ValueError for settings that do not fit the
+    machine."""
     cuda = resolve_cuda(config.device)
     os.environ.update({**DEFAULTS, **os.environ, **NEEDED})
     if not cuda:
@@ -46,8 +47,8 @@ def build_llm(model_dir: str, config: EngineConfig, seed: int) -> tuple[Any, str
 
 
 def limit_threads(threads: int) -> None:
-    """OpenMP threads that wait for busy cores cost more than they give: with two on two busy cores, throughput
-    falls to a quarter. The variable serves libraries not loaded yet, the call torch in this thread."""
+    """Limits OpenMP threads: two threads on two busy cores divide throughput by four, as each waits for the other. The
+    variable reaches libraries that are not loaded yet, the call reaches torch in this thread."""
     import torch
 
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -55,17 +56,18 @@ def limit_threads(threads: int) -> None:
 
 
 def resolve_cuda(device: str) -> bool:
+    """Whether `device` (auto, cpu, cuda) means CUDA in this process. Raises UserError when CUDA is missing."""
     import torch
 
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"engine.device is {device!r}; valid are auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device is cuda, but torch sees no GPU in this process")
-    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return device == "cuda" or (device == "auto" and bool(torch.cuda.is_available()))
 
 
 def engine_args(model_dir: str, config: EngineConfig, seed: int, cuda: bool) -> dict[str, Any]:
-    """Keyword arguments of vLLM's EngineArgs; `config.extra` wins."""
+    """Keyword arguments for vLLM's EngineArgs; `config.extra` overrides the others."""
     from vllm.config import WeightTransferConfig
 
     dtype = ("bfloat16" if cuda else "float32") if config.dtype == "auto" else config.dtype
@@ -100,7 +102,7 @@ def engine_args(model_dir: str, config: EngineConfig, seed: int, cuda: bool) -> 
 
 
 def checkpoint_shapes(model_dir: str) -> dict[str, tuple[int, ...]] | None:
-    """Name and shape of every parameter in the safetensors files of a local folder; None where there are none."""
+    """Parameter name -> shape, from the safetensors files of a local folder; None when it has none."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}

@@ -1,9 +1,9 @@
-"""Receiver side of weight sync, inside vLLM's workers.
+"""The receiver of weight updates inside vLLM's workers.
 
-vLLM's own transports (NCCL, CUDA IPC) need GPUs on both sides. This one takes buckets of bytes as the argument of
-the official update call: by reference where the worker lives in the engine's process, else through vLLM's own
-queue to its workers; so it works alike on CPU and GPU. vLLM imports this module because the engine names
-`WorkerExtension` as its `worker_extension_cls`; that registers the receiver.
+vLLM's own transports (NCCL, CUDA IPC) need GPUs on both sides. This one passes buckets of bytes as arguments of the
+official update call: by reference when the worker runs in the engine's process, else through vLLM's queue to its
+workers. It works on CPU and GPU alike. The engine names `WorkerExtension` as vLLM's `worker_extension_cls`, so the
+workers import this module, which registers the receiver.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Entry = tuple[str, Sequence[int], str, int, int]
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Empty: sender and receiver need no setup."""
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
-    """One bucket, as in `actors.serving.messages.WeightBucket`."""
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """The fields of one `actors.serving.messages.WeightBucket`."""
 
     entries: list[Entry]
     data: np.ndarray
@@ -45,11 +45,11 @@ class UpdateInfo(WeightTransferUpdateInfo):
     scaling: float = 0.0
 
 
-class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads checkpoint-format tensors through vLLM's layerwise reload, which also re-packs prepacked linears.
+class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+    """Loads checkpoint-format tensors through vLLM's layerwise reload, which also repacks prepacked linear layers.
 
-    An adapter is collected and merged at the end of its update. The first one loads all weights of its plain model,
-    whatever was there before; after it, those of the same layers load nothing but what they change.
+    It collects an adapter and merges it at the end of the update. The first adapter of a base model loads all weights;
+    later ones of the same layers load only the weights that they change.
     """
 
     init_info_cls = InitInfo
@@ -57,9 +57,9 @@ class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         self.base: Base | None = None
-        """Plain model of the adapter that is merged now."""
+        """Base model of the adapter that the weights contain."""
         self.layers: set[str] = set()
-        """Layers that it changed."""
+        """Layers that this adapter changed."""
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -75,7 +75,7 @@ class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
             self.base = None
 
     def load_merged(self) -> None:
-        """The weights that the collected adapter changes, or all."""
+        """Loads the weights that the collected adapter changes; all of them when its base model or layers are new."""
         layers = layers_of(self.adapter)
         names: list[str] | None = None
         if self.base is not None and self.base.name == self.source and self.layers == layers:
@@ -92,8 +92,8 @@ class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         if self.adapter:
             self.load_merged()
         finalize_layerwise_reload(self.model, self.model_config)
-        # A tied head got its new values through the embedding, not through its own loader, so on CPU its
-        # packed copy is still the old one. Packing again is idempotent.
+        # A tied head receives its values through the embedding, not through its own loader, so its packed copy on CPU
+        # is still the old one. Packing is idempotent.
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
@@ -105,7 +105,8 @@ class BucketReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 def read_tensors(
     entries: Sequence[Entry], data: np.ndarray, device: torch.device
 ) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a bucket, copied: its bytes may lie in Ray's store, and the reload holds on to tensors."""
+    """Copies of the tensors in a bucket: its bytes may lie in Ray's object store, and the reload keeps tensors
+    alive."""
     return [
         (
             name,
@@ -119,13 +120,13 @@ def read_tensors(
 
 
 def half_loaded(layer: torch.nn.Module) -> bool:
-    """Whether some of a layer's weights have come and others not: these would be whatever lay in memory."""
+    """Whether only a part of the layer's weights has been loaded; the rest would be uninitialised memory."""
     info = get_layerwise_info(layer)
     return bool(info.load_numel_total and 0 < info.load_numel < info.load_numel_total)
 
 
 class WorkerExtension:
-    """Empty on purpose: naming it makes vLLM's workers import this module."""
+    """Empty: its name makes vLLM's workers import this module."""
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, BucketReceiver)

@@ -1,5 +1,4 @@
-"""Several policies on the same engines: each has a lane of its own into their router, with the adapter that it names
-and figures of its own. Only an adapter differs between them, chosen per request (actors/engine/lora.py)."""
+"""One policy's share of a router whose engines serve several policies, each with its own LoRA adapter."""
 
 from __future__ import annotations
 
@@ -8,8 +7,11 @@ from actors.serving.router import Counters, Replica, Router
 
 
 class Lane:
-    """What one policy sees of a router: a router. `adapter`: "" for the base as it is. `host`: whose router it is, so
-    that its figures are the router's, restarts and all."""
+    """Has the interface of a Router, adds the policy's adapter to each request and counts the policy's requests.
+
+    `adapter`: name of the adapter, "" for the base model. `host`: whether the policy owns the engines; its counters
+    are then the router's own, which include engine restarts.
+    """
 
     def __init__(self, router: Router, adapter: str, host: bool = False):
         self.router, self.adapter = router, adapter
@@ -20,11 +22,10 @@ class Lane:
         return self.router.replicas
 
     async def generate(self, request: GenRequest) -> GenResult:
+        """As `Router.generate`."""
         request.adapter = self.adapter
         return await self.router.generate(request, self.counters)
 
     def stop(self) -> None:
-        """Ends the router; the lanes of others too, so the owner of the engines calls it."""
+        """Stops the router, for all policies that share it."""
         self.router.stop()
-
-

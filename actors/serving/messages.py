@@ -1,4 +1,4 @@
-"""What crosses the wire between the router and an engine. Plain structures, no vllm, no ray."""
+"""What the router and an engine send each other. Plain structures; imports neither vllm nor ray."""
 
 from __future__ import annotations
 
@@ -9,62 +9,65 @@ import msgspec
 
 
 class GenRequest(msgspec.Struct, array_like=True):
-    """One generation. Token ids in; nothing is tokenised in the engine."""
+    """One generation. The prompt is given as token ids; engines never tokenise."""
 
     id: int
+    """Unique among the requests of a router, which sets it."""
     prompt_ids: list[int]
     max_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
     stop_ids: tuple[int, ...] = ()
     choices: tuple[tuple[int, ...], ...] = ()
-    """Legal replies as token sequences (none a prefix of another: end with a stop id where needed).
+    """Legal replies as token sequences, none a prefix of another (append a stop id where needed).
     Empty: free text, ended by `stop_ids` or `max_tokens`."""
     read: bool = False
     """With choices: return the probability of every choice instead of sampling one."""
     seed: int | None = None
     play: str = ""
-    """The play that asks, for the router: its prompts share beginnings."""
+    """Id of the play, whose prompts share prefixes: the router sends them to one replica."""
     adapter: str = ""
-    """On engines that several policies share: whose adapter it is computed with; "" for the base as it is."""
+    """Name of the LoRA adapter to apply; "" for the base model."""
 
 
 class GenResult(msgspec.Struct, array_like=True):
-    """Axes: T sampled tokens, C choices."""
+    """The engine's answer to one GenRequest. Axes: T sampled tokens, C choices."""
 
     id: int
     output_ids: list[int]
-    """Sampled tokens, the stop id included when one was sampled. Empty for reads."""
+    """T sampled tokens, including a sampled stop id. Empty for reads."""
     logprobs: list[float]
-    """Natural log, processed (after temperature, top-p and mask), one per output token."""
+    """Natural log-probability of each of the T tokens, after temperature, top-p and mask."""
     versions: list[int]
-    """Policy step that sampled each token (for reads: one entry, the step that was read)."""
+    """Policy version that sampled each of the T tokens; for reads one entry."""
     allowed: list[list[int]] | None = None
-    """With choices: the legal token ids at each step."""
+    """With choices: the legal token ids at each of the T steps."""
     choice: int | None = None
+    """With choices: index of the sampled one."""
     choice_logprobs: list[float] | None = None
+    """For reads: natural log-probability of each of the C choices; they sum to one."""
     finish: Literal["stop", "length", "error"] = "stop"
     error: str = ""
     prompt_tokens: int = 0
-    """Of all that the engine was asked for this (a choice asks once per branching), and how many of those its
-    prefix cache had."""
+    """Prompt tokens over all engine calls for this request: a choice needs one call per branching of the trie."""
     cached_tokens: int = 0
+    """How many of `prompt_tokens` the prefix cache held."""
 
 
 @dataclass(slots=True)
 class WeightBucket:
-    """Consecutive parameters in one flat buffer: (name, shape, dtype, byte offset, byte length) each."""
+    """Consecutive parameters in one flat buffer, as (name, shape, dtype, byte offset, byte length) each."""
 
     entries: list[tuple[str, tuple[int, ...], str, int, int]]
     data: Any
-    """numpy uint8 array; lives in Ray's object store between learner and engine."""
+    """NumPy uint8 array; Ray's object store holds it between learner and engine."""
     sha256: str = ""
     base: str = ""
-    """Of an adapter: folder or name of the plain model that it belongs to. The entries are then A and B of its layers
-    (actors/engine/adapter.py). Empty: entries are whole parameters."""
+    """For a LoRA adapter: folder or name of its base model; the entries are then A and B of its layers
+    (actors/engine/adapter.py). Empty: the entries are whole parameters."""
     scaling: float = 0.0
-    """Of an adapter: how much B A counts."""
+    """For a LoRA adapter: the factor of B A (alpha / rank)."""
 
 
 class EngineLost(RuntimeError):
-    """A request could not be answered: its engines died several times, or refused it."""
+    """A request has no result: its engines died MAX_TRIES times, or its engine refused it."""

@@ -1,17 +1,16 @@
-"""Router: from a policy's requests to the replicas that serve it.
+"""Router: sends a policy's requests to the replicas that serve it.
 
-Requests made in one tick of the event loop travel to a replica in one message (more than one where they are many);
-finished ones come back as they end (actors/serving/wire.py). So a request costs no message of its own, and a long generation
-never holds back a short one.
+Requests made in one tick of the event loop travel to a replica in one message (at most MAX_BATCH in each), and results
+come back one by one as they finish: a request costs no message of its own, and a long generation delays no short one.
 
-The first request of a play goes to the least loaded replica and the others after it: prompts of one play begin
-alike, and that replica has the beginning in its prefix cache. A crowded one is left, for good.
+The first request of a play goes to the least loaded replica. Later requests of the play follow it, because their
+prompts begin alike and that replica has the prefix cached. When that replica is crowded, the play moves to another
+one for good.
 
-A replica that dies gives its unfinished requests back; they go to another replica, or wait until the
-restarted one has the current weights. Sampling again is harmless: nothing of a lost reply was used.
+When a replica dies, the router sends its unfinished requests to other replicas, or holds them until the restarted
+replica has the current weights. Sampling again is harmless: nothing of a lost reply was used.
 
-Who is cancelled while it waits (its play was) leaves a request that nobody needs: one that has not left yet stays here,
-the engine is told to end the others, those of one tick in one message. It answers them all the same.
+When an episode is cancelled, its queued requests are dropped and its running ones aborted.
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from actors.serving.messages import EngineLost, GenRequest, GenResult
-from actors.serving.wire import Line
+from actors.serving.wire import EngineChannel
 
 MAX_TRIES = 3
 CROWDED, SLACK = 1.25, 8
-"""A replica is crowded with more open requests than CROWDED times the mean and SLACK (bounded loads as in
-Mirrokni, Thorup and Zadimoghaddam 2018, arXiv 1608.01350): sticking together must not idle the others."""
-FULL = 128
-"""Requests that travel at once, before the tick ends."""
-HOMES = 100_000
-"""Plays whose replica is remembered; those not heard of for longest are forgotten first."""
+"""A replica is crowded when it has more open requests than CROWDED times the mean plus SLACK (consistent hashing with
+bounded loads: Mirrokni, Thorup and Zadimoghaddam 2018, arXiv 1608.01350), so that affinity idles no other replica."""
+MAX_BATCH = 128
+"""Requests per message. A full message leaves before the tick ends: a thousand plays that begin in one tick take
+half a second to build their requests, and the engine should not wait for the last."""
+MAX_HOMES = 100_000
+"""Plays whose replica the router remembers; it forgets the least recently used first."""
 
 
 @dataclass(slots=True)
@@ -42,46 +42,48 @@ class _Pending:
     future: asyncio.Future[GenResult]
     tries: int = 0
     replica: Replica | None = None
-    """That it was sent to last."""
+    """The replica that it was last sent to."""
 
 
 @dataclass
 class Counters:
-    """What a policy's engines have done since the start."""
+    """A policy's requests since the start of the run."""
 
     requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     memo_hits: int = 0
+    """Requests that the players answered from their memo (actors/players/memo.py)."""
     retried: int = 0
+    """Requests sent again after a replica died."""
     aborted: int = 0
-    """Requests that who made them has given up; engines are told to end those that they have."""
+    """Requests whose caller was cancelled."""
     restarts: int = 0
     engine_prompt_tokens: int = 0
-    """What vLLM was asked: a choice is one request, but asks at each of its branchings."""
+    """Prompt tokens over all calls of the engine: a choice needs one call per branching."""
     cached_tokens: int = 0
-    """Of these, tokens that the prefix cache had."""
+    """How many of `engine_prompt_tokens` the prefix cache held."""
     request_s: float = 0.0
-    """Seconds from the asking to the answer, of all requests together. What it grows by in a second is how many are
-    under way on average (Little's law): the policy with the most is the one that plays wait for."""
+    """Seconds from request to result, summed over requests. Its growth per second is the mean number of open requests
+    (Little's law); the policy with the most is the bottleneck."""
 
-    def figures(self, policy: str) -> dict[str, float]:
-        """As metrics of `policy`; `prefix_hit_rate` is the share of prompt tokens that were not computed again."""
-        found = {name: float(value) for name, value in asdict(self).items()}
+    def metrics(self, policy: str) -> dict[str, float]:
+        """name/policy -> value; `prefix_hit_rate` is the cached share of prompt tokens."""
+        values = {name: float(value) for name, value in asdict(self).items()}
         if self.engine_prompt_tokens:
-            found["prefix_hit_rate"] = self.cached_tokens / self.engine_prompt_tokens
-        return {f"{name}/{policy}": value for name, value in found.items()}
+            values["prefix_hit_rate"] = self.cached_tokens / self.engine_prompt_tokens
+        return {f"{name}/{policy}": value for name, value in values.items()}
 
 
 class Replica:
-    """One engine, seen from the router."""
+    """The router's view of one engine. `on_death` receives the replica and its unanswered requests."""
 
-    def __init__(self, line: Line, on_death: Callable[[Replica, list[_Pending]], None]):
-        self.line, self._on_death = line, on_death
+    def __init__(self, channel: EngineChannel, on_death: Callable[[Replica, list[_Pending]], None]):
+        self.channel, self._on_death = channel, on_death
         self.up = True
         self._queue: list[_Pending] = []
-        self._given_up: list[int] = []
-        """Ids of running requests whose end the engine is not told yet."""
+        self._cancelled: list[int] = []
+        """Ids of running requests to abort with the next message."""
         self._running: dict[int, _Pending] = {}
         self._flushing = False
         self._collector: asyncio.Task[None] | None = None
@@ -93,15 +95,15 @@ class Replica:
     def send(self, pending: _Pending) -> None:
         pending.replica = self
         self._queue.append(pending)
-        if len(self._queue) < FULL:
+        if len(self._queue) < MAX_BATCH:
             self._flush_soon()
-        else:  # the engine need not wait for the rest: a thousand plays that begin in one tick take half a second
+        else:
             self._flush()
 
-    def give_up(self, pending: _Pending) -> None:
-        """Nobody waits for this one any more. One that is running stays so until the engine has answered."""
+    def cancel(self, pending: _Pending) -> None:
+        """Aborts a request whose caller was cancelled. It counts as running until the engine has answered it."""
         if pending.request.id in self._running:
-            self._given_up.append(pending.request.id)
+            self._cancelled.append(pending.request.id)
             self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -112,25 +114,25 @@ class Replica:
     def _flush(self) -> None:
         self._flushing = False
         batch = [pending for pending in self._queue if not pending.future.done()]
-        given_up, self._queue, self._given_up = self._given_up, [], []
+        cancelled, self._queue, self._cancelled = self._cancelled, [], []
         if batch and not self.up:
             self._on_death(self, batch)
         elif batch:
             for pending in batch:
                 self._running[pending.request.id] = pending
-            self.line.submit([pending.request for pending in batch])
+            self.channel.submit([pending.request for pending in batch])
             if self._collector is None or self._collector.done():
                 self._collector = asyncio.ensure_future(self._collect())
-        if given_up:
-            self.line.abort(given_up)
+        if cancelled:
+            self.channel.abort(cancelled)
 
     async def _collect(self) -> None:
-        """Waits for results while any request is out. Unblocks the players that asked for them."""
+        """Resolves the futures of running requests until none is left."""
         from ray.exceptions import RayError
 
         while self._running:
             try:
-                results = await self.line.collect()
+                results = await self.channel.collect()
             except RayError as error:
                 self.fail(error)
                 return
@@ -144,7 +146,7 @@ class Replica:
                     pending.future.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        """The actor is gone: everything unanswered goes back to the router."""
+        """Marks the engine as dead and returns its unanswered requests to the router."""
         self.up = False
         lost, self._running = list(self._running.values()), {}
         self._on_death(self, lost)
@@ -155,39 +157,48 @@ class Replica:
 
 
 class Router:
-    """All replicas of one policy. `revive` restarts a dead replica with the current weights."""
+    """Routes the requests of one policy. `revive` returns when a dead engine runs again with the current weights, and
+    raises when it stays down."""
 
-    def __init__(self, policy: str, lines: Sequence[Line], revive: Callable[[Line], Awaitable[None]]):
+    def __init__(
+        self, policy: str, channels: Sequence[EngineChannel], revive: Callable[[EngineChannel], Awaitable[None]]
+    ):
         self.policy, self._revive = policy, revive
-        self.replicas = [Replica(line, self._bury) for line in lines]
+        self.replicas = [Replica(channel, self._on_death) for channel in channels]
         self.counters = Counters()
         self._ids = itertools.count()
         self._open = 0
-        """Requests that have been made and not answered."""
+        """Unanswered requests."""
         self._homes: OrderedDict[str, Replica] = OrderedDict()
+        """Play -> the replica of its latest request."""
         self._waiting: list[_Pending] = []
-        self._gone = ""
-        """Why no replica is left."""
-        self._revivals: set[asyncio.Task[None]] = set()
+        """Requests held while every replica is down."""
+        self._failure = ""
+        """The error that removed the last replica."""
+        self._revivals: dict[Replica, asyncio.Task[None]] = {}
 
     async def generate(self, request: GenRequest, counters: Counters | None = None) -> GenResult:
-        """One request, to the replica of its play or the least loaded. Raises EngineLost after MAX_TRIES deaths.
-        `counters`: where it is counted, in place of the router's own."""
+        """Sends one request and waits for its result. Sets `request.id`; counts into `counters` (default: the
+        router's).
+
+        Raises EngineLost when the engine refuses the request, when MAX_TRIES engines died under it, and when no
+        replica is left.
+        """
         request.id = next(self._ids)
         pending = _Pending(request, asyncio.get_running_loop().create_future())
         self._send(pending)
         self._open += 1
-        counters, asked = counters or self.counters, time.monotonic()
+        counters, start = counters or self.counters, time.monotonic()
         try:
             result = await pending.future
         except asyncio.CancelledError:
             counters.aborted += 1
             if pending.replica is not None:
-                pending.replica.give_up(pending)
+                pending.replica.cancel(pending)
             raise
         finally:
             self._open -= 1
-            counters.request_s += time.monotonic() - asked
+            counters.request_s += time.monotonic() - start
         counters.requests += 1
         counters.prompt_tokens += len(request.prompt_ids)
         counters.output_tokens += len(result.output_ids) or 1
@@ -197,7 +208,7 @@ class Router:
 
     def _send(self, pending: _Pending) -> None:
         if not self.replicas:
-            self._lose(pending, self._gone)
+            self._fail(pending, self._failure)
             return
         play = pending.request.play
         replica = self._home(play)
@@ -210,53 +221,53 @@ class Router:
         if play and len(self.replicas) > 1:
             self._homes[play] = replica
             self._homes.move_to_end(play)
-            if len(self._homes) > HOMES:
+            if len(self._homes) > MAX_HOMES:
                 self._homes.popitem(last=False)
         replica.send(pending)
 
     def _home(self, play: str) -> Replica | None:
-        """Where the play's earlier requests went; None for a new play, or when that replica is down or crowded."""
+        """The replica of the play's latest request; None for a new play, or when that replica is down or crowded."""
         home = self._homes.get(play)
         if home is None or not home.up or home.load > CROWDED * self._open / len(self.replicas) + SLACK:
             return None
         return home
 
-    def _bury(self, replica: Replica, lost: list[_Pending]) -> None:
-        first = not any(task.get_name() == str(id(replica)) for task in self._revivals)
-        if first:
+    def _on_death(self, replica: Replica, lost: list[_Pending]) -> None:
+        if replica not in self._revivals:
             self.counters.restarts += 1
-            task = asyncio.get_running_loop().create_task(self._bring_back(replica), name=str(id(replica)))
-            self._revivals.add(task)
-            task.add_done_callback(self._revivals.discard)
+            self._revivals[replica] = asyncio.get_running_loop().create_task(self._bring_back(replica))
         for pending in lost:
             pending.tries += 1
             self.counters.retried += 1
             if pending.future.done():
                 continue
             if pending.tries >= MAX_TRIES:
-                self._lose(pending, f"engine died {MAX_TRIES} times")
+                self._fail(pending, f"engine died {MAX_TRIES} times")
             else:
                 self._send(pending)
 
     async def _bring_back(self, replica: Replica) -> None:
-        """Waits for the restarted actor and its weights; then releases what waited for it. A replica that does
-        not come back is given up."""
+        """Waits for the restarted engine, then sends the requests that were held. Removes a replica that stays
+        down."""
         try:
-            await self._revive(replica.line)
+            await self._revive(replica.channel)
             replica.up = True
-        except Exception as error:  # whatever kept the engine down is what its requests are told
+        except Exception as error:  # any error that keeps the engine down is reported to its requests
             self.replicas.remove(replica)
-            self._gone = str(error)
+            self._failure = str(error)
+        finally:
+            del self._revivals[replica]
         waiting, self._waiting = self._waiting, []
         for pending in waiting:
             self._send(pending)
 
-    def _lose(self, pending: _Pending, reason: str) -> None:
+    def _fail(self, pending: _Pending, reason: str) -> None:
         if not pending.future.done():
             pending.future.set_exception(EngineLost(f"policy {self.policy!r}: {reason}"))
 
     def stop(self) -> None:
+        """Stops waiting for results and revivals; open requests stay unanswered."""
         for replica in self.replicas:
             replica.stop()
-        for task in self._revivals:
+        for task in self._revivals.values():
             task.cancel()

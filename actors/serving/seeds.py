@@ -1,9 +1,9 @@
-"""Seeds of single requests, for runs that must come out the same every time (`deterministic: true`).
+"""Seeds of single requests, for runs that repeat bit by bit (`deterministic: true`).
 
-    run seed ─► play (stage, index) ─► turn (seat, turn, how often asked) ─► branching (tokens chosen so far)
+    run seed ─► play (stage, index) ─► turn (seat, turn, attempt) ─► branching (number of tokens before it)
 
-Each is a hash of its parent and a name, and of nothing that depends on time: not on which reply came first, which
-engine served it, or what else was asked meanwhile.
+Each seed hashes its parent seed and a name. It depends neither on the order of replies, nor on the engine, nor on
+other requests.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import hashlib
 
 
 def derive(parent: int, *names: object) -> int:
-    """A number in [0, 2**63) out of `parent` and `names`, well mixed in the low 32 bits: some use no more."""
+    """Hashes `parent` and `names` to a number in [0, 2**63); its low 32 bits are well mixed, as some users keep only
+    these."""
     text = "/".join([str(parent), *map(repr, names)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def turn_seed(play: int, seat: str, turn: int, asked: int) -> int:
-    """Of one request of the play with seed `play`. `asked`: how often its seat was asked for its turn before (a
-    vote that could not be read is asked for again, and must not come out the same)."""
+    """Seed of one request of the play with seed `play`. `asked`: how many times the seat was asked for this turn
+    before; a retry of an unreadable vote must not repeat it."""
     return derive(play, seat, turn, asked)
 
 
 def branch_seed(turn: int, chosen: int) -> int:
-    """Of one choice among tokens within a reply of which `chosen` tokens stand. With the reply's own seed at each of
-    them, a token that luck favours once would be favoured at every place."""
+    """Seed of one branching of a reply, after `chosen` tokens. One seed for all branchings of a reply would favour the
+    same token at each of them."""
     return derive(turn, chosen)

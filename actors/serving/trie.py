@@ -1,4 +1,4 @@
-"""Legal replies as a trie of token ids: where a model has to choose, and where it has not."""
+"""Legal replies as a trie of token ids. The model chooses at branching nodes; the other tokens are forced."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import lru_cache
 from typing import Union
 
 Node = dict[int, Union["Node", int]]
-"""Token id -> the node after it, or the index of the choice that it completes."""
+"""Token id -> the next node, or the index of the choice that the token completes."""
 Place = Union[Node, int]
 
 
 @lru_cache(maxsize=1024)
 def build_trie(choices: tuple[tuple[int, ...], ...]) -> Node:
-    """The trie of `choices`, shared between equal requests: not to be changed.
+    """Builds the trie of `choices`. Equal requests share it: callers must not modify it.
 
-    Raises ValueError for choices that are empty, repeated, or a prefix of another.
+    Raises ValueError when a choice is empty, repeated, or a prefix of another.
     """
     root: Node = {}
     for index, choice in enumerate(choices):
@@ -33,7 +33,8 @@ def build_trie(choices: tuple[tuple[int, ...], ...]) -> Node:
 
 
 def forced_path(place: Place) -> tuple[list[int], Place]:
-    """Tokens that follow without alternative from `place`, and where they lead: a branching node or a choice."""
+    """Follows `place` while there is one child only. Returns those tokens and the branching node or choice after
+    them."""
     path: list[int] = []
     while isinstance(place, dict) and len(place) == 1:
         ((token, place),) = place.items()
@@ -42,7 +43,7 @@ def forced_path(place: Place) -> tuple[list[int], Place]:
 
 
 def branchings(node: Node) -> Iterator[tuple[tuple[int, ...], Node]]:
-    """Every node with more than one child, with the tokens that lead to it."""
+    """Yields every node with more than one child, and the token prefix that leads to it."""
     stack: list[tuple[tuple[int, ...], Node]] = [((), node)]
     while stack:
         prefix, node = stack.pop()
@@ -56,10 +57,10 @@ def branchings(node: Node) -> Iterator[tuple[tuple[int, ...], Node]]:
 def choice_logprobs(
     choices: Sequence[Sequence[int]], logprobs: dict[tuple[int, ...], dict[int, float]]
 ) -> list[float]:
-    """Natural-log probability of each choice: the product along its path of what each branching gave.
+    """Natural log-probability of each choice: the sum of the log-probabilities of its branchings.
 
-    `logprobs`: prefix of a branching node -> token -> log probability among that node's children.
-    Renormalised over the choices, against rounding.
+    `logprobs`: prefix of a branching node -> token -> log-probability among that node's children.
+    The result is normalised over the choices, which corrects rounding.
     """
     raw = [
         sum(

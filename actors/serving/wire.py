@@ -1,16 +1,15 @@
-"""Wire: what the driver and engines say to each other while plays are under way, over ZeroMQ.
+"""Messages between the driver and its engines during generation, over ZeroMQ.
 
-    router ──► Line ──► Exchange ══ one socket of the driver ══ Plug ──► engine thread
-           ◄──      ◄──                                              ◄──
+    Router ──► EngineChannel ──► ChannelHub ══ one driver socket ══ EngineEndpoint ──► engine thread
+           ◄──               ◄──                                                   ◄──
 
-Ray places engines, restarts them, carries weights and tells of deaths. Requests and replies go beside it: a call to Ray
-costs the driver more than all the rest of a turn, and has an engine's other threads take Python's lock from vLLM. With
-hundreds of engines most calls would carry one request.
+Ray places and restarts engines, carries weights and reports deaths. Requests, replies and cancellations share one
+driver socket instead: a Ray call costs the driver more than the rest of a turn, and Ray's threads in the engine
+process compete with vLLM for Python's lock.
 
-A connection is a *life*: the driver names it, the engine says hello under that name, and `watch`, a call to Ray that
-never returns, fails when the engine dies. What is sent to a life that has ended goes nowhere, so an engine that Ray has
-restarted never hears what its predecessor was asked. Nobody who does not know the name of a life is listened to, and
-messages are data (msgpack of two structures), never code.
+Each connection has an *epoch*: a random name that the driver chooses and the engine uses as its ZeroMQ identity.
+The driver drops messages from unknown epochs, and ZeroMQ drops messages to closed ones, so a restarted engine never
+receives the requests of its predecessor. Messages are msgpack-encoded structures, never code.
 """
 
 from __future__ import annotations
@@ -25,232 +24,226 @@ import msgspec
 
 from actors.serving.messages import GenRequest, GenResult
 
-HELLO_SECONDS = 60.0
+HANDSHAKE_SECONDS = 60.0
 KEEPALIVE = {"TCP_KEEPALIVE": 1, "TCP_KEEPALIVE_IDLE": 60, "TCP_KEEPALIVE_INTVL": 15, "TCP_KEEPALIVE_CNT": 4}
-"""Of ZeroMQ: a connection whose other end has vanished is found out after two minutes."""
+"""ZeroMQ socket options: TCP detects a vanished peer after two minutes."""
 
 
 class Restarted(RuntimeError):
-    """This engine is not the one that was connected: Ray has restarted it since."""
+    """Ray has restarted this engine since the connection epoch began."""
 
 
-class Unreachable(ConnectionError):
-    """An engine runs, but cannot connect to the driver."""
+class EngineUnreachable(ConnectionError):
+    """The engine runs but cannot connect to the driver."""
 
 
-class Order(msgspec.Struct, array_like=True):
-    """What an engine is told at once."""
+class EngineMessage(msgspec.Struct, array_like=True):
+    """One message from the driver to an engine."""
 
     requests: list[GenRequest]
-    given_up: list[int] = []
-    """Ids of requests that nobody waits for any more."""
+    cancelled: list[int] = []
+    """Ids of earlier requests whose results the driver no longer needs."""
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_order = msgspec.msgpack.Decoder(Order).decode
+decode_message = msgspec.msgpack.Decoder(EngineMessage).decode
 decode_results = msgspec.msgpack.Decoder(list[GenResult]).decode
 
 
-class Exchange:
-    """The driver's end: one socket for all engines of a run. Belongs to the event loop that it is made in.
+class ChannelHub:
+    """The driver's socket, shared by all channels of a run. Belongs to the event loop that creates it.
 
-    A plain socket and not pyzmq's asyncio one, which makes several futures of a message. ZeroMQ rings once when
-    something has come, and sending may swallow the ring: so all that has come is read each time, and after sending too.
+    It reads a plain socket through its wake-up descriptor, because pyzmq's asyncio socket creates several futures
+    per message. The descriptor is edge-triggered and a send may consume an edge, so each callback drains the
+    socket, and one more callback runs after a send.
     """
 
     def __init__(self, host: str):
+        """Binds a free TCP port of `host`, an address that the engines' nodes can reach."""
         import zmq
 
-        # The context is the process's: one that is collected as garbage waits for its sockets, which may be for ever.
+        # The process-wide context is never garbage-collected; collecting a context may block on its sockets.
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.set_hwm(0)  # nothing is ever dropped for want of room, and sending never waits
-        self._socket.setsockopt(zmq.LINGER, 0)
-        for name, value in KEEPALIVE.items():
-            self._socket.setsockopt(getattr(zmq, name), value)
+        configure(self._socket)
         self.address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
-        self._bell = int(self._socket.getsockopt(zmq.FD))
-        self._again, self._at_once = zmq.Again, int(zmq.NOBLOCK)
-        self._lines: dict[bytes, Line] = {}
+        self._wakeup_fd = int(self._socket.getsockopt(zmq.FD))
+        self._again, self._noblock = zmq.Again, int(zmq.NOBLOCK)
+        self._channels: dict[bytes, EngineChannel] = {}
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._bell, self._read)
-        self._sent = False
-        """In this tick of the loop."""
+        self._loop.add_reader(self._wakeup_fd, self._read)
+        self._read_scheduled = False
 
-    def open(self, line: Line) -> bytes:
-        """A new life of the engine at the end of `line`, by whose name it is to say hello."""
-        life = secrets.token_hex(16).encode()
-        self._lines[life] = line
-        return life
+    def begin_epoch(self, channel: EngineChannel) -> bytes:
+        """Starts a connection epoch of `channel` and returns its name."""
+        epoch = secrets.token_hex(16).encode()
+        self._channels[epoch] = channel
+        return epoch
 
-    def end(self, life: bytes) -> None:
-        """Nobody listens to this life any more."""
-        self._lines.pop(life, None)
+    def end_epoch(self, epoch: bytes) -> None:
+        """Drops all later messages from `epoch`."""
+        self._channels.pop(epoch, None)
 
-    def send(self, life: bytes, order: Order) -> None:
-        """Goes nowhere where that life has ended, or the run has."""
+    def send(self, epoch: bytes, message: EngineMessage) -> None:
+        """Queues `message`; ZeroMQ drops it when the epoch's connection is closed."""
         if self._socket.closed:
             return
-        self._socket.send_multipart((life, encode(order)))
-        if not self._sent:
-            self._sent = True
-            self._loop.call_soon(self._read_after_sending)
+        self._socket.send_multipart((epoch, encode(message)))
+        if not self._read_scheduled:
+            self._read_scheduled = True
+            self._loop.call_soon(self._read_after_send)
 
-    def _read_after_sending(self) -> None:
-        self._sent = False
+    def _read_after_send(self) -> None:
+        self._read_scheduled = False
         self._read()
 
     def _read(self) -> None:
         try:
             while not self._socket.closed:
-                life, *_, payload = self._socket.recv_multipart(self._at_once)
-                line = self._lines.get(life)
-                if line is not None:
-                    line.take(decode_results(payload) if payload else None)
+                epoch, *_, payload = self._socket.recv_multipart(self._noblock)
+                channel = self._channels.get(epoch)
+                if channel is not None:
+                    channel.deliver(decode_results(payload) if payload else None)
         except self._again:
             pass
 
     def close(self) -> None:
         if not self._socket.closed:
-            self._loop.remove_reader(self._bell)
+            self._loop.remove_reader(self._wakeup_fd)
             self._socket.close()
 
 
-class Line:
-    """The way to one engine. `engine`: its Ray actor, for whatever is no request."""
+class EngineChannel:
+    """The driver's connection to one engine. `engine`: its Ray actor handle, for calls other than generation."""
 
-    def __init__(self, exchange: Exchange, engine: Any):
+    def __init__(self, hub: ChannelHub, engine: Any):
         self.engine = engine
-        self._exchange = exchange
-        self._life = b""
-        self._greeted = self._news = asyncio.Event()
-        self._found: list[GenResult] = []
+        self._hub = hub
+        self._epoch = b""
+        self._handshake = self._changed = asyncio.Event()
+        self._results: list[GenResult] = []
         self._death: Exception | None = None
         self._watcher: asyncio.Task[None] | None = None
 
-    def take(self, results: list[GenResult] | None) -> None:
-        """What has come from the engine. None: hello."""
+    def deliver(self, results: list[GenResult] | None) -> None:
+        """Takes one message from the engine; None is its handshake."""
         if results is None:
-            self._greeted.set()
+            self._handshake.set()
         else:
-            self._found += results
-            self._news.set()
+            self._results += results
+            self._changed.set()
 
     def close(self) -> None:
-        """Whatever comes now is nobody's."""
-        self._exchange.end(self._life)
+        """Ends the connection epoch; later results are dropped."""
+        self._hub.end_epoch(self._epoch)
         if self._watcher is not None:
             self._watcher.cancel()
 
     async def connect(self) -> dict[str, Any]:
-        """Begins a life; the engine's report. Raises what Ray raises, and Unreachable."""
+        """Begins a connection epoch and returns the engine's report (`Engine.connect`).
+
+        Raises RayError when the actor fails, and EngineUnreachable when no handshake arrives in HANDSHAKE_SECONDS.
+        """
         self.close()
-        self._greeted, self._news, self._found, self._death = asyncio.Event(), asyncio.Event(), [], None
-        self._life = self._exchange.open(self)
-        report: dict[str, Any] = await self.engine.connect.remote(self._exchange.address, self._life)
+        self._handshake, self._changed, self._results, self._death = asyncio.Event(), asyncio.Event(), [], None
+        self._epoch = self._hub.begin_epoch(self)
+        report: dict[str, Any] = await self.engine.connect.remote(self._hub.address, self._epoch)
         try:
-            await asyncio.wait_for(self._greeted.wait(), HELLO_SECONDS)
+            await asyncio.wait_for(self._handshake.wait(), HANDSHAKE_SECONDS)
         except TimeoutError:
-            raise Unreachable(
+            raise EngineUnreachable(
                 f"the engine of policy {report['policy']!r} runs, but could not connect to the driver at "
-                f"{self._exchange.address} within {HELLO_SECONDS:g} s: are ports between their nodes open?"
+                f"{self._hub.address} within {HANDSHAKE_SECONDS:g} s: are ports between their nodes open?"
             ) from None
-        self._watcher = asyncio.ensure_future(self._watch(self._life))
+        self._watcher = asyncio.ensure_future(self._watch(self._epoch))
         return report
 
-    async def _watch(self, life: bytes) -> None:
+    async def _watch(self, epoch: bytes) -> None:
         from ray.exceptions import RayError
 
         try:
-            await self.engine.watch.remote(life)
+            await self.engine.watch.remote(epoch)
         except RayError as error:
             self._death = error
-            self._news.set()
+            self._changed.set()
 
     def submit(self, batch: Sequence[GenRequest]) -> None:
-        """Starts generations; their results come out of `collect`."""
-        self._exchange.send(self._life, Order([*batch]))
+        """Sends requests; `collect` returns their results."""
+        self._hub.send(self._epoch, EngineMessage([*batch]))
 
     def abort(self, ids: Sequence[int]) -> None:
-        """Ends these requests: an error is what comes out for them. Those that have ended are ignored."""
-        self._exchange.send(self._life, Order([], [*ids]))
+        """Aborts running requests. Each still has a result, an error; ids of finished requests are ignored."""
+        self._hub.send(self._epoch, EngineMessage([], [*ids]))
 
     async def collect(self) -> list[GenResult]:
-        """Everything that has come since the last call; waits until that is something. Raises what Ray raised when the
-        engine died, once nothing is left of what it had answered."""
-        while not self._found and self._death is None:
-            self._news.clear()
-            await self._news.wait()
-        if not self._found:
+        """Waits for results and returns all that arrived since the last call. Once the engine has died and its last
+        results are collected, raises the RayError that reported the death."""
+        while not self._results and self._death is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if not self._results:
             assert self._death is not None
             raise self._death
-        found, self._found = self._found, []
-        return found
+        results, self._results = self._results, []
+        return results
 
 
-class Plug:
-    """The engine's end. All but `ring` belongs to one thread."""
+class EngineEndpoint:
+    """The engine's side of the connection. One thread uses it; any thread may call `wake`."""
 
     def __init__(self) -> None:
         import zmq
 
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._bell, self._rope = socket.socketpair()
-        self._bell.setblocking(False)
-        self._rope.setblocking(False)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
         self._poller = zmq.Poller()
-        self._poller.register(self._bell, zmq.POLLIN)
+        self._poller.register(self._wake_receiver, zmq.POLLIN)
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
 
-    def ring(self) -> None:
-        """Ends `wait`. For any thread."""
+    def wake(self) -> None:
+        """Makes `wait` return."""
         try:
-            self._rope.send(b"!")
+            self._wake_sender.send(b"!")
         except BlockingIOError:
-            pass  # it has been rung often enough
+            pass  # a full buffer already holds enough wake-ups
 
     def wait(self) -> None:
-        """Until there is an order, or somebody rings."""
+        """Blocks until a message arrives or another thread calls `wake`."""
         self._poller.poll()
         try:
-            while self._bell.recv(4096):
+            while self._wake_receiver.recv(4096):
                 pass
         except BlockingIOError:
             pass
 
-    def connect(self, address: str, life: bytes) -> None:
-        """To the driver, under that name; to nobody else any more."""
+    def connect(self, address: str, epoch: bytes) -> None:
+        """Replaces the current connection by one to the driver at `address` and sends the handshake."""
         import zmq
 
         self._disconnect()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.set_hwm(0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IDENTITY, life)
-        for name, value in KEEPALIVE.items():
-            self._socket.setsockopt(getattr(zmq, name), value)
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(address)
-        self._socket.send(b"")
-        for one in (self._socket, self._monitor):
-            self._poller.register(one, zmq.POLLIN)
+        handshake(self._socket, address, epoch)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
 
-    def orders(self) -> list[Order]:
-        """All that have come. Raises ConnectionError where the driver has gone: what was under way between the two is
-        lost, and nobody but Ray can tell the driver."""
+    def receive(self) -> list[EngineMessage]:
+        """All messages that have arrived, without waiting. Raises ConnectionError when the driver has disconnected:
+        messages in flight may be lost, and only the engine's death tells the driver so."""
         import zmq
 
-        found: list[Order] = []
+        messages: list[EngineMessage] = []
         if self._socket is None or self._monitor is None:
-            return found
+            return messages
         try:
             while True:
-                found.append(decode_order(self._socket.recv(zmq.NOBLOCK)))
+                messages.append(decode_message(self._socket.recv(zmq.NOBLOCK)))
         except zmq.Again:
             pass
         if self._monitor.poll(0):
             raise ConnectionError("the connection to the driver has ended")
-        return found
+        return messages
 
     def send(self, results: Sequence[GenResult]) -> None:
         if self._socket is not None:
@@ -258,15 +251,34 @@ class Plug:
 
     def close(self) -> None:
         self._disconnect()
-        self._bell.close()
-        self._rope.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
 
     def _disconnect(self) -> None:
-        for one in (self._monitor, self._socket):
-            if one is not None:
-                self._poller.unregister(one)
         if self._socket is not None and self._monitor is not None:
+            self._poller.unregister(self._monitor)
+            self._poller.unregister(self._socket)
             self._socket.disable_monitor()
             self._monitor.close()
             self._socket.close()
         self._socket = self._monitor = None
+
+
+def configure(zmq_socket: Any) -> None:
+    """Sets the options of both ends: sends never block or drop messages, closing discards unsent ones."""
+    import zmq
+
+    zmq_socket.set_hwm(0)
+    zmq_socket.setsockopt(zmq.LINGER, 0)
+    for name, value in KEEPALIVE.items():
+        zmq_socket.setsockopt(getattr(zmq, name), value)
+
+
+def handshake(dealer: Any, address: str, epoch: bytes) -> None:
+    """Connects an engine's DEALER socket to the driver as `epoch`; an empty message is the handshake."""
+    import zmq
+
+    configure(dealer)
+    dealer.setsockopt(zmq.IDENTITY, epoch)
+    dealer.connect(address)
+    dealer.send(b"")

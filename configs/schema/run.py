@@ -52,8 +52,10 @@ class ModelConfig:
 
 @dataclass
 class EngineConfig:
-    """vLLM engines of one policy."""
+    """Inference engines of one policy."""
 
+    kind: str = "vllm"
+    """Implementation of `actors.serving.engine.Engine`, by its name in `ENGINES`."""
     replicas: int = 1
     device: Device = "auto"
     """auto: cuda where Ray sees a GPU."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.engine.flight import ChoiceFlight
+from actors.engine.generation import ChoiceGeneration
 from actors.serving.messages import GenRequest, GenResult
 from benchmarks import bubbles, orchestrator, overlap, peer
 from benchmarks.__main__ import NAMES
@@ -117,11 +117,11 @@ def test_simulated_engines_fail_and_die_and_the_orchestrator_plays_on(monkeypatc
 
 
 def test_bare_vllm_is_asked_what_the_engine_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.engine.flight.sampling_params", lambda *args, **settings: settings)
+    monkeypatch.setattr("actors.engine.generation.sampling_params", lambda *args, **settings: settings)
     asked: list[tuple[list[int], Any, Any]] = []
     results: list[GenResult] = []
     request = GenRequest(0, [5], choices=((7, 8, 1), (7, 8, 2), (7, 9, 3)))
-    flight = ChoiceFlight(request, lambda flight, ids, params, tag: asked.append((ids, params, tag)), results.append, 0)
+    flight = ChoiceGeneration(request, lambda flight, ids, params, tag: asked.append((ids, params, tag)), results.append, 0)
     flight.start()
     for token in (8, 2):
         position = {token: SimpleNamespace(logprob=-1.0)}

@@ -18,7 +18,7 @@ from configs.schema.run import EngineConfig
 
 
 class Serving:
-    """The engine, the loop it lives on, and the Hugging Face models it may be compared with, by version."""
+    """The engine, the loop it epochs on, and the Hugging Face models it may be compared with, by version."""
 
     def __init__(self, engine, loop, base):
         self.engine, self.loop, self.models, self.base = engine, loop, {0: base}, base
@@ -54,11 +54,11 @@ def in_this_process(folder: Path, model: Any, config: EngineConfig) -> Iterator[
     """An engine in the process of the tests, where vLLM leaves nothing behind that reaches another test."""
     import torch
 
-    from actors.engine.actor import Engine
+    from actors.engine.actor import VLLMEngine
 
     environment, set_num_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
     loop = asyncio.new_event_loop()
-    engine = Engine("tiny", str(folder), config)
+    engine = VLLMEngine("tiny", str(folder), config)
     yield Serving(engine, loop, model)
     loop.run_until_complete(engine.shutdown())
     loop.close()

@@ -13,7 +13,7 @@ from actors.serving.router import Router
 
 
 class FakeEngine:
-    """The line to an engine that answers when the test says so."""
+    """The channel to an engine that answers when the test says so."""
 
     def __init__(self) -> None:
         self.batches: list[list[GenRequest]] = []
@@ -92,10 +92,10 @@ class Revival:
         self.asked: list[Any] = []
         self.go = asyncio.Event()
 
-    async def __call__(self, line: Any) -> None:
-        self.asked.append(line)
+    async def __call__(self, channel: Any) -> None:
+        self.asked.append(channel)
         await self.go.wait()
-        line.restart()
+        channel.restart()
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from actors.serving.messages import GenRequest, GenResult, WeightBucket
-from actors.serving.wire import Line
+from actors.serving.wire import EngineChannel
 from configs.schema.run import EngineConfig
-from tests.support.local_line import local_line
+from tests.support.local_channel import local_channel
 
 FIRST = 10
 """The number of the weights that an engine starts with."""
@@ -121,7 +121,7 @@ def numbered(weights: int) -> list[WeightBucket]:
 
 
 class Serving:
-    """An `actors.engine.actor.Engine` on a FakeLLM, and the loop it lives on."""
+    """An `actors.engine.actor.Engine` on a FakeLLM, and the loop it epochs on."""
 
     def __init__(self, engine: Any, llm: FakeLLM, loop: asyncio.AbstractEventLoop, died: list[BaseException]):
         self.engine, self.llm, self.loop = engine, llm, loop
@@ -143,15 +143,15 @@ class Serving:
         await self.until(reached.is_set)
 
 
-    async def on_line(self, scenario: Callable[[Line], Awaitable[None]]) -> None:
-        """The scenario on a line to the engine, as the driver has it."""
-        async with local_line(self.engine) as line:
-            await scenario(line)
+    async def on_channel(self, scenario: Callable[[EngineChannel], Awaitable[None]]) -> None:
+        """The scenario on a channel to the engine, as the driver has it."""
+        async with local_channel(self.engine) as channel:
+            await scenario(channel)
 
 
 @contextmanager
 def serving(folder: Path, swap: str) -> Iterator[Serving]:
-    from actors.engine.actor import Engine
+    from actors.engine.actor import VLLMEngine
 
     llm, loop = FakeLLM(), asyncio.new_event_loop()
     exceptions = ModuleType("vllm.exceptions")
@@ -161,11 +161,11 @@ def serving(folder: Path, swap: str) -> Iterator[Serving]:
             patch.setitem(sys.modules, module.__name__, module)
         patch.setattr("actors.engine.actor.build_llm", lambda *args: (llm, "cpu"))
         patch.setattr("actors.engine.actor.Requests", lambda llm: llm)
-        patch.setattr("actors.engine.actor.FAREWELL_SECONDS", 0.0)
-        patch.setattr("actors.engine.flight.sampling_params", sampling_params)
+        patch.setattr("actors.engine.actor.SHUTDOWN_GRACE_SECONDS", 0.0)
+        patch.setattr("actors.engine.generation.sampling_params", sampling_params)
         died: list[BaseException] = []
-        patch.setattr(Engine, "_die", lambda self, error: died.append(error))
-        engine = Engine("p", str(folder), EngineConfig(swap=swap))  # type: ignore[arg-type]
+        patch.setattr(VLLMEngine, "_die", lambda self, error: died.append(error))
+        engine = VLLMEngine("p", str(folder), EngineConfig(swap=swap))  # type: ignore[arg-type]
         yield Serving(engine, llm, loop, died)
         loop.run_until_complete(engine.shutdown())
         loop.close()
@@ -186,6 +186,6 @@ async def begun(one: Serving, batch: list[GenRequest], tokens: int) -> asyncio.T
 async def swapping(one: Serving, weights: int, version: int) -> asyncio.Task[dict[str, float]]:
     """An update that has reached the engine's thread."""
     task = asyncio.ensure_future(one.engine.update_weights(version, numbered(weights)))
-    await one.until(lambda: one.engine._traffic._swap is not None or one.llm.weights == weights)
+    await one.until(lambda: one.engine._scheduler._update is not None or one.llm.weights == weights)
     await one.job_done()
     return task

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from actors.engine.flight import ChoiceFlight
+from actors.engine.generation import ChoiceGeneration
 from actors.players.base import AtTemperature, Seated, UniformPlayer
 from actors.players.engine_player import EnginePlayer
 from actors.rollout.ledger import Ledger
@@ -79,14 +79,14 @@ def test_each_choice_within_a_reply_has_its_own_luck(monkeypatch: pytest.MonkeyP
     def ask(flight: Any, prompt_ids: list[int], params: Any, tag: Any) -> None:
         seeds.append(params["seed"])
 
-    monkeypatch.setattr("actors.engine.flight.sampling_params", lambda *args, **settings: settings)
+    monkeypatch.setattr("actors.engine.generation.sampling_params", lambda *args, **settings: settings)
     digits = tuple((a, b, c) for a in (7, 8) for b in (7, 8) for c in (7, 8))
-    flight = ChoiceFlight(GenRequest(0, [5], choices=digits, seed=3), ask, lambda result: None, 0)
+    flight = ChoiceGeneration(GenRequest(0, [5], choices=digits, seed=3), ask, lambda result: None, 0)
     flight.start()
     for _ in range(2):
         flight.take(Completion, [0], {7: {7: {7: 0, 8: 1}, 8: 2}, 8: 3} if len(seeds) == 1 else {7: {7: 0, 8: 1}, 8: 2})
     assert len(seeds) == len(set(seeds)) == 3
-    unseeded = ChoiceFlight(GenRequest(0, [5], choices=digits), ask, lambda result: None, 0)
+    unseeded = ChoiceGeneration(GenRequest(0, [5], choices=digits), ask, lambda result: None, 0)
     unseeded.start()
     assert seeds[-1] is None
 

@@ -17,7 +17,7 @@ import pytest
 from actors.serving.messages import GenRequest, GenResult
 from configs.schema.run import EngineConfig
 from tests.support.engine_oracle import Serving, buckets, hf_logprobs, in_this_process, worst_gap
-from tests.support.local_line import local_line
+from tests.support.local_channel import local_channel
 
 VOCAB, STOP = 300, 1
 TOLERANCE = 1e-4
@@ -212,13 +212,13 @@ def test_a_line_brings_each_result_once(serving):
     batch = [GenRequest(i, [5 + i % 50, 6], max_tokens=1 + 20 * (i % 2)) for i in range(150)]
 
     async def drive():
-        async with local_line(serving.engine) as line:
-            line.submit(batch[:100])
-            results = await line.collect()
+        async with local_channel(serving.engine) as channel:
+            channel.submit(batch[:100])
+            results = await channel.collect()
             status = await serving.engine.status()
-            line.submit(batch[100:])
+            channel.submit(batch[100:])
             while len(results) < len(batch):
-                more = await line.collect()
+                more = await channel.collect()
                 assert more
                 results += more
             return status, results
@@ -237,7 +237,7 @@ def test_a_copied_request_is_what_vllm_would_have_made(serving):
 
     from vllm.inputs import tokens_input
 
-    from actors.engine.flight import client_error, sampling_params
+    from actors.engine.generation import client_error, sampling_params
     from actors.engine.requests import Requests
 
     llm, queued = serving.engine._llm, []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine.actor import check_base, check_sums
+from actors.engine.actor import check_adapter_buckets, check_sums
 from actors.engine.adapter import Base, check_adapter, layers_of, local_folder
 from actors.serving.messages import WeightBucket
 from configs.schema.run import LoraConfig
@@ -99,13 +99,13 @@ def test_a_plain_model_that_cannot_be_read_is_refused(base: str, tmp_path: Path)
     assert local_folder(base) == Path(base)
     shapes = {name: tuple(p.shape) for name, p in tiny().named_parameters()}
     bucket = WeightBucket(**pack(parts(adapted()[0])), base=base, scaling=SCALING)
-    check_base(shapes, [bucket])
-    check_base({**shapes, "lm_head.weight": (20, 16)}, [bucket])
+    check_adapter_buckets(shapes, [bucket])
+    check_adapter_buckets({**shapes, "lm_head.weight": (20, 16)}, [bucket])
     for other in ({**shapes, "model.norm.weight": (17,)}, {**shapes, "more": (1,)}, {"less": (1,)}):
         with pytest.raises(ValueError, match="no model of this engine's shape"):
-            check_base(other, [bucket])
+            check_adapter_buckets(other, [bucket])
     with pytest.raises(ValueError, match="different adapters"):
-        check_base(shapes, [bucket, WeightBucket(**pack(parts(adapted()[0])), base=base, scaling=1.0)])
+        check_adapter_buckets(shapes, [bucket, WeightBucket(**pack(parts(adapted()[0])), base=base, scaling=1.0)])
 
 
 def test_how_an_adapter_travels_may_change_between_a_run_and_its_resumption() -> None:

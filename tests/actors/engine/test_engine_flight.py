@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.engine.flight import ChoiceFlight, ReadFlight
+from actors.engine.generation import ChoiceGeneration, ReadGeneration
 from actors.serving.messages import GenRequest
 from actors.serving.trie import branchings, build_trie, choice_logprobs, forced_path
 
@@ -46,7 +46,7 @@ class Asked:
     """Stands for vLLM: remembers what a flight asks for."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr("actors.engine.flight.sampling_params", lambda *args, **settings: settings)
+        monkeypatch.setattr("actors.engine.generation.sampling_params", lambda *args, **settings: settings)
         self.requests: list[tuple[list[int], dict, object]] = []
 
     def __call__(self, flight, prompt_ids, params, tag):
@@ -63,7 +63,7 @@ class Completion:
 def test_read_that_an_update_cut_in_two_is_asked_again(monkeypatch):
     asked, results = Asked(monkeypatch), []
     choices = ((7, 1), (7, 2), (8,))
-    flight = ReadFlight(GenRequest(0, [5], choices=choices, read=True), asked, results.append, 3)
+    flight = ReadGeneration(GenRequest(0, [5], choices=choices, read=True), asked, results.append, 3)
     flight.start()
     answers = {(): {7: math.log(0.5), 8: math.log(0.5)}, (7,): {1: math.log(0.9), 2: math.log(0.1)}}
     assert sorted(prompt for prompt, _, _ in asked.requests) == [[5], [5, 7]]
@@ -79,7 +79,7 @@ def test_read_that_an_update_cut_in_two_is_asked_again(monkeypatch):
 
 def test_a_result_says_how_much_of_its_prompts_the_cache_had(monkeypatch):
     asked, results = Asked(monkeypatch), []
-    flight = ChoiceFlight(GenRequest(0, [5], choices=((7, 1), (7, 2), (8, 3))), asked, results.append, 0)
+    flight = ChoiceGeneration(GenRequest(0, [5], choices=((7, 1), (7, 2), (8, 3))), asked, results.append, 0)
     flight.start()
     for token, (prompted, cached) in zip((7, 2), ((100, 0), (101, 96))):
         flight.prompt_tokens += prompted  # as Engine does before it hands over what vLLM answered

@@ -69,7 +69,7 @@ def test_bad_adapters_are_refused_and_the_old_one_keeps_serving(rig: Learning) -
     def refused(message: str, **changes: Any) -> None:
         (bucket,) = ray.get(rig(rig.learner.export_ref()))
         with pytest.raises(ValueError, match=message):
-            rig(rig.served.lines[0].engine.update_weights.remote(version + 1, [{**bucket, **changes}]))
+            rig(rig.served.channels[0].engine.update_weights.remote(version + 1, [{**bucket, **changes}]))
 
     (good,) = ray.get(rig(rig.learner.export_ref()))
     data = good["data"].copy()
@@ -144,7 +144,7 @@ def guests(rig: Learning) -> Iterator[tuple[Guest, Guest]]:
 
 def test_policies_on_one_engine_learn_apart(guests: tuple[Guest, Guest]) -> None:
     alice, bob = guests
-    assert alice.served.lines is bob.served.lines and len(alice.served.lines) == 1
+    assert alice.served.channels is bob.served.channels and len(alice.served.channels) == 1
     for seed, one in enumerate((alice, bob, alice)):
         learn_and_push(one, 40 + seed)
         assert agree(alice, 50 + seed) and agree(bob, 60 + seed)

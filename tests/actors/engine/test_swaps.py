@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from actors.engine.traffic import Swap, Traffic
+from actors.engine.scheduler import RequestScheduler, WeightUpdate
 from actors.serving.messages import GenRequest, GenResult
 from actors.serving.router import Router
 from actors.system import System
@@ -169,12 +169,12 @@ class World:
     """What an engine's thread does with its traffic, move by move."""
 
     def __init__(self, drain: bool):
-        self.traffic = Traffic(lambda request, finish: Reply(request, finish, self), drain)  # type: ignore[arg-type,return-value]
+        self.scheduler = RequestScheduler(lambda request, finish: Reply(request, finish, self), drain)  # type: ignore[arg-type,return-value]
         self.running: list[Reply] = []
         self.versions = Counter[str]()
         self.results: dict[int, list[GenResult]] = {}
         self.asked: list[GenRequest] = []
-        self.swap: Swap | None = None
+        self.swap: WeightUpdate | None = None
 
     def version(self, adapter: str) -> int:
         return self.versions[""] * 1000 + (self.versions[adapter] if adapter else 0)
@@ -182,21 +182,21 @@ class World:
     def launch(self, adapter: str, steps: int) -> None:
         request = GenRequest(len(self.asked), [1], max_tokens=steps, adapter=adapter)
         self.asked.append(request)
-        self.traffic.launch([request], [lambda result: self.results.setdefault(result.id, []).append(result)])
+        self.scheduler.launch([request], [lambda result: self.results.setdefault(result.id, []).append(result)])
 
     def load(self, adapter: str) -> None:
         self.versions[adapter] += 1
 
     def update(self, adapter: str) -> None:
         if self.swap is None or self.swap.done.done():  # the engine takes one at a time
-            self.swap = Swap(adapter, lambda: self.load(adapter), Future())
-            self.traffic.swap(self.swap)
+            self.swap = WeightUpdate(adapter, lambda: self.load(adapter), Future())
+            self.scheduler.update(self.swap)
 
     def step(self) -> None:
         for reply in list(self.running):
             reply.step()
-        self.traffic.settle()
-        for deliver, result in self.traffic.take_finished():
+        self.scheduler.load_pending()
+        for deliver, result in self.scheduler.take_finished():
             deliver(result)
 
 
@@ -216,7 +216,7 @@ def test_whatever_happens_everyone_is_answered_once_and_drained_replies_are_of_o
         elif move < 0.7 and world.asked:
             ids = {rng.randrange(len(world.asked)) for _ in range(2)}
             given_up |= {id for id in ids if id not in world.results}
-            flights = world.traffic.give_up(ids)
+            flights = world.scheduler.abort(ids)
             assert all(flight.request.id in ids for flight in flights)
         else:
             world.step()
@@ -224,7 +224,7 @@ def test_whatever_happens_everyone_is_answered_once_and_drained_replies_are_of_o
         world.step()
     assert {id: len(found) for id, found in world.results.items()} == {one.id: 1 for one in world.asked}
     ended_early = {id for id, (result,) in world.results.items() if result.finish == "error"}
-    assert ended_early <= given_up and world.traffic.aborted == len(ended_early)
+    assert ended_early <= given_up and world.scheduler.aborted == len(ended_early)
     assert world.swap is None or world.swap.done.result(timeout=0) >= 0, "a swap waits for ever"
     assert not drain or all(len(set(result.versions)) <= 1 for (result,) in world.results.values())
 
@@ -258,7 +258,7 @@ def test_keep_waits_for_nobody() -> None:
 
 
 def test_a_push_says_how_long_the_slowest_engine_drained() -> None:
-    def line(waited: float) -> Any:
+    def channel(waited: float) -> Any:
         async def update(version: int, weights: Any) -> dict[str, float]:
             return {"seconds": waited + 1, "bytes": 7.0, "drain_s": waited}
 
@@ -266,11 +266,11 @@ def test_a_push_says_how_long_the_slowest_engine_drained() -> None:
 
     async def scenario() -> None:
         policy, codec = PolicyConfig(engine=EngineConfig(replicas=3, swap="drain"), trained=True), None
-        system, lines = System({"p": policy}, 0), [line(waited) for waited in (0.5, 2.0, 1.0)]
-        served = system._seat("p", policy, lines, Router("p", lines, Revival()), codec, 0, {})  # type: ignore[arg-type]
+        system, channels = System({"p": policy}, 0), [channel(waited) for waited in (0.5, 2.0, 1.0)]
+        served = system._register("p", policy, channels, Router("p", channels, Revival()), codec, 0)  # type: ignore[arg-type]
         await system.push("p", 1, "w")
         assert served.drain_seconds == 2.0
-        lines[1].engine = line(0.25).engine
+        channels[1].engine = channel(0.25).engine
         await system.push("p", 2, "w")
         assert served.drain_seconds == 1.0, "of the last push"
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from actors.serving.messages import GenRequest, GenResult
-from actors.serving.wire import Order
+from actors.serving.wire import EngineMessage
 from configs.schema.run import EngineConfig
 from tests.actors.engine.test_engine import TOLERANCE, mixed_batch, sampled
 from tests.actors.engine.test_engine_lora import adapted, folder, sent
@@ -59,7 +59,7 @@ async def begun(serving: Serving, batch: list[GenRequest]) -> asyncio.Task[list[
 async def draining(serving: Serving, *update: Any) -> asyncio.Task[dict[str, float]]:
     """An update that waits for requests under way."""
     task = asyncio.ensure_future(serving.engine.update_weights(*update))
-    while serving.engine._traffic._swap is None:
+    while serving.engine._scheduler._update is None:
         assert not task.done(), "it did not wait"
         await asyncio.sleep(0.001)
     return task
@@ -67,7 +67,7 @@ async def draining(serving: Serving, *update: Any) -> asyncio.Task[dict[str, flo
 
 def given_up(serving: Serving, *ids: int) -> None:
     """As the wire tells it."""
-    serving.engine._do(lambda: serving.engine._take(Order([], [*ids])))
+    serving.engine._do(lambda: serving.engine._take(EngineMessage([], [*ids])))
 
 
 

@@ -58,7 +58,7 @@ def test_requests_given_up_in_one_tick_are_told_in_one_call() -> None:
         engine.answer()
         assert await replies(tasks[:3] + tasks[13:]) == [*range(3), *range(13, 20)]
         assert (router.counters.aborted, router.counters.requests) == (10, 10)
-        assert router.counters.figures("p")["aborted/p"] == 10.0
+        assert router.counters.metrics("p")["aborted/p"] == 10.0
         await settle()
 
     run(scenario)

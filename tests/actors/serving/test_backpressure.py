@@ -52,7 +52,7 @@ class Asks:
     """A player on a router; sees how many requests are open at once."""
 
     def __init__(self, replicas: int = 1):
-        async def revive(line: Any) -> None:
+        async def revive(channel: Any) -> None:
             raise AssertionError
 
         self.engines = [FakeEngine() for _ in range(replicas)]
@@ -134,7 +134,7 @@ def test_seconds_under_way_tell_who_is_waited_for(monkeypatch: pytest.MonkeyPatc
             clock.now = now
             asks.engines[0].answer(id)
             await asked[id]
-        assert asks.router.counters.figures("p")["request_s/p"] == 8.0
+        assert asks.router.counters.metrics("p")["request_s/p"] == 8.0
         asks.router.stop()
 
     asyncio.run(scenario())

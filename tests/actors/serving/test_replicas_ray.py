@@ -102,7 +102,7 @@ async def until_up(rig: Served) -> None:
 def test_a_connection_that_breaks_costs_nothing(rig: Served) -> None:
     """Ray knows nothing of it: the engine ends its process, and that Ray tells."""
     before, _ = rig(rig.system.statuses())["p"]
-    port = int(rig.served.lines[0]._exchange.address.rpartition(":")[2])
+    port = int(rig.served.channels[0]._hub.address.rpartition(":")[2])
     rig.play("broken", 60, 150, lambda: cut(before["pid"], port))
     rig(until_up(rig))
     now, _ = rig(rig.system.statuses())["p"]
@@ -122,7 +122,7 @@ def test_engines_end_when_their_policy_is_retired(rig: Served) -> None:
     """The last test of this file."""
     from ray.exceptions import RayActorError
 
-    engines = [line.engine for line in rig.served.lines]
+    engines = [channel.engine for channel in rig.served.channels]
     rig.system.retire("p")
     for engine in engines:
         with pytest.raises(RayActorError):

@@ -23,7 +23,7 @@ def test_requests_of_one_tick_travel_in_one_call() -> None:
         engine.answer(*reversed(ids))  # whatever the order of the answers, everyone gets his own
         assert await replies(first + second) == list(range(52))
         assert (router.counters.requests, router.counters.retried) == (52, 0)
-        assert router.counters.figures("p")["output_tokens/p"] == 52.0
+        assert router.counters.metrics("p")["output_tokens/p"] == 52.0
         await settle()
 
     run(scenario)
@@ -114,7 +114,7 @@ def test_a_crowded_replica_is_left() -> None:
 
 
 def test_the_router_forgets_plays_that_it_has_not_heard_of_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router_module, "HOMES", 2)
+    monkeypatch.setattr(router_module, "MAX_HOMES", 2)
 
     async def scenario() -> None:
         engines = [FakeEngine(), FakeEngine()]
@@ -135,14 +135,14 @@ def test_the_share_of_prompt_tokens_that_the_cache_had_is_a_figure() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
         router = Router("p", [engine], Revival())
-        assert "prefix_hit_rate/p" not in router.counters.figures("p")
+        assert "prefix_hit_rate/p" not in router.counters.metrics("p")
         tasks = ask(router, 0, 1)
         await settle()
         engine.answer()
         for result, (asked, cached) in zip(engine.done, ((100, 0), (300, 96))):
             result.prompt_tokens, result.cached_tokens = asked, cached
         await replies(tasks)
-        assert router.counters.figures("p")["prefix_hit_rate/p"] == 96 / 400
+        assert router.counters.metrics("p")["prefix_hit_rate/p"] == 96 / 400
         await settle()
 
     run(scenario)

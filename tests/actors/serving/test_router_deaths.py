@@ -156,7 +156,7 @@ def test_a_caller_that_has_gone_is_not_missed() -> None:
 
 def test_an_engine_that_does_not_come_back_is_told_to_everyone_now_and_later() -> None:
     async def scenario() -> None:
-        async def revive(line: Any) -> None:
+        async def revive(channel: Any) -> None:
             raise EngineLost("no room on any node")
 
         engine = FakeEngine()

@@ -144,7 +144,7 @@ def test_lanes_name_their_adapter_and_count_apart() -> None:
 
 
 class NotingLine:
-    """The line to an engine that notes what it is given."""
+    """The channel to an engine that notes what it is given."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Any, ...]] = []
@@ -165,31 +165,31 @@ class NotingLine:
 
 
 def shared_system() -> tuple[System, NotingLine]:
-    system, line = System(POLICIES, 0), NotingLine()
-    router = Router("judge", [line], Revival())  # type: ignore[list-item]
+    system, channel = System(POLICIES, 0), NotingLine()
+    router = Router("judge", [channel], Revival())  # type: ignore[list-item]
     codec: Any = None
-    lines: Any = [line]
+    channels: Any = [channel]
     for name in ("judge", "alice", "bob"):
-        system._seat(name, POLICIES[name], lines, router, codec, 0, {})
-    return system, line
+        system._register(name, POLICIES[name], channels, router, codec, 0)
+    return system, channel
 
 
 def test_a_push_names_the_adapter_and_a_revived_engine_gets_everybodys() -> None:
     async def scenario() -> None:
-        system, line = shared_system()
+        system, channel = shared_system()
         await system.push("alice", 1, "a1")
         await system.push("bob", 1, "b1")
         await system.push("alice", 2, "a2")
-        assert line.given == [(1, "a1", "alice"), (1, "b1", "bob"), (2, "a2", "alice")]
+        assert channel.given == [(1, "a1", "alice"), (1, "b1", "bob"), (2, "a2", "alice")]
         assert system.served["alice"].sync_bytes == 7
         await system.refresh()
-        assert len(line.given) == 3, "all is current"
-        line.adapters.clear()
+        assert len(channel.given) == 3, "all is current"
+        channel.adapters.clear()
         await system.refresh()
-        assert sorted(line.given[3:]) == [(1, "b1", "bob"), (2, "a2", "alice")]
-        line.given.clear()
-        await system._revive(system.served["judge"], line)  # type: ignore[arg-type]
-        assert sorted(line.given) == [(1, "b1", "bob"), (2, "a2", "alice")]
+        assert sorted(channel.given[3:]) == [(1, "b1", "bob"), (2, "a2", "alice")]
+        channel.given.clear()
+        await system._revive(system.served["judge"], channel)  # type: ignore[arg-type]
+        assert sorted(channel.given) == [(1, "b1", "bob"), (2, "a2", "alice")]
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
 

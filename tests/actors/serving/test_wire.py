@@ -15,9 +15,16 @@ from ray.exceptions import RayActorError, RayError
 from actors.serving import wire
 from actors.serving.messages import GenRequest, GenResult
 from actors.serving.router import Router
-from actors.serving.wire import Exchange, Line, Order, Plug, Restarted, Unreachable
+from actors.serving.wire import (
+    ChannelHub,
+    EngineChannel,
+    EngineEndpoint,
+    EngineMessage,
+    EngineUnreachable,
+    Restarted,
+)
 from tests.support.fake_engine import ask, replies, settle
-from tests.support.local_line import actor
+from tests.support.local_channel import actor
 
 IDS = st.lists(st.integers(0, 2**31), max_size=8)
 LOGPROBS = st.lists(st.floats(allow_nan=False, max_value=0.0), max_size=8)
@@ -49,8 +56,8 @@ RESULTS = st.builds(
 
 @given(st.lists(REQUESTS, max_size=5), IDS, st.lists(RESULTS, max_size=5))
 def test_what_is_sent_comes_out(requests: list[GenRequest], given_up: list[int], results: list[GenResult]) -> None:
-    order = wire.decode_order(wire.encode(Order(requests, given_up)))
-    assert order == Order(requests, given_up)
+    order = wire.decode_message(wire.encode(EngineMessage(requests, given_up)))
+    assert order == EngineMessage(requests, given_up)
     assert wire.decode_results(wire.encode(results)) == results
     for one, other in zip(order.requests, requests):  # a tuple stays one: choices are keys of caches in the engine
         assert [type(choice) for choice in one.choices] == [type(choice) for choice in other.choices]
@@ -64,93 +71,93 @@ def test_infinite_logprobs_travel() -> None:
 
 def test_what_is_no_order_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_order(wire.encode([[["id", "prompt"]], []]))
+        wire.decode_message(wire.encode([[["id", "prompt"]], []]))
 
 
 class StandIn:
     """An engine that runs in this loop: it notes orders, and answers, dies and comes back when the test says so."""
 
     def __init__(self) -> None:
-        self.plug: Plug | None = None
-        self.life, self.lives = b"", 0
+        self.endpoint: EngineEndpoint | None = None
+        self.epoch, self.epochs = b"", 0
         self.open: dict[int, GenRequest] = {}
         self.given_up: list[int] = []
         self.ended = asyncio.Event()
         self.deaf = False
 
-    async def connect(self, address: str, life: bytes) -> dict[str, Any]:
+    async def connect(self, address: str, epoch: bytes) -> dict[str, Any]:
         if self.ended.is_set():  # Ray has restarted it
-            self.plug, self.ended = None, asyncio.Event()
-        self.life, self.lives = life, self.lives + 1
-        self.plug = self.plug or Plug()
+            self.endpoint, self.ended = None, asyncio.Event()
+        self.epoch, self.epochs = epoch, self.epochs + 1
+        self.endpoint = self.endpoint or EngineEndpoint()
         if not self.deaf:
-            self.plug.connect(address, life)
+            self.endpoint.connect(address, epoch)
         return {"policy": "p"}
 
-    async def watch(self, life: bytes) -> None:
-        if life != self.life:
+    async def watch(self, epoch: bytes) -> None:
+        if epoch != self.epoch:
             raise RayError from Restarted("what Ray makes of it")
         await self.ended.wait()
         raise RayActorError
 
     async def hear(self, count: int) -> None:
         """Until it has been told so many things more."""
-        assert self.plug is not None
+        assert self.endpoint is not None
         while count > 0:
             await asyncio.sleep(0.001)
-            for order in self.plug.orders():
+            for order in self.endpoint.receive():
                 self.open.update({request.id: request for request in order.requests})
-                self.given_up += order.given_up
-                count -= len(order.requests) + len(order.given_up)
+                self.given_up += order.cancelled
+                count -= len(order.requests) + len(order.cancelled)
 
     def answer(self, *ids: int) -> None:
-        assert self.plug is not None
+        assert self.endpoint is not None
         results = [GenResult(id, list(self.open.pop(id).prompt_ids), [], []) for id in ids or tuple(self.open)]
-        self.plug.send(results)
+        self.endpoint.send(results)
 
     def answer_at_once(self) -> None:
         """Whatever has come."""
-        assert self.plug is not None
-        for order in self.plug.orders():
+        assert self.endpoint is not None
+        for order in self.endpoint.receive():
             self.open.update({request.id: request for request in order.requests})
             self.answer()
 
     def die(self) -> None:
-        assert self.plug is not None
-        self.plug.close()
+        assert self.endpoint is not None
+        self.endpoint.close()
         self.open = {}
         self.ended.set()
 
 
 class Node:
-    """Some stand-ins, lines to them, and the real router in front."""
+    """Some stand-ins, channels to them, and the real router in front."""
 
     def __init__(self, count: int):
         self.engines = [StandIn() for _ in range(count)]
-        self.exchange = Exchange("127.0.0.1")
-        self.lines = [Line(self.exchange, actor(engine)) for engine in self.engines]
+        self.hub = ChannelHub("127.0.0.1")
+        self.channels = [EngineChannel(self.hub, actor(engine)) for engine in self.engines]
         self.back = asyncio.Event()
-        self.router = Router("p", self.lines, self.revive)
+        self.router = Router("p", self.channels, self.revive)
 
-    async def revive(self, line: Line) -> None:
+    async def revive(self, channel: EngineChannel) -> None:
         await self.back.wait()
-        await line.connect()
+        await channel.connect()
 
     def stop(self) -> None:
         self.router.stop()
-        for line in self.lines:
-            line.close()
-        self.exchange.close()
+        for channel in self.channels:
+            channel.close()
+        self.hub.close()
         for engine in self.engines:
-            if engine.plug is not None and not engine.ended.is_set():
-                engine.plug.close()
+            if engine.endpoint is not None and not engine.ended.is_set():
+                engine.endpoint.close()
 
 
 def run(count: int, scenario: Callable[[Node], Awaitable[None]]) -> None:
     async def bounded() -> None:
         node = Node(count)
         try:
-            await asyncio.gather(*(line.connect() for line in node.lines))
+            await asyncio.gather(*(channel.connect() for channel in node.channels))
             await asyncio.wait_for(scenario(node), 20)
         finally:
             node.stop()
@@ -160,7 +167,7 @@ def run(count: int, scenario: Callable[[Node], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def test_requests_reach_their_engine_and_answers_whoever_asked() -> None:
+def test_requests_reach_their_engine_and_answers_whoever_submitted() -> None:
     async def scenario(node: Node) -> None:
         tasks = ask(node.router, *range(40))
         await asyncio.gather(*(engine.hear(10) for engine in node.engines))
@@ -210,7 +217,7 @@ def test_an_engine_that_dies_loses_only_its_own_and_comes_back() -> None:
         node.back.set()
         while not all(replica.up for replica in node.router.replicas):
             await asyncio.sleep(0.001)
-        assert one.lives == 2
+        assert one.epochs == 2
         tasks = ask(node.router, 6, 7)
         await asyncio.gather(one.hear(1), two.hear(1))
         one.answer()
@@ -220,8 +227,8 @@ def test_an_engine_that_dies_loses_only_its_own_and_comes_back() -> None:
     run(2, scenario)
 
 
-def test_a_restarted_engine_never_hears_what_its_predecessor_was_asked() -> None:
-    """It died while nobody waited for it; the request goes to the life that has ended, and is asked again."""
+def test_a_restarted_engine_never_hears_what_its_predecessor_was_submitted() -> None:
+    """It died while nobody waited for it; the request goes to the epoch that has ended, and is asked again."""
 
     async def scenario(node: Node) -> None:
         (engine,) = node.engines
@@ -231,7 +238,7 @@ def test_a_restarted_engine_never_hears_what_its_predecessor_was_asked() -> None
         assert node.router.counters.restarts == 1 and not task.done()
         node.back.set()
         await engine.hear(1)
-        assert engine.lives == 2 and [request.prompt_ids for request in engine.open.values()] == [[5]]
+        assert engine.epochs == 2 and [request.prompt_ids for request in engine.open.values()] == [[5]]
         engine.answer()
         assert await replies([task]) == [5] and node.router.counters.retried == 1
 
@@ -240,32 +247,32 @@ def test_a_restarted_engine_never_hears_what_its_predecessor_was_asked() -> None
 
 def test_what_an_engine_answered_before_it_died_counts() -> None:
     async def scenario(node: Node) -> None:
-        (engine,), (line,) = node.engines, node.lines
-        line.submit([GenRequest(3, [7])])
+        (engine,), (channel,) = node.engines, node.channels
+        channel.submit([GenRequest(3, [7])])
         await engine.hear(1)
         engine.answer()
         await asyncio.sleep(0.05)
         engine.die()
         await asyncio.sleep(0.05)
-        assert [result.id for result in await line.collect()] == [3]
+        assert [result.id for result in await channel.collect()] == [3]
         with pytest.raises(RayActorError):
-            await line.collect()
+            await channel.collect()
 
     run(1, scenario)
 
 
 def test_an_answer_of_an_earlier_life_is_nobodys() -> None:
     async def scenario(node: Node) -> None:
-        (engine,), (line,) = node.engines, node.lines
-        old = engine.plug
+        (engine,), (channel,) = node.engines, node.channels
+        old = engine.endpoint
         assert old is not None
-        engine.plug = None
-        await line.connect()
+        engine.endpoint = None
+        await channel.connect()
         old.send([GenResult(1, [], [], [])])
-        line.submit([GenRequest(2, [5])])
+        channel.submit([GenRequest(2, [5])])
         await engine.hear(1)
         engine.answer()
-        assert [result.id for result in await line.collect()] == [2]
+        assert [result.id for result in await channel.collect()] == [2]
         old.close()
 
     run(1, scenario)
@@ -273,45 +280,45 @@ def test_an_answer_of_an_earlier_life_is_nobodys() -> None:
 
 def test_a_stranger_is_not_listened_to() -> None:
     async def scenario(node: Node) -> None:
-        (engine,), (line,) = node.engines, node.lines
-        stranger = Plug()
-        stranger.connect(node.exchange.address, b"somebody")
+        (engine,), (channel,) = node.engines, node.channels
+        stranger = EngineEndpoint()
+        stranger.connect(node.hub.address, b"somebody")
         stranger.send([GenResult(2, [66], [], [])])
         assert stranger._socket is not None
         stranger._socket.send_multipart([b"", b"no", b"message"])
-        line.submit([GenRequest(2, [5])])
+        channel.submit([GenRequest(2, [5])])
         await engine.hear(1)
         await asyncio.sleep(0.05)
         engine.answer()
-        assert [result.output_ids for result in await line.collect()] == [[5]]
+        assert [result.output_ids for result in await channel.collect()] == [[5]]
         stranger.close()
 
     run(1, scenario)
 
 
 def test_an_engine_that_cannot_reach_the_driver_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HELLO_SECONDS", 0.05)
+    monkeypatch.setattr(wire, "HANDSHAKE_SECONDS", 0.05)
 
     async def scenario(node: Node) -> None:
-        (engine,), (line,) = node.engines, node.lines
+        (engine,), (channel,) = node.engines, node.channels
         engine.deaf = True
-        with pytest.raises(Unreachable, match=r"policy 'p' runs, but could not connect .* tcp://127.0.0.1:\d+"):
-            await line.connect()
+        with pytest.raises(EngineUnreachable, match=r"policy 'p' runs, but could not connect .* tcp://127.0.0.1:\d+"):
+            await channel.connect()
 
     run(1, scenario)
 
 
 def test_an_engine_whose_driver_has_gone_says_so() -> None:
     async def scenario(node: Node) -> None:
-        plug = node.engines[0].plug
-        assert plug is not None and plug.orders() == []
-        node.exchange.close()
+        endpoint = node.engines[0].endpoint
+        assert endpoint is not None and endpoint.receive() == []
+        node.hub.close()
         with pytest.raises(ConnectionError, match="driver"):
             for _ in range(2000):
-                plug.orders()
+                endpoint.receive()
                 await asyncio.sleep(0.001)
-        node.lines[0].submit([GenRequest(1, [1])])  # at the end of a run: it goes nowhere
-        node.lines[0].abort([1])
+        node.channels[0].submit([GenRequest(1, [1])])  # at the end of a run: it goes nowhere
+        node.channels[0].abort([1])
 
     run(1, scenario)
 
@@ -337,16 +344,16 @@ def test_nothing_is_left_lying_when_both_ends_speak_at_once() -> None:
 
 def test_ringing_ends_the_waiting() -> None:
     async def scenario() -> None:
-        plug = Plug()
+        endpoint = EngineEndpoint()
         for often in (2, 100_000, 2):  # more than the bell holds
             for _ in range(often):
-                plug.ring()
-            await asyncio.wait_for(asyncio.to_thread(plug.wait), 5)
-        waiting = asyncio.ensure_future(asyncio.to_thread(plug.wait))
+                endpoint.wake()
+            await asyncio.wait_for(asyncio.to_thread(endpoint.wait), 5)
+        waiting = asyncio.ensure_future(asyncio.to_thread(endpoint.wait))
         await asyncio.sleep(0.05)
         assert not waiting.done(), "what was rung before is forgotten"
-        plug.ring()
+        endpoint.wake()
         await asyncio.wait_for(waiting, 5)
-        plug.close()
+        endpoint.close()
 
     asyncio.run(scenario())

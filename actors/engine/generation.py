@@ -1,6 +1,6 @@
-"""Flights: how one GenRequest becomes vLLM requests and then a GenResult.
+"""How one GenRequest becomes vLLM requests and then a GenResult.
 
-A flight asks (`Ask`) and is called back (`take`), all in the engine thread.
+A generation submits vLLM requests (`Submit`) and receives their outputs (`take`), all on the engine thread.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from actors.serving.seeds import branch_seed
 from actors.serving.trie import Node, Place, branchings, build_trie, choice_logprobs, forced_path
 
 READ_WIDTH = 128
-"""Most logprob_token_ids that vLLM takes in one request."""
+"""The most logprob_token_ids that vLLM accepts in one request."""
 
 
-class Ask(Protocol):
-    """Queues one vLLM request of a flight; `tag` comes back with the output."""
+class Submit(Protocol):
+    """Queues one vLLM request of a generation; `tag` comes back with its output."""
 
-    def __call__(self, flight: Flight, prompt_ids: list[int], params: Any, tag: Any) -> None: ...
+    def __call__(self, generation: Generation, prompt_ids: list[int], params: Any, tag: Any) -> None: ...
 
 
 @lru_cache(maxsize=4096)
@@ -34,9 +34,10 @@ def sampling_params(
     read: tuple[int, ...] = (),
     seed: int | None = None,
 ) -> Any:
-    """vLLM SamplingParams, shared between equal requests: building one costs as much as serving a small one.
+    """vLLM SamplingParams, shared between equal requests, since building one costs as much as serving a small request.
 
-    Policies ask for logprobs=0 (the sampled token only): in a batch with reads, vLLM overwrites all others.
+    `allowed`: the legal token ids, () for all. `read`: token ids whose log-probabilities are wanted. Sampling requests
+    ask for logprobs=0 (the sampled token only): in a batch with reads, vLLM overwrites any others.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -61,7 +62,7 @@ def sampling_params(
 def read_plan(
     choices: tuple[tuple[int, ...], ...],
 ) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """What to ask to read `choices`: (tokens before the branching, its children, those of them to read)."""
+    """The vLLM requests that read `choices`: (tokens before a branching, its children, the children to read)."""
     plan = []
     for prefix, node in branchings(build_trie(choices)):
         children = tuple(node)
@@ -71,24 +72,24 @@ def read_plan(
     return plan
 
 
-class Flight(ABC):
-    """One GenRequest on its way. `version` is the policy step at its start."""
+class Generation(ABC):
+    """One GenRequest under way. `version`: the policy version at its start."""
 
-    def __init__(self, request: GenRequest, ask: Ask, finish: Callable[[GenResult], None], version: int):
-        self.request, self.ask, self.finish, self.version = request, ask, finish, version
+    def __init__(self, request: GenRequest, submit: Submit, finish: Callable[[GenResult], None], version: int):
+        self.request, self.submit, self.finish, self.version = request, submit, finish, version
         self.prompt_tokens = self.cached_tokens = 0
-        """Of what vLLM has answered so far."""
+        """Summed over the vLLM requests that have finished."""
 
     @abstractmethod
     def start(self) -> None:
-        """Asks vLLM for the first step."""
+        """Submits the first vLLM requests."""
 
     @abstractmethod
     def take(self, completion: Any, versions: list[int], tag: Any) -> None:
-        """`completion`: vLLM's CompletionOutput. `versions`: policy step of each of its tokens."""
+        """Continues with one vLLM output. `completion`: a CompletionOutput; `versions`: policy version per token."""
 
     def attempt(self, step: Callable[..., None], *args: Any) -> None:
-        """Runs a step; a request that cannot be served ends as a result that says why, and others go on."""
+        """Runs `step`. A request that vLLM refuses gets an error result; other requests continue."""
         try:
             step(*args)
         except (ValueError, client_error()) as error:
@@ -98,34 +99,27 @@ class Flight(ABC):
         self.conclude(GenResult(self.request.id, [], [], [], finish="error", error=reason))
 
     def conclude(self, result: GenResult) -> None:
-        """Ends the flight; whatever else it has asked for is ignored."""
+        """Delivers the result; later outputs and results are ignored."""
         result.prompt_tokens, result.cached_tokens = self.prompt_tokens, self.cached_tokens
-        finish, self.finish = self.finish, ignore
+        finish, self.finish = self.finish, lambda _: None
         finish(result)
 
 
-def ignore(result: GenResult) -> None:
-    pass
-
-
 def client_error() -> type[Exception]:
-    """What vLLM raises for a request that it refuses."""
+    """The exception with which vLLM refuses a request."""
     from vllm.exceptions import VLLMClientError
 
-    return VLLMClientError
+    refused: type[Exception] = VLLMClientError
+    return refused
 
 
-class FreeFlight(Flight):
+class FreeGeneration(Generation):
     """Free text, ended by a stop id or max_tokens."""
 
     def start(self) -> None:
         r = self.request
-        self.ask(
-            self,
-            r.prompt_ids,
-            sampling_params(r.max_tokens, r.temperature, r.top_p, r.stop_ids, seed=r.seed),
-            None,
-        )
+        params = sampling_params(r.max_tokens, r.temperature, r.top_p, r.stop_ids, seed=r.seed)
+        self.submit(self, r.prompt_ids, params, None)
 
     def take(self, completion: Any, versions: list[int], tag: Any) -> None:
         finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
@@ -133,10 +127,10 @@ class FreeFlight(Flight):
         self.conclude(GenResult(self.request.id, list(completion.token_ids), logprobs, versions, finish=finish))
 
 
-class ChoiceFlight(Flight):
-    """One legal reply, sampled token by token along the trie of all of them.
+class ChoiceGeneration(Generation):
+    """One legal reply, sampled token by token along the trie of all legal replies.
 
-    vLLM is asked only where there is a choice; forced tokens have probability 1.
+    It submits a vLLM request at each branching; forced tokens have probability 1 and need none.
     """
 
     def start(self) -> None:
@@ -147,6 +141,7 @@ class ChoiceFlight(Flight):
         self.walk(build_trie(self.request.choices))
 
     def walk(self, place: Place) -> None:
+        """Appends the forced tokens after `place`, then concludes or samples at the next branching."""
         path, end = forced_path(place)
         for token in path:
             self.append(token, 0.0, self.versions[-1] if self.versions else self.version, [token])
@@ -157,7 +152,7 @@ class ChoiceFlight(Flight):
         r = self.request
         seed = None if r.seed is None else branch_seed(r.seed, len(self.output_ids))
         params = sampling_params(1, r.temperature, r.top_p, allowed=tuple(end), seed=seed)
-        self.ask(self, r.prompt_ids + self.output_ids, params, end)
+        self.submit(self, r.prompt_ids + self.output_ids, params, end)
 
     def take(self, completion: Any, versions: list[int], tag: Node) -> None:
         (token,) = completion.token_ids
@@ -171,37 +166,37 @@ class ChoiceFlight(Flight):
         self.allowed.append(allowed)
 
 
-class ReadFlight(Flight):
-    """The probability of every legal reply: one vLLM request per branching of their trie, all at once.
+class ReadGeneration(Generation):
+    """The probability of every legal reply: one vLLM request per branching of the trie, all submitted at once.
 
-    Temperature 0 reads at temperature 1; top_p is ignored. A weight update between the answers would mix two
-    policies, so everything is then asked again.
+    Temperature 0 reads at temperature 1; top_p is ignored. When a weight update falls between the outputs, they
+    belong to two policy versions, and the generation starts again.
     """
 
     def start(self) -> None:
         r = self.request
-        questions = read_plan(r.choices)
-        self.pending = len(questions)
-        self.read: dict[tuple[int, ...], dict[int, float]] = {}
-        self.readers: set[int] = set()
-        if not questions:
+        plan = read_plan(r.choices)
+        self.pending = len(plan)
+        self.logprobs: dict[tuple[int, ...], dict[int, float]] = {}
+        self.versions: set[int] = set()
+        if not plan:
             self.end(self.version)
-        for prefix, children, part in questions:
+        for prefix, children, part in plan:
             params = sampling_params(1, r.temperature or 1.0, allowed=children, read=part)
-            self.ask(self, [*r.prompt_ids, *prefix], params, (prefix, part))
+            self.submit(self, [*r.prompt_ids, *prefix], params, (prefix, part))
 
     def take(self, completion: Any, versions: list[int], tag: tuple[tuple[int, ...], Sequence[int]]) -> None:
         prefix, part = tag
         position = completion.logprobs[0]
-        self.read.setdefault(prefix, {}).update({token: position[token].logprob for token in part})
-        self.readers.update(versions)
+        self.logprobs.setdefault(prefix, {}).update({token: position[token].logprob for token in part})
+        self.versions.update(versions)
         self.pending -= 1
         if self.pending == 0:
-            if len(self.readers) == 1:
+            if len(self.versions) == 1:
                 self.end(versions[0])
             else:
                 self.start()
 
     def end(self, version: int) -> None:
-        logprobs = choice_logprobs(self.request.choices, self.read)
+        logprobs = choice_logprobs(self.request.choices, self.logprobs)
         self.conclude(GenResult(self.request.id, [], [], [version], choice_logprobs=logprobs))
