@@ -28,6 +28,7 @@ from actors.serving.router import Replica, Router
 from actors.serving.wire import ChannelHub, EngineChannel
 from configs.policies import adapter_of, group_of, with_adapters
 from configs.schema.run import ClusterConfig, EngineConfig, PolicyConfig
+from protocols.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 REVIVE_SECONDS = 180.0
@@ -128,6 +129,8 @@ class System:
             host = self.served[config.engine.share]
             assert isinstance(host.router, Lane), "a policy that shares its engines has a lane itself"
             return self._register(name, config, host.channels, host.router.router, codec, version)
+        if config.engine.kind not in ENGINES:
+            raise UserError(f"policies.{name}.engine.kind: {ENGINES.unknown(config.engine.kind)}")
         adapter = adapter_of(self.policies, name)
         cuda = on_gpu(config.engine)
         place = {"num_cpus": 1, "num_gpus": config.engine.gpus * config.engine.tensor_parallel if cuda else 0}

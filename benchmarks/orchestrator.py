@@ -92,7 +92,7 @@ async def measure(
 ) -> Found:
     """`windows` stretches of `seconds` with `episodes` under way, once as many have ended."""
     gc.collect()  # what is left of the last measurement
-    await asyncio.gather(*(host.begin.remote(ENGINES // HOSTS, episodes / OFFERED, DEATHS) for host in hosts))
+    await asyncio.gather(*(host.begin.remote(ENGINES // len(hosts), episodes / OFFERED, DEATHS) for host in hosts))
     hub = ChannelHub(here)
     channels = [EngineChannel(hub, Handle(hosts[i % len(hosts)], i // len(hosts))) for i in range(ENGINES)]
     await asyncio.gather(*(channel.connect() for channel in channels))

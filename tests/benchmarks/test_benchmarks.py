@@ -13,6 +13,7 @@ import pytest
 
 from actors.engine.generation import ChoiceGeneration
 from actors.serving.messages import GenRequest, GenResult
+from actors.serving.wire import Restarted
 from benchmarks import bubbles, orchestrator, overlap, peer
 from benchmarks.__main__ import NAMES
 from benchmarks.harness import page, scenes, simulated
@@ -85,7 +86,7 @@ class Local:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        for name in ("begin", "connect", "watch"):
+        for name in ("begin", "call"):
             setattr(self, name, SimpleNamespace(remote=functools.partial(self._call, name)))
 
     def _call(self, name: str, *args: Any) -> asyncio.Task[Any]:
@@ -96,7 +97,7 @@ class Local:
 
         try:
             return await getattr(self.host, name)(*args)
-        except Died:
+        except (Died, Restarted):
             raise RayActorError() from None
 
 
@@ -121,11 +122,13 @@ def test_bare_vllm_is_asked_what_the_engine_asked(monkeypatch: pytest.MonkeyPatc
     asked: list[tuple[list[int], Any, Any]] = []
     results: list[GenResult] = []
     request = GenRequest(0, [5], choices=((7, 8, 1), (7, 8, 2), (7, 9, 3)))
-    flight = ChoiceGeneration(request, lambda flight, ids, params, tag: asked.append((ids, params, tag)), results.append, 0)
-    flight.start()
+    generation = ChoiceGeneration(
+        request, lambda generation, ids, params, tag: asked.append((ids, params, tag)), results.append, 0
+    )
+    generation.start()
     for token in (8, 2):
         position = {token: SimpleNamespace(logprob=-1.0)}
-        flight.take(SimpleNamespace(token_ids=[token], logprobs=[position]), [0], asked[-1][2])
+        generation.take(SimpleNamespace(token_ids=[token], logprobs=[position]), [0], asked[-1][2])
     (result,) = results
     again = list(vllm_requests(request, result))
     assert [ids for ids, _ in again] == [ids for ids, _, _ in asked] == [[5, 7], [5, 7, 8]]

@@ -20,7 +20,7 @@ from configs.machine import Machine, needs
 from configs.methods import KINDS, check_learner, idle
 from configs.policies import adapter_of, apart, group_of, with_adapters
 from configs.reading.errors import ConfigErrors
-from configs.schema.run import EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig
+from configs.schema.run import EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig, StageConfig
 from driver.run import serve, settle
 from learners.credit.samples import GROUP_FIELDS
 from tests.support.fake_engine import FakeEngine, Revival
@@ -65,8 +65,8 @@ def test_sound_groups_have_no_problem() -> None:
             "bob": policy("base", 8, init_from="base")}  # fmt: skip
     assert problems(warm) == {}
     both = {"alice": policy("", 4), "bob": policy("alice", 4)}
-    stage = SimpleNamespace(roles={"a": "alice", "b": "bob"}, train=[])
-    assert problems(both, {"one": stage, "other": SimpleNamespace(roles={"a": "judge"}, train=[])}) == {}
+    stage = StageConfig(roles={"a": "alice", "b": "bob"}, train=[])
+    assert problems(both, {"one": stage, "other": StageConfig(roles={"a": "judge"}, train=[])}) == {}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_merged_pushes_and_second_stages_are_refused() -> None:
     merged = policy("judge", 4)
     merged.learner.lora = LoraConfig(push="merged")
     assert "not replaced (adapter)" in problems({**POLICIES, "bob": merged})["policies.bob.learner.lora.push"]
-    stages = {name: SimpleNamespace(roles={"a": "alice"}, train=[]) for name in ("one", "two")}
+    stages = {name: StageConfig(roles={"a": "alice"}, train=[]) for name in ("one", "two")}
     assert "'alice' is trained in 2 stages" in problems(POLICIES, stages)["stages.two.train"]
     stages["two"].train = ["bob"]
     assert problems(POLICIES, stages) == {}
