@@ -16,7 +16,7 @@ index of their own. Read its address on pytorch.org (Get Started, CPU), then: ma
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-slow bench lint clean
+.PHONY: help install demo test test-fast test-slow bench lint docs clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -49,6 +49,10 @@ bench: install  ## measure speeds into benchmarks/results.json and docs/benchmar
 lint: install  ## ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+docs: install  ## the documentation as a site, in build/site; needs no network
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 clean:  ## remove caches, builds and .venv; keep runs
 	@rm -rf $(VENV) build *.egg-info stubs/*/build stubs/*/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

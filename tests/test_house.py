@@ -29,7 +29,6 @@ KNOWN: dict[str, list[str]] = {
         "Run: reporting/report/page.py, driver/run.py",
         "Step: protocols/kinds/revision.py, learners/credit/samples.py, reporting/sketch/sketch.py",
         "TemplateError: protocols/templates.py, actors/players/chat.py",
-        "Unreachable: actors/players/remote.py, actors/serving/wire.py",
         "Verdict: protocols/rewards/record.py, actors/evaluation/stats.py",
         "Words: tasks/kinds/games.py, tasks/kinds/spiel.py",
     ],

@@ -15,7 +15,13 @@ from tests.house import PRODUCT, ROOT, files, imported, name_of, parsed
 
 ONLY_IN = {"vllm": r"actors/engine/\w*\.py", "deepspeed": r"learners/ranks/rank\.py"}
 LAZY = {"pyspiel", "textarena", "torch", "ray", "vllm", "deepspeed", "transformers", "sklearn", "wandb", "matplotlib"}
-DISTRIBUTION = {"reasoning_gym": "reasoning-gym", "sklearn": "scikit-learn", "yaml": "pyyaml", "pyspiel": "open_spiel", "zmq": "pyzmq"}
+DISTRIBUTION = {
+    "reasoning_gym": "reasoning-gym",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "pyspiel": "open_spiel",
+    "zmq": "pyzmq",
+}
 SOURCES = files(*PRODUCT)
 
 
