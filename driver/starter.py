@@ -127,7 +127,9 @@ def _guess_choices(guess: Guess, rows: Sequence[Row]) -> None:
         numbers = [
             (value, size) for value, size in sizes if isinstance(value, int) and not isinstance(value, bool)
         ]
-        if len(numbers) == len(sizes) and any(value == size for value, size in numbers):
+        # An index from 0 would be 0 now and then.
+        from_1 = any(value == size for value, size in numbers) or (len(numbers) >= 10 and min(numbers)[0] == 1)
+        if len(numbers) == len(sizes) and from_1:
             _say(guess, "answer_is", "index_from_1")
 
 

@@ -12,7 +12,7 @@ from actors.players.base import PLAY
 from actors.players.chat import ChatCodec
 from actors.players.memo import Odds
 from actors.serving.lane import Lane
-from actors.serving.messages import GenRequest, GenResult
+from actors.serving.messages import GenRequest, GenResult, RequestRefused
 from actors.serving.router import Router
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
@@ -46,6 +46,14 @@ class EnginePlayer:
         self._memo.clear()
 
     async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
+        """The policy's reply. One that the engine refuses to make (the chat outgrew the context) is an unreadable
+        reply with the engine's reason: the play ends as invalid, and is not tried again until it happens to be short."""
+        try:
+            return await self._answer(request, history)
+        except RequestRefused as error:
+            return Reply("", unreadable=f"the engine refused the request: {error}")
+
+    async def _answer(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
         prompt_ids = self.codec.prompt(request.messages, history)
         if request.read:
             return (await self._odds(request, prompt_ids, 1.0)).verdict

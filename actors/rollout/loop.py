@@ -100,6 +100,8 @@ class Rollouts:
         self._open: dict[int, int] = {}
         """Groups that have started and that no learner has had, and the step at which they are due."""
         self.statuses: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        """Why plays were invalid or lost."""
         self._begun_at = step = int(state.get("step", 0)) if state else 0
         self._due_again = due_again(self._again, step, self.groups_per_step, self.spare)
         needed = self.groups_per_step * (stage.steps - step)
@@ -277,7 +279,7 @@ class Rollouts:
             try:
                 episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta, seats=seats)
             except EngineLost as error:
-                self._count("lost")
+                self._count("lost", str(error))
                 self.ledger.commit(id, marked([unplayed], "lost", str(error)), train=False)
                 continue
             if self._held is None:
@@ -292,7 +294,7 @@ class Rollouts:
     def _noted(self, episodes: list[Episode], task: Task, origin: str) -> list[Episode]:
         root = episodes[0]
         self._hold(root.meta["index"], episodes)
-        self._count(root.status)
+        self._count(root.status, root.outcome.reason)
         if root.status == "ok":
             if self.deterministic:
                 self._ended[root.meta["index"]] = root
@@ -316,13 +318,15 @@ class Rollouts:
             else:
                 self.archive.update(proposal, root.task.id, rate)
 
-    def _count(self, status: str) -> None:
+    def _count(self, status: str, reason: str = "") -> None:
         self.statuses[status] += 1
+        if reason:
+            self._reasons[reason] += 1
         bad = self.statuses["invalid"] + self.statuses["lost"]
         if bad > 4 * self.stage.plays_per_step and bad > 9 * self.statuses["ok"]:
             raise TooManyInvalid(
                 f"stage {self.name!r}: {bad} of {self.statuses.total()} plays were invalid or lost; "
-                f"see the reasons in episodes.jsonl"
+                f"most often: {self._reasons.most_common(1)[0][0] if self._reasons else 'no reason was given'}"
             )
 
     def draw(self, index: int) -> Task:

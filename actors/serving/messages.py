@@ -70,4 +70,9 @@ class WeightBucket:
 
 
 class EngineLost(RuntimeError):
-    """A request has no result: its engines died MAX_TRIES times, or its engine refused it."""
+    """A request could not be answered, because its engines died several times. The play is tried again."""
+
+
+class RequestRefused(RuntimeError):
+    """An engine refused a request and is well: a prompt that is longer than the context, say. To ask again would not
+    help; what the reply would have been is missing data."""

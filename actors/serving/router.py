@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from actors.serving.messages import EngineLost, GenRequest, GenResult
+from actors.serving.messages import EngineLost, GenRequest, GenResult, RequestRefused
 from actors.serving.wire import EngineChannel
 
 MAX_TRIES = 3
@@ -141,7 +141,7 @@ class Replica:
                 if pending is None or pending.future.done():
                     continue
                 if result.finish == "error":
-                    pending.future.set_exception(EngineLost(result.error))
+                    pending.future.set_exception(RequestRefused(result.error))
                 else:
                     pending.future.set_result(result)
 

@@ -144,7 +144,7 @@ class Juror:
         if self.rules.grade is not None:
             return read_graded(reply, self._graded(i), self.rules.grade)
         if not self.rules.votes:
-            return read_probs(reply.probs, len(self._labels))
+            return read_probs(reply.probs, len(self._labels), reply.unreadable)
         return read_vote(reply, self._answers[i])
 
     def _messages(self, i: int) -> tuple[Message, ...]:

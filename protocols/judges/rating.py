@@ -38,7 +38,7 @@ class RaterRules:
 
     def read(self, reply: Reply) -> float:
         """The rating in [0, 1]. Raises `UnreadableVerdict`."""
-        probs = read_probs(reply.probs, len(self.scale))
+        probs = read_probs(reply.probs, len(self.scale), reply.unreadable)
         return math.fsum(p * place for place, p in enumerate(probs)) / (len(probs) - 1)
 
     def problems(self, path: str, taken: Collection[str], extra: Collection[str] = ()) -> list[Problem]:

@@ -108,10 +108,11 @@ def read_graded(reply: Reply, names: Sequence[str], grade: GradeRules) -> Belief
     return shares(grades) if grade.of == "claims" else grades
 
 
-def read_probs(probs: Sequence[float], labels: int) -> Belief:
-    """A distribution over the labels, renormalised. Raises `UnreadableVerdict` on anything else."""
+def read_probs(probs: Sequence[float], labels: int, why: str = "") -> Belief:
+    """A distribution over the labels, renormalised. Raises `UnreadableVerdict` on anything else; `why`: what the player
+    says of a verdict without probabilities."""
     if not probs:
-        raise UnreadableVerdict("the verdict came without probabilities")
+        raise UnreadableVerdict(why or "the verdict came without probabilities")
     if len(probs) != labels:
         raise UnreadableVerdict(f"the verdict has {len(probs)} probabilities for {labels} labels")
     total = math.fsum(probs)

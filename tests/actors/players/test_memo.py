@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 
 from actors.players.engine_player import EnginePlayer
 from actors.players.memo import Odds
-from actors.serving.messages import GenRequest, GenResult
+from actors.serving.messages import GenRequest, GenResult, RequestRefused
 from actors.serving.router import Counters
 from protocols.types import Message, Reply, TurnRequest
 
@@ -221,3 +221,20 @@ def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [chr(request.prompt_ids[0]) for request in engine.asked] == ["p", "q", "r", "q"]
 
     asyncio.run(run())
+
+
+class Refusing(Engine):
+    """An engine whose context is full."""
+
+    async def generate(self, request: GenRequest) -> GenResult:
+        self.asked.append(request)
+        raise RequestRefused("the prompt is longer than the context")
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_a_refused_request_is_an_unreadable_reply_and_is_asked_once(read: bool) -> None:
+    engine = Refusing()
+    asked = TurnRequest("s", "r", (Message("user", "x"),), 0, choices=CHOICES, enforce=read, read=read)
+    reply = asyncio.run(EnginePlayer(engine, Codec(), 1.0, 8)(asked, ()))  # type: ignore[arg-type]
+    assert reply == Reply("", unreadable="the engine refused the request: the prompt is longer than the context")
+    assert len(engine.asked) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.serving.messages import EngineLost
+from actors.serving.messages import EngineLost, RequestRefused
 from actors.serving.router import MAX_TRIES, Router
 from tests.support.fake_engine import FakeEngine, Revival, ask, ask_for, prompts, replies, run, settle
 
@@ -124,7 +124,7 @@ def test_a_refused_request_fails_alone() -> None:
         engine.answer(1, error="prompt too long")
         engine.answer(0, 2)
         assert await replies([first, last]) == [0, 2]
-        with pytest.raises(EngineLost, match="prompt too long"):
+        with pytest.raises(RequestRefused, match="prompt too long"):
             await refused
         assert router.counters.requests == 2 and router.counters.retried == 0
         await settle()
