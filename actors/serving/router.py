@@ -181,7 +181,7 @@ class Router:
         """Sends one request and waits for its result. Sets `request.id`; counts into `counters` (default: the
         router's).
 
-        Raises EngineLost when the engine refuses the request, when MAX_TRIES engines died under it, and when no
+        Raises RequestRefused when the engine refuses the request, EngineLost when MAX_TRIES engines died under it and when no
         replica is left.
         """
         request.id = next(self._ids)
