@@ -13,7 +13,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.checks.checker import Checker
-from configs.checks.known import Known
 from configs.machine import Machine
 from configs.reading.build import Builder, Kinds
 from configs.reading.errors import ConfigError, ConfigErrors, Mark
@@ -39,17 +38,11 @@ class Loaded:
     protocols: dict[str, Protocol]
 
 
-def load(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    machine: Machine | None = None,
-    known: Known | None = None,
-) -> Loaded:
+def load(path: str | Path, overrides: Sequence[str] = (), *, machine: Machine | None = None) -> Loaded:
     """Read `path`, apply `key=value` overrides and check everything.
 
-    `machine` is what the run may use (None: nothing is checked against hardware), `known` what the learners
-    can do. Raises `ConfigErrors` with every mistake found.
+    `machine` is what the run may use (None: nothing is checked against hardware). Import `learners` first: it registers
+    the methods that a `learner:` section can name. Raises `ConfigErrors` with every mistake found.
     """
     path = Path(path)
     source = read(path)
@@ -73,7 +66,7 @@ def load(
     _examples(builder, config)
     _heldout(builder, config)
     _games(builder, config, protocols)
-    Checker(config, source, protocols, machine, known, errors).run()
+    Checker(config, source, protocols, machine, errors).run()
     if errors:
         raise ConfigErrors(_sorted(errors))
     sound = {name: protocol for name, protocol in protocols.items() if protocol is not None}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.methods import REFERENCES, needs_reference
 from configs.policies import as_served, opponents_in
-from configs.schema.run import REFERENCE_LOSSES, Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
+from configs.schema.run import Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
 
 TINY_VOCABULARY = 600
 """Words and bytes of a tiny model's tokenizer, roughly: it is built from the job's tasks at the start."""
@@ -160,8 +161,8 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) ->
     frozen, trained = (count, head) if learner.lora else (0, count + head)
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
-    if policy.trained and (learner.loss.kl or learner.loss.kind in REFERENCE_LOSSES):
-        base += trained * (weights + (4 if half and learner.reference.kind == "ema" else 0))
+    if policy.trained and needs_reference(learner.loss):
+        base += trained * (weights + (4 if half and "average" in REFERENCES.needs(learner.reference.kind) else 0))
         if learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
             base += frozen * weights
     return base + (frozen + trained) * weights // shard[0] + trained * grads // shard[1] + trained * states // shard[2]

@@ -153,15 +153,12 @@ def protocol_check(file: Path) -> int:
 
 def load(path: Path, overrides: Sequence[str] = (), address: str | None = None) -> Loaded:
     """A checked configuration. With `address` the hardware is elsewhere and is not checked. Raises ConfigErrors."""
-    from configs.checks.known import Known
+    import learners  # noqa: F401  registers the methods that a config can name
     from configs.load import load
     from configs.machine import Machine
-    from configs.methods import KINDS, check_learner, idle
-    from learners.credit.samples import GROUP_FIELDS
 
     overrides = [*overrides, *([f"cluster.address={address}"] if address else [])]
-    known = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
-    return load(path, overrides, machine=Machine.here(), known=known)
+    return load(path, overrides, machine=Machine.here())
 
 
 def _console() -> Console:

@@ -36,8 +36,7 @@ from driver.league import Season, forget_results, sweep
 from driver.rollback import RollBack, heed, roll_back
 from driver.vocabulary import words_in_play
 from driver.warm_start import warm_starts
-from learners.batches.lessons import sequences
-from learners.credit.lessons import build_lessons
+from learners.batches.training_batch import build_training_batch, sequences
 from learners.credit.truth import Answers
 from learners.dump import dump
 from learners.models.lora import take_out
@@ -209,19 +208,19 @@ class Run:
         config = self.config.policies[policy].learner
         baselines = self.baselines.setdefault(policy, {})
         codec = self.codecs[policy].choices
-        answers = Answers(config.trusted, self.source.cluster, codec, every_choice=config.loss.kind == "brier")
-        lessons, figures = build_lessons(episodes, policy, config, baselines, answers)
-        if not lessons:
+        answers = Answers(config.trusted, self.source.cluster, codec)
+        examples, figures = build_training_batch(episodes, policy, config, baselines, answers)
+        if not examples:
             return {**figures, "empty": 1.0}
         served, learner = self.system.served[policy], self.learners[policy]
         begun = time.monotonic()
         lr = config.lr * left if config.schedule == "linear" else None
-        metrics = await learner.step(lessons, lr=lr, seed=step, version=served.version)
+        metrics = await learner.step(examples, lr=lr, seed=step, version=served.version)
         seconds = time.monotonic() - begun
         self.updates += int(metrics.get("updates", 0))
         if metrics.get("skipped"):
             self.skipped += int(metrics["skipped"])
-            path = dump(self.dir / "dumps", policy, served.version + 1, sequences(lessons), metrics)
+            path = dump(self.dir / "dumps", policy, served.version + 1, sequences(examples), metrics)
             self.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
         await self.system.push(policy, served.version + 1, await learner.export_ref())
         self.versions[policy] = served.version

@@ -31,7 +31,7 @@ class Sample:
     reference_logprobs_L: list[float] | None = None
     """Log-probability under a frozen reference, with the same mask and temperature; None: there is none."""
     rewards_L: list[float] | None = None
-    """For a critic (learners/credit/gae.py): what was paid after each token, before the next; None: advantages are known."""
+    """For a critic (learners/credit/gae.py): what was paid after each token, before the next; None: there is none."""
     values_L: list[float] | None = None
     """The critic's value before each token, at the start of the step."""
     returns_L: list[float] | None = None

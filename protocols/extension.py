@@ -2,10 +2,10 @@
 
 A config names the user's modules (`plugins: [my_package.rewards]`); importing them registers what they hold:
 
-    from learners.credit.advantages import ADVANTAGES
+    from learners.credit.advantages import per_group
 
-    @ADVANTAGES.register("mine", reads={"group_by"}, source="Doe 2026, section 3")
-    def mine(rewards_G): ...
+    @per_group("mine", source="Doe 2026, section 3")
+    def mine(credits_G): ...
 
 Checks, tables in the docs and error messages are made from the entries.
 """
@@ -73,6 +73,14 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def reads(self, name: str) -> frozenset[str]:
+        """The settings that an entry reads; none for a name that is not registered."""
+        return self.entries[name].reads if name in self.entries else frozenset()
+
+    def needs(self, name: str) -> frozenset[str]:
+        """What an entry needs; nothing for a name that is not registered."""
+        return self.entries[name].needs if name in self.entries else frozenset()
 
     def unknown(self, name: str) -> str:
         """The message for a name that is not registered: what is valid, and what may have been meant."""

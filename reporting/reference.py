@@ -27,16 +27,16 @@ REGISTRIES = {
     "advantages": (
         "Advantages, signals and what they compare",
         [
-            ("learners.credit.advantages", "ADVANTAGES", "`learner.advantage.kind`"),
-            ("learners.credit.signals", "SIGNALS", "`learner.signal.kind`"),
+            ("learners", "ADVANTAGES", "`learner.advantage.kind`"),
+            ("learners", "SIGNALS", "`learner.signal.kind`"),
         ],
     ),
     "losses": (
         "Losses",
         [
-            ("learners.losses.policy_gradient", "LOSSES", "Of a token: `learner.loss.kind`"),
-            ("learners.losses.preference", "PREFERENCES", "Of a pair of replies: `learner.loss.kind`"),
-            ("learners.losses.policy_gradient", "CORRECTIONS", "Off-policy: `learner.loss.correction`"),
+            ("learners", "LOSSES", "`learner.loss.kind`"),
+            ("learners", "CORRECTIONS", "Off-policy: `learner.loss.correction`"),
+            ("learners", "REFERENCES", "`learner.reference.kind`"),
         ],
     ),
     "tasks": ("Task kinds", [("tasks.registry", "SOURCES", "`tasks: {kind: ...}`")]),

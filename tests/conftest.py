@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
+import learners  # noqa: F401  registers the methods that a config can name
+
 settings.register_profile("untimed", deadline=None)  # no test asserts a timing: the machine may be busy
 settings.load_profile("untimed")
 

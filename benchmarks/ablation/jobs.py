@@ -15,10 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from benchmarks.harness.measure import ROOT, Json, rounded
-from configs.checks.known import Known
 from configs.load import load, to_yaml
-from configs.methods import KINDS, check_learner, idle
-from learners.credit.samples import GROUP_FIELDS
 
 CONFIGS = ROOT / "configs" / "ablation"
 RUNS = Path("runs") / "ablation"
@@ -27,7 +24,6 @@ QUICK_RUNS = Path("runs") / "ablation-quick"
 SEEDS = (0, 1, 2)
 JUDGE = "judge"
 """In the place of a method: the run that trains a seed's judge."""
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def text_of(job: Job) -> str:
 
 @cache
 def _text(config: Path, overrides: tuple[str, ...]) -> str:
-    return to_yaml(load(config, overrides, known=KNOWN).tree)
+    return to_yaml(load(config, overrides).tree)
 
 
 @cache

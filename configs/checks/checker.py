@@ -13,7 +13,7 @@ from typing import Any
 from configs.checks.flow import flow_problems
 from configs.checks.groups import group_problems
 from configs.checks.hardware import hardware_problems
-from configs.checks.known import Known
+from configs.checks.learner import check_learner, unused_settings
 from configs.checks.measures import measure_problems
 from configs.checks.opponents import USED, cross_play_problems, idle, opponents_problems, past_problems
 from configs.checks.promises import best_problems, repeatable_problems
@@ -23,6 +23,7 @@ from configs.checks.swaps import no_swap
 from configs.checks.training import training_problems
 from configs.checks.unused import unplayed
 from configs.machine import Machine, resolve_device, used_policies
+from configs.methods import CORRECTIONS, GROUP_FIELDS, LOSSES, SECTIONS
 from configs.policies import PAST
 from configs.reading.errors import ConfigError
 from configs.reading.source import KeyPath, Source, show_key
@@ -46,7 +47,6 @@ class Checker:
     source: Source
     protocols: Mapping[str, Protocol | None]
     machine: Machine | None
-    known: Known | None
     errors: list[ConfigError]
 
     def run(self) -> None:
@@ -230,19 +230,19 @@ class Checker:
             self.unused(path, ["gpus"], "with device: cpu", (*path, "device"))
         if learner.device == "cuda":
             self.unused(path, ["threads"], "with device: cuda", (*path, "device"))
-        if self.known is None:
-            return
-        kinds = [(part, getattr(learner, part).kind, known) for part, known in self.known.kinds.items()]
-        sound = [self.named(kind, known, part, (*path, part, "kind")) for part, kind, known in kinds]
-        for setting, why, switch in self.known.idle(learner) if all(sound) else ():
+        assert LOSSES, "`import learners` registers the methods that a config can name; it comes before `load`"
+        kinds = [(getattr(learner, part).kind, part, (part, "kind")) for part in SECTIONS]
+        known = [self.named(kind, SECTIONS[part], part, (*path, *key)) for kind, part, key in kinds]
+        known.append(self.named(learner.loss.correction, CORRECTIONS, "correction", (*path, "loss", "correction")))
+        for setting, why, switch in unused_settings(learner) if all(known) else ():
             *parents, name = setting.split(".")
             self.unused((*path, *parents), [name], why, (*path, *switch.split(".")))
         for keys in ("group_by", "baseline_by"):
             for index, part in enumerate(getattr(learner.advantage, keys)):
                 here = (*path, "advantage", keys, index)
-                self.named(part, self.known.group_fields, "part of a group key,", here)
+                self.named(part, GROUP_FIELDS, "part of a group key,", here)
         try:
-            self.known.check_learner(learner, resolve_device(learner.device, self.machine or Machine(1, 0)))
+            check_learner(learner, resolve_device(learner.device, self.machine or Machine(1, 0)))
         except ValueError as error:
             key, _, message = str(error).partition(": ")
             if not any(e.key.endswith(f".learner.{key}") for e in self.errors):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from configs.checks.groups import updated
+from configs.methods import comparing, comparing_kinds
 from configs.reading.source import KeyPath
-from configs.schema.run import PREFERENCE_LOSSES, AdvantageConfig, PolicyConfig, RunConfig, StageConfig
+from configs.schema.run import AdvantageConfig, PolicyConfig, RunConfig, StageConfig
 from protocols.base import Protocol
 from protocols.kinds.propose_solve import ProposeSolve
 
 Problem = tuple[KeyPath, str, str]
 """(setting, message, what would be valid)"""
-COMPARED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", *PREFERENCE_LOSSES)
-"""Advantages and losses that learn nothing from a group in which all rewards are alike."""
 GROUP = tuple(AdvantageConfig().group_by)
 """What `actors.rollout.filters.alike` compares within."""
 
@@ -95,10 +94,9 @@ def _keep(config: RunConfig, stage: StageConfig, protocol: Protocol | None, path
 def _learns_from_alike(policy: PolicyConfig) -> tuple[str, str] | None:
     """(why a group of equal rewards teaches this policy something, what would be valid)"""
     learner = policy.learner
-    kind = learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
-    kind = learner.loss.kind if learner.loss.kind in PREFERENCE_LOSSES else kind
-    if kind not in COMPARED:
-        return f"{kind} does not compare the members of a group with each other", ", ".join(COMPARED)
+    kind, needs = comparing(learner)
+    if "group" not in needs:
+        return f"{kind} does not compare the members of a group with each other", ", ".join(comparing_kinds())
     missing = [part for part in GROUP if part not in learner.advantage.group_by]
     if missing:
         return f"its group_by lacks {', '.join(missing)}, so that others are compared", ", ".join(GROUP)

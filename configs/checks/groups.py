@@ -1,22 +1,19 @@
-"""Whether those that are to be compared with each other have anyone to be compared with."""
+"""Whether the turns that a learner compares with each other have siblings to be compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from configs.methods import comparing
 from configs.reading.source import KeyPath
-from configs.schema.run import PREFERENCE_LOSSES, LearnerConfig, RunConfig, StageConfig
+from configs.schema.run import RunConfig, StageConfig
 from protocols.base import Protocol
 from protocols.kinds.propose_solve import ProposeSolve
 
-GROUPED = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "hierarchical", "rejection", "reward_weighted",
-           *PREFERENCE_LOSSES)  # fmt: skip
-"""Advantages, signals and losses that compare the members of a group: in a group of one there is nothing to learn."""
-
 
 def group_problems(config: RunConfig, stage: StageConfig, protocol: Protocol) -> Iterator[tuple[KeyPath, str, str]]:
-    """A group of one has no one to be compared with: its advantage, and the gradient, would be zero. (setting of the
-    stage, message, what would be valid)."""
+    """(setting of the stage, message, what would be valid) where groups would have one member: its advantage, and so
+    the gradient, would be zero."""
     if stage.plays_per_step % stage.repeats:
         message = f"{stage.plays_per_step} plays are no whole number of groups of {stage.repeats}"
         yield ("plays_per_step",), message, f"a multiple of {stage.repeats}"
@@ -27,21 +24,14 @@ def group_problems(config: RunConfig, stage: StageConfig, protocol: Protocol) ->
         learner = config.policies[name].learner
         compared = {*repeated} if "turn" in learner.advantage.group_by else repeated | batched
         alone = [role for role, policy in stage.roles.items() if policy == name and role not in compared]
-        kind = compares(learner)
-        if alone and kind in GROUPED and "task" in learner.advantage.group_by:
+        kind, needs = comparing(learner)
+        if alone and "group" in needs and "task" in learner.advantage.group_by:
             message = (
                 f"groups of one: {kind} compares the plays of {name!r} as {', '.join(sorted(alone))} with others "
                 f"of the same task, and each task is played once"
             )
             without = "turn" if {*alone} <= batched else "task"
             yield ("repeats",), message, f"2 or more, or policies.{name}.learner.advantage.group_by without {without}"
-
-
-def compares(learner: LearnerConfig) -> str:
-    """The loss, signal or advantage that decides whether turns are compared."""
-    if learner.loss.kind in PREFERENCE_LOSSES:
-        return learner.loss.kind
-    return learner.advantage.kind if learner.signal.kind == "advantage" else learner.signal.kind
 
 
 def updated(config: RunConfig, stage: StageConfig) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from configs.checks.groups import repeated_roles, updated
+from configs.methods import SIGNALS, comparing
 from configs.reading.source import KeyPath
 from configs.schedule import ALWAYS, due
 from configs.schema.run import GuardConfig, PolicyConfig, RunConfig, StageConfig
@@ -108,9 +109,10 @@ def _learns(
     assert protocol is not None
     roles = {role for role, policy in stage.roles.items() if policy == name}
     read, paid = read_roles(protocol), paid_roles(protocol)
-    if config.policies[name].learner.signal.kind == "truth":
+    signal = config.policies[name].learner.signal.kind
+    if "polls" in SIGNALS.needs(signal):
         if not roles & {*read}:
-            message = f"policy {name!r} learns from the signal truth, and none of its roles is read for probabilities"
+            message = f"policy {name!r} learns from the signal {signal}, and none of its roles is read"
             yield path, message, f"a role out of: {', '.join(sorted(read)) or 'none in this protocol'}"
     elif roles <= {*read}:
         message = f"policy {name!r} would learn nothing: it is only asked for probabilities, and nothing is sampled"
@@ -123,7 +125,8 @@ def _learns(
 def _flat(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:
     """Advantages over a hierarchy for a policy that is never on its lower level."""
     learner = policy.learner
-    if (learner.signal.kind, learner.advantage.kind) != ("advantage", "hierarchical"):
+    kind, needs = comparing(learner)
+    if "parent" not in needs:
         return
     stages = [stage for stage in config.stages.values() if name in updated(config, stage)]
     for stage in stages:
@@ -131,7 +134,7 @@ def _flat(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConf
         if protocol is None or any(stage.roles.get(role) == name for role in repeated_roles(protocol)):
             return
     if stages:
-        message = f"hierarchical has nothing to nest: policy {name!r} takes no part in sub-plays that are repeated"
+        message = f"{kind} has nothing to nest: policy {name!r} takes no part in sub-plays that are repeated"
         valid = "reinforce_pp_baseline, which is the same without nesting"
         yield ("policies", name, "learner", "advantage", "kind"), message, valid
 

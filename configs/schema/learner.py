@@ -8,18 +8,13 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda"]
 Packing = Literal["none", "rows", "prefixes"]
 
-PREFERENCE_LOSSES = ("dpo", "smoothed_dpo", "ipo", "kto", "simpo", "spin", "sppo")
-"""LossConfig.kind: those that compare replies to the same prompt with each other, instead of weighing tokens."""
-REFERENCE_LOSSES = tuple(kind for kind in PREFERENCE_LOSSES if kind != "simpo")
-"""Those that also compare the policy with its reference."""
-
 
 @dataclass
 class LossConfig:
     """Loss of one trained policy."""
 
     kind: str = "clip"
-    """A key of learners.losses.policy_gradient.LOSSES, or one of PREFERENCE_LOSSES (learners/losses/preference.py)."""
+    """A loss of tokens (learners/losses/policy_gradient.py, scoring.py) or of pairs of replies (preference.py)."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
@@ -29,7 +24,7 @@ class LossConfig:
     (Dr. GRPO). auto: as the paper of the loss says."""
     constant: int = 0
     """normalise: constant. Tokens, such as the longest reply allowed."""
-    correction: Literal["none", "truncate", "mask", "reject"] = "none"
+    correction: str = "none"
     """What to do where the learner's probabilities at the start of a step are not the sampler's, w their ratio:
     truncate weighs a token by min(w, correction_high); mask by w, or 0 outside [correction_low, correction_high];
     reject drops replies whose geometric mean of w is outside."""
@@ -65,7 +60,7 @@ class AdvantageConfig:
     """How rewards become advantages."""
 
     kind: str = "grpo"
-    """A key of learners.credit.advantages.ADVANTAGES."""
+    """An estimator (learners/credit/advantages.py, gae.py)."""
     group_by: list[str] = field(default_factory=lambda: ["task", "protocol", "role", "situation", "turn"])
     """The group key: rewards are compared within equal values of these."""
     baseline_by: list[str] = field(default_factory=lambda: ["protocol", "role", "situation", "opponent"])
@@ -97,11 +92,12 @@ class CriticConfig:
 
 @dataclass
 class SignalConfig:
-    """What a policy learns from its turns: how they compare, or which of them to imitate."""
+    """How much each turn of a policy counts: by its advantage, or by a weight that says whether to imitate it."""
 
     kind: str = "advantage"
-    """advantage (see AdvantageConfig); a key of learners.credit.signals.SIGNALS, best with loss: {kind: sft}; or truth, for
-    judges whose probabilities are read: the right answers to their polls, with loss: {kind: log_score} or brier."""
+    """advantage (see AdvantageConfig); a weight of imitation (learners/credit/signals.py), best with loss: {kind: sft};
+    or truth, for judges whose probabilities are read: the right answers to their polls, with loss: {kind: log_score}
+    or brier."""
     threshold: float = 0.0
     """winners: a turn is imitated when its credit is above this."""
     best: int = 1
@@ -114,9 +110,9 @@ class SignalConfig:
 
 @dataclass
 class ReferenceConfig:
-    """The copy of the policy that its learner compares it with, where the loss does (`kl`, REFERENCE_LOSSES)."""
+    """The copy of the policy that its learner compares it with, where the loss does (`kl`, most preference losses)."""
 
-    kind: Literal["initial", "previous", "ema"] = "initial"
+    kind: str = "initial"
     """initial: the weights at the start of the stage. previous: those of a while ago. ema: a moving average of the
     policy's weights (a magnet)."""
     every: int = 10

@@ -15,8 +15,6 @@ from configs.schema.flow import (
     KeepConfig as KeepConfig,
 )
 from configs.schema.learner import (
-    PREFERENCE_LOSSES as PREFERENCE_LOSSES,
-    REFERENCE_LOSSES as REFERENCE_LOSSES,
     AdvantageConfig as AdvantageConfig,
     CriticConfig as CriticConfig,
     Device as Device,

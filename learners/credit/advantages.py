@@ -1,180 +1,203 @@
-"""Advantages: how the rewards of one group are compared with each other.
+"""Advantage estimators: how the credits of turns are compared with each other.
 
-A kind is made of up to three small functions: what happens within a group (`ADVANTAGES`: `rewards_G` to
-`advantages_G`, axis G: the members of one group), over the whole batch or each level of it afterwards (`OVER_BATCH`,
-`OVER_LEVEL`), or against a moving average that outlives the batch (`role_ema`). What a group *is* is not decided
-here but by `group_by` in the config: with `group_by: []` the whole batch is one group, so `dr_grpo` is then REINFORCE
-with the batch mean as baseline. The learner never knows which of these ran. Axis B: all members of a batch.
+An estimator maps the credits of a batch to advantages. Most treat each group by itself: a function `credits_G ->
+advantages_G` (axis G: the members of one group), registered with `@per_group`. Others also look at the whole batch, at
+each level of play, or at moving averages that outlive the batch: a function of a `CreditBatch`, registered with
+`@ADVANTAGES.register`. What a group is, `group_by` in the config decides: with `group_by: []` the whole batch is one
+group, so `dr_grpo` is then REINFORCE with the batch mean as baseline. Axis B: all turns of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
 
 import numpy as np
 import numpy.typing as npt
 
+from configs.methods import ADVANTAGES, EACH_GROUP, SIGNALS
+from configs.schema.run import AdvantageConfig
+
 Floats = npt.NDArray[np.float64]
+Key = tuple[str, ...]
+GroupFunction = Callable[[Floats], Floats]
 
 STD_EPSILON = 1e-6
 FLAT = 1e-9
-"""Rewards that differ by less than this share of their size differ by rounding alone."""
+"""Credits that differ by less than this share of their size differ by rounding alone."""
 
 
-def is_flat(rewards_G: Floats) -> bool:
-    """Whether the group has nothing to tell: one member, or no variance."""
-    return float(np.ptp(rewards_G)) <= FLAT * max(1.0, float(np.abs(rewards_G).max()))
+@dataclass(frozen=True, slots=True)
+class CreditBatch:
+    """The credited turns of one policy in one batch, in the order of the batch."""
+
+    credits_B: Floats
+    keys_B: Sequence[Key]
+    """Turns with equal keys form a group: values of `group_by`, or of `baseline_by` where the estimator reads it."""
+    trajectories_B: Sequence[Hashable]
+    """Turns with equal entries, side by side, are one seat's in one episode."""
+    levels_B: Sequence[Key]
+    """Turns with equal entries are on the same level of play: one role in one protocol."""
+    baselines: MutableMapping[str, float] = field(default_factory=dict)
+    """Group key joined by " / " -> moving average, which `role_ema` reads and moves. Keep it from batch to batch."""
 
 
-def _centred(rewards_G: Floats) -> Floats:
-    """r - mean; exactly 0 in a flat group, where the difference would be rounding noise."""
-    if is_flat(rewards_G):
-        return np.zeros_like(rewards_G)
-    centred_G: Floats = rewards_G - rewards_G.mean()
-    return centred_G
+def members(keys_B: Sequence[Key]) -> dict[Key, list[int]]:
+    """key -> the indices of its group, both in the order of the batch."""
+    indices: dict[Key, list[int]] = {}
+    for i, key in enumerate(keys_B):
+        indices.setdefault(key, []).append(i)
+    return indices
 
 
-def grpo(rewards_G: Floats) -> Floats:
-    """(r - mean) / (std + 1e-6). DeepSeekMath, arXiv 2402.03300, section 4.1.2 (outcome supervision).
+def apply(function: GroupFunction, values_B: Floats, keys_B: Sequence[Key]) -> Floats:
+    """`function` of the values of each group by itself."""
+    results_B = np.zeros_like(values_B)
+    for index in members(keys_B).values():
+        results_B[index] = function(values_B[index])
+    return results_B
 
-    The paper leaves the estimator open; this is the population standard deviation (ddof 0), so that the
+
+def per_group(
+    name: str, *, reads: Iterable[str] = EACH_GROUP, needs: Iterable[str] = ("group",), source: str = ""
+) -> Callable[[GroupFunction], GroupFunction]:
+    """Decorator that registers `credits_G -> advantages_G` as an estimator which treats each group by itself."""
+
+    def add(function: GroupFunction) -> GroupFunction:
+        @wraps(function)
+        def estimate(batch: CreditBatch, config: AdvantageConfig) -> Floats:
+            return apply(function, batch.credits_B, batch.keys_B)
+
+        ADVANTAGES.register(name, reads=reads, needs=needs, source=source)(estimate)
+        return function
+
+    return add
+
+
+def is_flat(credits_G: Floats) -> bool:
+    """Whether comparing the group tells nothing: it has one member, or no variance."""
+    return float(np.ptp(credits_G)) <= FLAT * max(1.0, float(np.abs(credits_G).max()))
+
+
+@SIGNALS.register("advantage", needs={"advantage"})
+def by_advantage(batch: CreditBatch, config: AdvantageConfig) -> Floats:
+    """Policy gradient: every turn weighs its advantage, by the estimator `advantage.kind`."""
+    advantages_B: Floats = ADVANTAGES[config.kind](batch, config)
+    return advantages_B
+
+
+@per_group("grpo", source="DeepSeekMath, arXiv 2402.03300, section 4.1.2 (outcome supervision)")
+def grpo(credits_G: Floats) -> Floats:
+    """(r - mean) / (std + 1e-6).
+
+    The paper leaves the estimator of the standard deviation open; this is the population's (ddof 0), so that the
     advantages of a group have mean 0 and variance 1 at any group size.
     """
-    advantages_G: Floats = _centred(rewards_G) / (rewards_G.std() + STD_EPSILON)
+    advantages_G: Floats = dr_grpo(credits_G) / (credits_G.std() + STD_EPSILON)
     return advantages_G
 
 
-def dr_grpo(rewards_G: Floats) -> Floats:
-    """r - mean. "Understanding R1-Zero-Like Training", arXiv 2503.20783, section 3.2.
+@per_group("dr_grpo", source="Understanding R1-Zero-Like Training, arXiv 2503.20783, section 3.2")
+def dr_grpo(credits_G: Floats) -> Floats:
+    """r - mean; exactly 0 in a flat group, where the difference would be rounding noise.
 
     Dividing by the standard deviation weights a question by how nearly all its answers agree; this does not.
     """
-    return _centred(rewards_G)
+    if is_flat(credits_G):
+        return np.zeros_like(credits_G)
+    centred_G: Floats = credits_G - credits_G.mean()
+    return centred_G
 
 
-def rloo(rewards_G: Floats) -> Floats:
-    """r_i minus the mean of the others. "Back to Basics", arXiv 2402.14740, section 3.3 (Kool et al. 2019).
+@per_group("rloo", source="Back to Basics, arXiv 2402.14740, section 3.3 (Kool et al. 2019)")
+def rloo(credits_G: Floats) -> Floats:
+    """r_i minus the mean of the others.
 
     The baseline of a member does not depend on its own reward, so it is unbiased. Since
     r_i - (sum - r_i) / (G - 1) = (r_i - mean) G / (G - 1), it is computed from the mean. A single member
     has no others to be compared with: 0.
     """
-    size = len(rewards_G)
-    return np.multiply(_centred(rewards_G), size / max(size - 1, 1))
+    size = len(credits_G)
+    return np.multiply(dr_grpo(credits_G), size / max(size - 1, 1))
 
 
-def reinforce(rewards_G: Floats) -> Floats:
-    """r, without a baseline. Williams 1992, "Simple statistical gradient-following algorithms", section 4."""
-    return rewards_G.copy()
+@per_group("reinforce", needs=(), source="Williams 1992, section 4")
+def reinforce(credits_G: Floats) -> Floats:
+    """r, without a baseline."""
+    return credits_G.copy()
 
 
-def whiten(rewards_B: Floats) -> Floats:
-    """(r - mean) / (std + 1e-6) over the whole batch: global advantage normalisation, REINFORCE++,
-    arXiv 2501.03262. Exactly 0 where the batch is flat.
+def scale(advantages_B: Floats) -> Floats:
+    """a / (std + 1e-6); exact zeros stay exactly 0."""
+    scaled_B: Floats = advantages_B / (advantages_B.std() + STD_EPSILON) if len(advantages_B) else advantages_B
+    return scaled_B
+
+
+@ADVANTAGES.register("reinforce_pp", reads={"credit", "discount"}, source="REINFORCE++, arXiv 2501.03262")
+def reinforce_pp(batch: CreditBatch, config: AdvantageConfig) -> Floats:
+    """(r - mean) / (std + 1e-6) over the whole batch (global advantage normalisation); exactly 0 where it is flat.
 
     A member is a turn, whatever its length. GRPO divides by the standard deviation of a few siblings, which
     depends on each of them; that of a whole batch hardly does.
     """
-    return grpo(rewards_B)
+    return grpo(batch.credits_B) if len(batch.credits_B) else batch.credits_B
 
 
-def scale(advantages_B: Floats) -> Floats:
-    """a / (std + 1e-6), std over the whole batch: REINFORCE++ with a baseline, arXiv 2501.03262, after each
-    group's mean has been subtracted. The mean is 0 already; members of flat groups stay exactly 0.
+@ADVANTAGES.register(
+    "reinforce_pp_baseline", reads=EACH_GROUP, needs={"group"}, source="REINFORCE++, arXiv 2501.03262"
+)
+def reinforce_pp_baseline(batch: CreditBatch, config: AdvantageConfig) -> Floats:
+    """a / (std of a over the whole batch + 1e-6), with a = r - mean of the group."""
+    return scale(apply(dr_grpo, batch.credits_B, batch.keys_B))
+
+
+@ADVANTAGES.register(
+    "hierarchical", reads=EACH_GROUP, needs={"group", "parent"},
+    source="hierarchical advantage estimation, arXiv 2602.16165, with nested groups as in arXiv 2505.10978",
+)  # fmt: skip
+def hierarchical(batch: CreditBatch, config: AdvantageConfig) -> Floats:
+    """a / (std of a over its level of play + 1e-6), with a = r - mean over its siblings.
+
+    For plays within plays (a proposal and the tries at it). Groups are nested: siblings are also of the same parent
+    play, so that a try is compared with the tries at the same proposal, and a proposal with other proposals, never a
+    try with a proposal. That is the paper's two-level baseline (the executor's is conditional on the planner's
+    choice), with groups in place of critics. Each level has a scale of its own, or a policy that is paid p(1 - p) as
+    proposer and 0 or 1 as solver would hardly learn to propose: arXiv 2505.03335 (TRR++) normalises for each task and
+    role likewise, without nesting.
     """
-    scaled_B: Floats = advantages_B / (advantages_B.std() + STD_EPSILON)
-    return scaled_B
+    return apply(scale, apply(dr_grpo, batch.credits_B, batch.keys_B), batch.levels_B)
 
 
-def role_ema(
-    rewards_G: Floats, trajectories_G: Sequence[Hashable], baseline: float, decay: float
-) -> tuple[Floats, float]:
-    """r - b, b an exponential moving average per role, and the b to go on with. SPIRAL, arXiv 2506.24119,
-    role-conditioned advantage estimation, with decay .95 and 0 at the start.
+@ADVANTAGES.register(
+    "role_ema", reads={"credit", "discount", "baseline_by", "decay"},
+    source="SPIRAL, arXiv 2506.24119, role-conditioned advantage estimation",
+)  # fmt: skip
+def role_ema(batch: CreditBatch, config: AdvantageConfig) -> Floats:
+    """r - b, with b an exponential moving average for each combination of `baseline_by`, 0 at the start.
 
-    b is subtracted *before* the reward moves it, so that no member is compared with itself:
-    A_i = r_i - b, then b = decay b + (1 - decay) r_i, in the order of the batch. The members of one trajectory
-    (equal entries, side by side: a seat's turns in an episode) meet the same b and move it once, by their mean.
+    b is subtracted before the credit moves it, so that no turn is compared with itself: A_i = r_i - b, then
+    b = decay b + (1 - decay) r_i, in the order of the batch. The turns of one trajectory meet the same b and move it
+    once, by their mean.
     """
-    advantages_G = np.zeros_like(rewards_G)
-    start = 0
-    for end in range(1, len(rewards_G) + 1):
-        if end < len(rewards_G) and trajectories_G[end] == trajectories_G[start]:
-            continue
-        advantages_G[start:end] = rewards_G[start:end] - baseline
-        baseline = decay * baseline + (1.0 - decay) * float(rewards_G[start:end].mean())
-        start = end
-    return advantages_G, baseline
+    advantages_B = np.zeros_like(batch.credits_B)
+    for key, index in members(batch.keys_B).items():
+        name = " / ".join(key)
+        baseline = batch.baselines.get(name, 0.0)
+        for turns in _runs(index, batch.trajectories_B):
+            advantages_B[turns] = batch.credits_B[turns] - baseline
+            mean = float(batch.credits_B[turns].mean())
+            baseline = config.decay * baseline + (1.0 - config.decay) * mean
+        batch.baselines[name] = baseline
+    return advantages_B
 
 
-GroupAdvantage = Callable[[Floats], Floats]
-
-ADVANTAGES: dict[str, GroupAdvantage] = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "reinforce": reinforce,
-    "reinforce_pp": reinforce,
-    "reinforce_pp_baseline": dr_grpo,
-    "hierarchical": dr_grpo,
-    "role_ema": reinforce,
-    "gae": reinforce,
-}
-"""What each kind does within a group. `role_ema` has a baseline from elsewhere: see `compare`. For `gae` the rewards
-are handed on to the learner, whose critic makes advantages of them (learners/credit/gae.py)."""
-
-OVER_BATCH: dict[str, GroupAdvantage] = {"reinforce_pp": whiten, "reinforce_pp_baseline": scale}
-"""What some kinds do with all groups together afterwards."""
-
-OVER_LEVEL: dict[str, GroupAdvantage] = {"hierarchical": scale}
-"""What some kinds do afterwards with all groups of one level of play: turns of one role in one protocol.
-
-`hierarchical`, for plays within plays (a proposal and the tries at it): A = a / (std of a over its level + 1e-6), with
-a = r - mean over its siblings. Groups are nested: siblings are also of the same parent play, so that a try is compared
-with the tries at the same proposal, and a proposal with other proposals, never a try with a proposal. That is the
-two-level baseline of hierarchical advantage estimation, arXiv 2602.16165 (the executor's is conditional on the
-planner's choice), with groups in place of critics, one inside the other, as in arXiv 2505.10978. Each level has a scale
-of its own, or a policy that is paid p(1 - p) as proposer and 0 or 1 as solver would hardly learn to propose: arXiv
-2505.03335 (TRR++) normalises for each task and role likewise, without nesting. Members of flat groups stay exactly 0.
-"""
-
-Key = tuple[str, ...]
-
-
-def compare(
-    kind: str,
-    rewards_B: Floats,
-    keys_B: Sequence[Key],
-    trajectories_B: Sequence[Hashable],
-    decay: float,
-    baselines: MutableMapping[str, float],
-    levels_B: Sequence[Key] = (),
-) -> Floats:
-    """Advantages of a whole batch. Members with equal keys are a group; `trajectories_B` as in `role_ema`; members with
-    equal `levels_B` are a level (`OVER_LEVEL`; none given: all are).
-
-    `baselines`: key joined by " / " -> moving average. Read and moved by `role_ema`, ignored by all others; whoever
-    calls this keeps it between batches.
-    """
-    advantages_B = np.zeros_like(rewards_B)
-    for key, members in groups(keys_B).items():
-        if kind == "role_ema":
-            name = " / ".join(key)
-            ids = [trajectories_B[i] for i in members]
-            old = baselines.get(name, 0.0)
-            advantages_B[members], baselines[name] = role_ema(rewards_B[members], ids, old, decay)
+def _runs(index: Sequence[int], trajectories_B: Sequence[Hashable]) -> list[list[int]]:
+    """The indices of a group, cut where the trajectory changes."""
+    runs: list[list[int]] = []
+    for i in index:
+        if runs and trajectories_B[runs[-1][-1]] == trajectories_B[i]:
+            runs[-1].append(i)
         else:
-            advantages_B[members] = ADVANTAGES[kind](rewards_B[members])
-    if kind in OVER_LEVEL:
-        for members in groups(levels_B or [()] * len(rewards_B)).values():
-            advantages_B[members] = OVER_LEVEL[kind](advantages_B[members])
-    over_batch = OVER_BATCH.get(kind)
-    return advantages_B if over_batch is None or not len(rewards_B) else over_batch(advantages_B)
-
-
-def groups(keys_B: Sequence[Key]) -> dict[Key, list[int]]:
-    """key -> its members' indices, both in the order of the batch."""
-    found: dict[Key, list[int]] = {}
-    for i, key in enumerate(keys_B):
-        found.setdefault(key, []).append(i)
-    return found
+            runs.append([i])
+    return runs

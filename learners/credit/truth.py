@@ -1,10 +1,10 @@
 """The signal `truth`: a judge learns from the right answers of the questions that it was asked itself.
 
-A verdict is a read of probabilities: nothing is sampled, so nothing could be reinforced. But the question stands in the
-record, and so does the right reply where the task has an answer. Each choice of a question becomes one sample: the
-prompt that the judge saw, that choice, and how probable it should have been, which the losses of learners/losses/scoring.py
-read. Only tasks of the trusted slice train (tasks/trusted.py); the others are measured beside it, so that a judge that
-learns its slice by heart is seen to.
+A verdict is a read of probabilities: nothing is sampled, so nothing could be reinforced. But the episode holds the
+question, and the right reply where the task has an answer. Each choice of a question becomes one sample: the prompt
+that the judge saw, that choice, and the probability that the judge should have given it, for the losses of
+learners/losses/scoring.py. Only tasks of the trusted slice train (tasks/trusted.py); the metrics also cover the other
+tasks, so that they show a judge that learns its slice by heart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from configs.methods import SIGNALS
 from learners.types import Sample
 from protocols.types import Episode, Task, Turn
 from tasks.trusted import trusted
@@ -29,7 +30,7 @@ class Answers:
     """What one learner may know of the right answers, and how its policy writes them."""
 
     trusted: float = 1.0
-    """Share of the tasks (LearnerConfig.trusted)."""
+    """Share of the tasks whose right answers the learner may know (LearnerConfig.trusted)."""
     cluster: Callable[[Task], str] = lambda task: task.parent or task.id
     """TaskSource.cluster."""
     encode: Callable[[tuple[str, ...]], Sequence[tuple[int, ...]]] | None = None
@@ -68,10 +69,11 @@ class Poll:
         return [(y + consistency * q) / (1.0 + consistency) for y, q in zip(target_C, other_C)]
 
 
+@SIGNALS.register("truth", reads={"consistency"}, needs={"polls"})
 def truth_samples(
     episodes: Iterable[Episode], policy: str, consistency: float, answers: Answers
 ) -> tuple[list[Sample], dict[str, float]]:
-    """The samples of the polls of `policy` on trusted tasks, and figures about all its polls (`_figures`)."""
+    """The samples of the polls of `policy` on trusted tasks, and metrics about all its polls (`_poll_metrics`)."""
     assert answers.encode is not None, "a judge's answers need a tokenizer"
     counts: Counter[str] = Counter()
     polls = list(_polls(episodes, policy, answers, counts))
@@ -84,10 +86,10 @@ def truth_samples(
         if choices not in codes:
             codes[choices] = [tuple(ids) for ids in answers.encode(choices)]
         samples += _samples(poll, codes[choices], poll.targets(consistency), answers.every_choice)
-    figures = {name: float(counts[name]) for name in ("polls", "polls_without_answer", "polls_without_trace")}
-    figures |= {"polls_trained": float(sum(poll.known for poll in polls)), "samples": float(len(samples))}
-    figures["loss_tokens"] = float(sum(len(sample.positions_L) for sample in samples))
-    return samples, figures | _figures(polls)
+    metrics = {name: float(counts[name]) for name in ("polls", "polls_without_answer", "polls_without_trace")}
+    metrics |= {"polls_trained": float(sum(poll.known for poll in polls)), "samples": float(len(samples))}
+    metrics["loss_tokens"] = float(sum(len(sample.positions_L) for sample in samples))
+    return samples, metrics | _poll_metrics(polls)
 
 
 def _polls(
@@ -148,15 +150,15 @@ def _samples(
 
 def legal_tokens(codes_C: Sequence[tuple[int, ...]], ids: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The token ids that are legal at each step of `ids`, ascending, when the reply must be one of `codes_C`."""
-    found = []
+    legal_T = []
     open_C = list(codes_C)
     for step, token in enumerate(ids):
-        found.append(tuple(sorted({code[step] for code in open_C})))
+        legal_T.append(tuple(sorted({code[step] for code in open_C})))
         open_C = [code for code in open_C if code[step] == token]
-    return found
+    return legal_T
 
 
-def _figures(polls: Sequence[Poll]) -> dict[str, float]:
+def _poll_metrics(polls: Sequence[Poll]) -> dict[str, float]:
     """How good the verdicts were *before* this step, for trusted tasks and for the others: accuracy (a tie counts as a
     guess), log_score (nats), brier (halved: from 0 to 1); and the share of pairs of orders whose verdicts differ."""
     values: dict[str, list[float]] = defaultdict(list)
@@ -172,4 +174,4 @@ def _figures(polls: Sequence[Poll]) -> dict[str, float]:
             other_C = np.array(poll.mirror.turn.probs[::-1])
             values["swap_gap"].append(float(np.abs(probs_C - other_C).max()))
             values["swap_flip_rate"].append(float(probs_C.argmax() != other_C.argmax()))
-    return {name: float(np.mean(found)) for name, found in values.items()}
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -1,9 +1,9 @@
 """The critic of a policy: a value head on its own last hidden state. Axis: L tokens that carry loss.
 
-One linear map beside the language model, in the same module, instead of a critic model of its own: one DeepSpeed engine
-then holds, cuts into slices (ZeRO 1 to 3), saves and takes up both; what is exported (learners/models/lora.py, `pieces`) is
-taken from the language model inside, where the head is not; it costs a row of weights instead of a second model and
-optimizer. The price: the critic's loss moves the policy's features as well, which is what `coef` bounds.
+The head is one linear map beside the language model, in the same module, and no critic model of its own. So one
+DeepSpeed engine holds, partitions (ZeRO 1 to 3), saves and loads both, and the head costs a row of weights instead of
+a second model and optimizer. Exports (learners/models/lora.py, `pieces`) contain the language model only. In return
+the critic's loss moves the policy's features as well; `coef` bounds by how much.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def value_loss(values_L: Tensor, old_values_L: Tensor, returns_L: Tensor, clip: 
 def value_term(
     config: CriticConfig, values_L: Tensor, batch: MicroBatch, tokens: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`coef` times the mean of the critic's loss over the `tokens` of the whole minibatch: this micro-batch's share of
-    it, and its figures. Without returns (a warm start) it is 0, but the head takes part: ZeRO wants a gradient of a
-    parameter on every rank or on none."""
+    """This micro-batch's share of `coef` times the mean of the critic's loss over the `tokens` of the whole minibatch,
+    and its metrics. Without returns (a warm start) the share is 0 but depends on the head: ZeRO wants a gradient of
+    each parameter on every rank or on none."""
     if batch.returns_L is None or batch.values_L is None:
         return 0.0 * values_L.sum(), {}
     loss_L, clipped_L = value_loss(values_L, batch.values_L, batch.returns_L, config.clip)

@@ -1,200 +1,142 @@
-"""Losses that learn from comparisons and labels instead of advantages, in one explicit table. Axis: B examples.
+"""Losses that compare replies to the same prompt. Axis: B pairs.
 
-Pure functions over log-probabilities of whole replies (nats, summed over tokens; see `reply_logprobs`) under the
-policy and under a frozen reference with the same masks and temperature, or over scores and verdicts. Each returns
-the loss of every example, [B]; the mean is the caller's. "Chosen" is the reply that was preferred, y_w in the
-papers, "rejected" the other, y_l. A log-ratio is log pi(y) - log pi_ref(y). Keyword-only arguments are settings;
-their defaults are the papers'. Gradients flow into the policy's arguments only as far as the caller lets them.
+Each loss maps a `PairBatch` and the settings to the loss of each pair, [B]; the mean is the caller's. "Chosen" is the
+better reply, y_w in the papers, "rejected" the other, y_l. A log-ratio is log pi(y) - log pi_ref(y), h the chosen one's
+minus the rejected one's. A setting that is None has the paper's value. No torch at import: `launch.py plan` reads the
+registry.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from configs.methods import LOSSES
+from configs.schema.run import LossConfig
 
-from protocols.errors import UserError
+if TYPE_CHECKING:
+    from torch import Tensor
 
-# -- preferences between two replies
-
-
-def dpo(
-    chosen_B: Tensor, rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor, *, beta: float = 0.1
-) -> Tensor:
-    """-log sigma(beta h), h the difference of the log-ratios. DPO, arXiv 2305.18290, eq. 7."""
-    return -logsigmoid(beta * _margin(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B))
+COMPARES = frozenset({"pairs", "group"})
 
 
-def smoothed_dpo(
-    chosen_B: Tensor,
-    rejected_B: Tensor,
-    ref_chosen_B: Tensor,
-    ref_rejected_B: Tensor,
-    probability_B: Tensor,
-    *,
-    beta: float = 0.1,
-) -> Tensor:
-    """-p log sigma(beta h) - (1 - p) log sigma(-beta h), p the probability that "chosen" is better.
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """The replies of B pairs: log-probabilities of whole replies (nats, summed over tokens) under the policy and under
+    a frozen reference with the same masks and temperature. Gradients flow into those of the policy only."""
 
-    With p from the rewards of a debate (`soft_label`): Arnesen, Rein and Michael 2024, arXiv 2409.16636. With one
-    p below 1 for all: conservative DPO (Mitchell 2023). Least where sigma(beta h) = p, so certainty is not rewarded
-    beyond the label's.
+    chosen_B: Tensor
+    rejected_B: Tensor
+    ref_chosen_B: Tensor
+    ref_rejected_B: Tensor
+    chosen_lengths_B: Tensor
+    """Tokens that carry loss."""
+    rejected_lengths_B: Tensor
+    probability_B: Tensor
+    """That the chosen reply is the better one, from the credits of both (learners/credit/pairing.py)."""
+    chosen_rate_B: Tensor
+    """Estimated probability that the chosen reply beats one drawn from the policy of the iteration before."""
+    rejected_rate_B: Tensor
+    drift: float = 0.0
+    """kto: mean log-ratio of replies to other prompts."""
+
+    @property
+    def chosen_ratio_B(self) -> Tensor:
+        return self.chosen_B - self.ref_chosen_B
+
+    @property
+    def rejected_ratio_B(self) -> Tensor:
+        return self.rejected_B - self.ref_rejected_B
+
+    @property
+    def margin_B(self) -> Tensor:
+        """h"""
+        return self.chosen_ratio_B - self.rejected_ratio_B
+
+
+@LOSSES.register(
+    "dpo", reads={"beta", "sft"}, needs=COMPARES | {"reference"}, source="DPO, arXiv 2305.18290, eq. 7"
+)
+def dpo(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """-log sigma(beta h)."""
+    return -_logsigmoid(_or(config.beta, 0.1) * pairs.margin_B)
+
+
+@LOSSES.register(
+    "smoothed_dpo", reads={"beta", "label_gamma", "sft"}, needs=COMPARES | {"reference"},
+    source="Arnesen, Rein and Michael 2024, arXiv 2409.16636",
+)  # fmt: skip
+def smoothed_dpo(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """-q log sigma(beta h) - (1 - q) log sigma(-beta h), q the probability that the chosen reply is the better one.
+
+    With one q below 1 for all pairs it would be conservative DPO (Mitchell 2023). Least where sigma(beta h) = q, so
+    certainty is not rewarded beyond the label's.
     """
-    h_B = beta * _margin(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B)
-    return -probability_B * logsigmoid(h_B) - (1.0 - probability_B) * logsigmoid(-h_B)
+    h_B = _or(config.beta, 0.1) * pairs.margin_B
+    return -pairs.probability_B * _logsigmoid(h_B) - (1.0 - pairs.probability_B) * _logsigmoid(-h_B)
 
 
-def soft_label(first_B: Tensor, second_B: Tensor, *, gamma: float = 7.0) -> Tensor:
-    """Probability that the first is better, from rewards: e^(g r1) / (e^(g r1) + e^(g r2)). arXiv 2409.16636."""
-    return torch.sigmoid(gamma * (first_B - second_B))
+@LOSSES.register(
+    "ipo", reads={"tau", "sft"}, needs=COMPARES | {"reference"}, source="IPO, arXiv 2310.12036, eq. 17"
+)
+def ipo(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """(h - 1 / (2 tau))^2: h has a target, not a direction."""
+    return (pairs.margin_B - 0.5 / _or(config.tau, 0.1)).square()
 
 
-def ipo(
-    chosen_B: Tensor, rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor, *, tau: float = 0.1
-) -> Tensor:
-    """(h - 1 / (2 tau))^2. IPO, arXiv 2310.12036, eq. 17. Bounded preference: h has a target, not a direction."""
-    return (_margin(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B) - 0.5 / tau).square()
+@LOSSES.register("simpo", reads={"beta", "gamma", "sft"}, needs=COMPARES, source="SimPO, arXiv 2405.14734")
+def simpo(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """-log sigma(beta log pi(y_w) / |y_w| - beta log pi(y_l) / |y_l| - gamma), without a reference."""
+    reward_B = pairs.chosen_B / pairs.chosen_lengths_B - pairs.rejected_B / pairs.rejected_lengths_B
+    return -_logsigmoid(_or(config.beta, 2.0) * reward_B - _or(config.gamma, 1.0))
 
 
-def simpo(
-    chosen_B: Tensor,
-    rejected_B: Tensor,
-    chosen_lengths_B: Tensor,
-    rejected_lengths_B: Tensor,
-    *,
-    beta: float = 2.0,
-    gamma: float = 1.0,
-) -> Tensor:
-    """-log sigma(beta log pi(y_w) / |y_w| - beta log pi(y_l) / |y_l| - gamma). SimPO, arXiv 2405.14734.
-    Needs no reference."""
-    reward_B = chosen_B / chosen_lengths_B - rejected_B / rejected_lengths_B
-    return -logsigmoid(beta * reward_B - gamma)
+@LOSSES.register(
+    "spin", reads={"scale", "sft"}, needs=COMPARES | {"reference", "previous"}, source="SPIN, arXiv 2401.01335"
+)
+def spin(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """log(1 + e^(-scale h)), the logistic loss: winners against replies drawn from the policy of the iteration before,
+    which is the reference."""
+    return -_logsigmoid(_or(config.scale, 0.1) * pairs.margin_B)
 
 
-def spin(
-    real_B: Tensor, own_B: Tensor, ref_real_B: Tensor, ref_own_B: Tensor, *, scale: float = 0.1
-) -> Tensor:
-    """log(1 + exp(-lambda h)), SPIN, arXiv 2401.01335, with the logistic loss: `real` replies from data (or from
-    winners) against `own` ones, drawn from the reference, which is the policy of the iteration before."""
-    return dpo(real_B, own_B, ref_real_B, ref_own_B, beta=scale)
+@LOSSES.register(
+    "kto", reads={"beta", "desirable_weight", "undesirable_weight", "sft"},
+    needs=COMPARES | {"reference", "mismatched"}, source="KTO, arXiv 2402.01306",
+)  # fmt: skip
+def kto(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """Mean of w_D (1 - sigma(beta (l_w - z))) and w_U (1 - sigma(beta (z - l_l))), l the log-ratios.
 
-
-def _margin(chosen_B: Tensor, rejected_B: Tensor, ref_chosen_B: Tensor, ref_rejected_B: Tensor) -> Tensor:
-    return (chosen_B - ref_chosen_B) - (rejected_B - ref_rejected_B)
-
-
-# -- labels of single replies
-
-
-def kto(
-    logprobs_B: Tensor,
-    ref_B: Tensor,
-    desirable_B: Tensor,
-    mismatched_B: Tensor,
-    *,
-    beta: float = 0.1,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
-) -> Tensor:
-    """lambda_y (1 - sigma(beta (r - z))) for desirable replies, (1 - sigma(beta (z - r))) for others. KTO, arXiv
-    2402.01306.
-
-    r is the log-ratio; z = max(0, mean of `mismatched_B`), without gradient, estimates KL(policy || reference) from
-    the log-ratios of replies that belong to other prompts. `desirable_B` is boolean.
+    z = max(0, drift) estimates KL(policy || reference), section 4.2; no gradient passes through it.
     """
-    z = mismatched_B.detach().mean().clamp(min=0.0)
-    gap_B = beta * (logprobs_B - ref_B - z)
-    good_B = desirable_weight * (1.0 - torch.sigmoid(gap_B))
-    bad_B = undesirable_weight * (1.0 - torch.sigmoid(-gap_B))
-    return torch.where(desirable_B, good_B, bad_B)
+    z, beta = max(pairs.drift, 0.0), _or(config.beta, 0.1)
+    desirable_B = _or(config.desirable_weight, 1.0) * (1.0 - (beta * (pairs.chosen_ratio_B - z)).sigmoid())
+    undesirable_B = _or(config.undesirable_weight, 1.0) * (1.0 - (beta * (z - pairs.rejected_ratio_B)).sigmoid())
+    return 0.5 * (desirable_B + undesirable_B)
 
 
-def sppo(logprobs_B: Tensor, ref_B: Tensor, win_rate_B: Tensor, *, eta: float = 1000.0) -> Tensor:
-    """(r - eta (P - 1/2))^2, r the log-ratio to the policy of the iteration before, P the estimated probability that
-    this reply beats that policy. SPPO, arXiv 2405.00675."""
-    return (logprobs_B - ref_B - eta * (win_rate_B - 0.5)).square()
-
-
-# -- judges
-
-
-def bradley_terry(chosen_scores_B: Tensor, rejected_scores_B: Tensor) -> Tensor:
-    """-log sigma(s_w - s_l): a reward model's scores. Bradley and Terry 1952; arXiv 2203.02155."""
-    return -logsigmoid(chosen_scores_B - rejected_scores_B)
-
-
-def brier(logprobs_BC: Tensor, right_B: Tensor) -> Tensor:
-    """Sum over the choices C of (p - 1[right])^2, from 0 to 2. Brier 1950. A proper score: in expectation least at
-    the true probabilities. `right_B`: index of the right choice."""
-    truth_BC = torch.nn.functional.one_hot(right_B, logprobs_BC.shape[1]).to(logprobs_BC.dtype)
-    return (logprobs_BC.exp() - truth_BC).square().sum(1)
-
-
-def log_score(logprobs_BC: Tensor, right_B: Tensor) -> Tensor:
-    """-log p of the right choice (nats). Good 1952. Proper too, and unbounded: being sure and wrong costs most."""
-    return -logprobs_BC.gather(1, right_B[:, None]).squeeze(1)
-
-
-def weak_to_strong(
-    log_odds_B: Tensor, weak_B: Tensor, *, alpha: float = 0.5, positive_share: float = 0.5
-) -> Tensor:
-    """(1 - alpha) CE(f, weak label) + alpha CE(f, f's own hardened answer). Burns et al. 2023, arXiv 2312.09390,
-    section 4.3 and appendix A.4: confidence in itself where the student disagrees with its weak teacher.
-
-    `log_odds_B`: the student's for the positive class; `weak_B`: the teacher's probability of it. The own answer is
-    positive for the `positive_share` of the batch with the highest odds (in the paper a threshold that half of the
-    batch passes), so that it cannot collapse into one class. The paper raises `alpha` linearly from 0 over the
-    first fifth of training.
-    """
-    order_B = log_odds_B.detach().argsort(descending=True)
-    own_B = torch.zeros_like(log_odds_B)
-    own_B[order_B[: round(positive_share * len(own_B))]] = 1.0
-    teacher_B = binary_cross_entropy_with_logits(log_odds_B, weak_B, reduction="none")
-    itself_B = binary_cross_entropy_with_logits(log_odds_B, own_B, reduction="none")
-    return (1.0 - alpha) * teacher_B + alpha * itself_B
-
-
-PREFERENCES: dict[str, Callable[..., Tensor]] = {
-    "dpo": dpo,
-    "smoothed_dpo": smoothed_dpo,
-    "ipo": ipo,
-    "simpo": simpo,
-    "spin": spin,
-    "kto": kto,
-    "sppo": sppo,
-    "bradley_terry": bradley_terry,
-    "brier": brier,
-    "log_score": log_score,
-    "weak_to_strong": weak_to_strong,
-}
-
-
-class UnknownPreference(UserError):
-    """A loss, or a setting of one, that there is not."""
-
-
-def preference_loss(kind: str, inputs: Mapping[str, Tensor], settings: Mapping[str, float]) -> Tensor:
-    """PREFERENCES[kind] of `inputs` by name, [B]. Raises UnknownPreference for a kind that does not exist and for a
-    setting that it does not read."""
-    if kind not in PREFERENCES:
-        raise UnknownPreference(f"loss.kind: {kind!r} is none of {', '.join(PREFERENCES)}")
-    read = settings_of(kind)
-    for name in settings:
-        if name not in read:
-            valid = ", ".join(read) or "no setting"
-            raise UnknownPreference(f"loss.{name}: has no effect on the loss {kind!r}, which reads {valid}")
-    return PREFERENCES[kind](**inputs, **settings)
-
-
-def settings_of(kind: str) -> dict[str, float]:
-    """The settings that a loss reads, with their defaults."""
-    parameters = inspect.signature(PREFERENCES[kind]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+@LOSSES.register(
+    "sppo", reads={"eta", "label_gamma", "sft"}, needs=COMPARES | {"reference", "previous"},
+    source="SPPO, arXiv 2405.00675",
+)  # fmt: skip
+def sppo(pairs: PairBatch, config: LossConfig) -> Tensor:
+    """Mean over both replies of (l - eta (P - 1/2))^2, l the log-ratio, P the reply's win rate."""
+    eta = _or(config.eta, 1000.0)
+    chosen_B = (pairs.chosen_ratio_B - eta * (pairs.chosen_rate_B - 0.5)).square()
+    rejected_B = (pairs.rejected_ratio_B - eta * (pairs.rejected_rate_B - 0.5)).square()
+    return 0.5 * (chosen_B + rejected_B)
 
 
 def reply_logprobs(logprobs_L: Tensor, segments_L: Tensor, replies: int) -> Tensor:
-    """Log-probability of each whole reply, [replies]: the sum over its tokens (axis L, as in learners/losses/policy_gradient.py)."""
+    """Log-probability of each whole reply, [replies]: the sum over its tokens, axis L."""
     return logprobs_L.new_zeros(replies).index_add(0, segments_L, logprobs_L)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _logsigmoid(values_B: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(values_B)

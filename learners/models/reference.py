@@ -12,21 +12,42 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from configs.methods import LearnerConfigError
+from configs.methods import REFERENCES, LearnerConfigError
 from configs.schema.run import Packing, ReferenceConfig
 from learners.batches.batching import collate
 from learners.batches.packing import split
 from learners.types import Sample
 from learners.weights import bucket_names
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 WEIGHTS = "reference.safetensors"
 Gather = Callable[[list[Any]], AbstractContextManager[Any]]
 """Makes the parameters of a policy whole for as long as the context lasts."""
+
+
+@REFERENCES.register("initial", source="arXiv 2009.01325")
+def initial(step: int, config: ReferenceConfig) -> float:
+    """The policy's weights at the start of the stage."""
+    return float(step == 0)
+
+
+@REFERENCES.register("previous", reads={"every"})
+def previous(step: int, config: ReferenceConfig) -> float:
+    """The policy's weights before the last step whose number is a multiple of `every`, from 0."""
+    return float(step % config.every == 0)
+
+
+@REFERENCES.register(
+    "ema", reads={"decay"}, needs={"average"}, source="magnetic mirror descent, arXiv 2206.05825; arXiv 2606.23995"
+)
+def ema(step: int, config: ReferenceConfig) -> float:
+    """w <- decay w + (1 - decay) policy, once per step after the first: a magnet that trails behind the policy."""
+    return 1.0 if step == 0 else 1.0 - config.decay
 
 
 class Reference:
@@ -43,28 +64,22 @@ class Reference:
         them since it was made."""
         own = dict(self.model.named_parameters())
         self.weights: dict[str, Tensor] = {name: own[name].data for name in self.learned}
-        if config.kind == "ema":
+        if "average" in REFERENCES.needs(config.kind):
             self.weights = {name: weight.float() for name, weight in self.weights.items()}
 
-    @torch.no_grad()
     def advance(self, policy: nn.Module, gather: Gather = lambda _: nullcontext()) -> None:
-        """Call at the start of every learner step, on all ranks: moves the copy to where this step wants it.
+        """Call at the start of every learner step, on all ranks: moves the copy as REFERENCES[config.kind] says."""
+        import torch
 
-        initial: the policy's weights before the first step. previous: those before the last step whose number is a
-        multiple of `every`, from 0. ema: w <- decay w + (1 - decay) policy, once per step after the first: the magnet
-        of magnetic mirror descent, arXiv 2206.05825, that trails behind the policy; averaged over weights as in
-        arXiv 2606.23995.
-        """
-        kind, fresh = self.config.kind, self.steps == 0
-        copies = fresh or (kind == "previous" and self.steps % self.config.every == 0)
+        share: float = REFERENCES[self.config.kind](self.steps, self.config)
         self.steps += 1
-        if not copies and kind != "ema":
+        if share == 0.0:
             return
         theirs = dict(policy.named_parameters())
         for names in bucket_names((name, 4 * self.weights[name].numel()) for name in self.learned):
-            with gather([theirs[name] for name in names]):
+            with gather([theirs[name] for name in names]), torch.no_grad():
                 for name in names:
-                    self._move(name, theirs[name], 1.0 if copies else 1.0 - self.config.decay)
+                    self._move(name, theirs[name], share)
 
     def _move(self, name: str, theirs: Tensor, share: float) -> None:
         mine = self.weights[name]
@@ -130,6 +145,8 @@ def token_logprobs(
 ) -> list[list[float]]:
     """Log-probability of every loss token of every sample, without gradient, or what else the forward pass has as its
     `output`. `at_least`: forward passes, for ranks that have to keep step with others."""
+    import torch
+
     parts, width = split(samples, micro_tokens, packing)
     found: list[list[float]] = [[] for _ in samples]
     with torch.no_grad():

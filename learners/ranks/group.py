@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from configs.methods import deepspeed_json
+from configs.deepspeed import deepspeed_json
 from configs.schema.run import LearnerConfig
 from learners.batches.batching import balance, check
-from learners.batches.lessons import Lesson, mismatches, sequences, share
-from learners.credit.gae import credited
+from learners.batches.training_batch import Example, mismatches, sequences, share
+from learners.credit.gae import with_advantages
 from learners.ranks.metrics import merge
 from learners.ranks.rank import LearnerRank
 from learners.types import Sample
@@ -62,8 +62,9 @@ class LearnerGroup:
     """Starts `config.ranks` actors at once; `await ready()` before anything else.
 
     `model_dir`: Hugging Face folder (on every node) or name. `options`: further Ray actor options, such as
-    a scheduling strategy. Raises LearnerConfigError for settings that no learner can run. Any failure of a
-    rank ends all of them: the others would wait for it for minutes.
+    a scheduling strategy. `plugins`: modules of the user's that each rank imports, so that they register their losses.
+    Raises LearnerConfigError for settings that no learner can run. Any failure of a rank ends all of them: the others
+    would wait for it for minutes.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class LearnerGroup:
         options: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
         timeout_s: float = 300.0,
+        plugins: Sequence[str] = (),
     ) -> None:
         import ray
 
@@ -85,7 +87,7 @@ class LearnerGroup:
         actor = ray.remote(**{"num_cpus": 0, **resources, "max_restarts": 0, **(options or {})})(RankActor)
         self.ranks: list[Any] = [
             actor.remote(
-                rank, config.ranks, str(model_dir), config, seed, self.device, trust_remote_code, timeout_s
+                rank, config.ranks, str(model_dir), config, seed, self.device, trust_remote_code, timeout_s, plugins
             )
             for rank in range(config.ranks)
         ]
@@ -98,13 +100,13 @@ class LearnerGroup:
 
     async def step(
         self,
-        lessons: Sequence[Lesson],
+        examples: Sequence[Example],
         loss: str | None = None,
         lr: float | None = None,
         seed: int | None = None,
         version: int | None = None,
     ) -> dict[str, float]:
-        """Learns from a batch (LearnerRank.step has the arguments); the figures of all ranks as one:
+        """Learns from a batch (LearnerRank.step has the arguments); the metrics of all ranks as one:
 
         loss, entropy, entropy/<role>, approx_kl, clip_fraction, correction_weight, correction_dropped (tokens
         that weigh nothing), reference_kl: means over loss tokens and updates, however the loss is normalised;
@@ -113,15 +115,15 @@ class LearnerGroup:
         (loss tokens, once per pass); sequences; updates; skipped. With a preference loss, as means over pairs: loss,
         preference_accuracy (pairs with a margin above 0), preference_margin, chosen_logratio, rejected_logratio,
         chosen_nll, kto_drift. With a critic, which is asked first, on the whole batch: value_loss, value_clip_fraction,
-        and the figures of learners/credit/gae.py. Raises BadSample, LearnerDied.
+        and the metrics of learners/credit/gae.py. Raises BadSample, LearnerDied.
         """
-        for sample in [*sequences(lessons), *mismatches(lessons)]:
+        for sample in [*sequences(examples), *mismatches(examples)]:
             check(sample)
         about: dict[str, float] = {}
         if self.config.critic is not None and loss is None:
-            samples, how = sequences(lessons), self.config.advantage
-            lessons, about = credited(samples, await self.values(samples), how.gamma, how.lam)
-        shares = [[lessons[i] for i in part] for part in share(lessons, len(self.ranks), self.config.packing)]
+            samples = sequences(examples)
+            examples, about = with_advantages(samples, await self.values(samples), self.config.advantage)
+        shares = [[examples[i] for i in part] for part in share(examples, len(self.ranks), self.config.packing)]
         seed = self.seed if seed is None else seed
         refs = [rank.step.remote(mine, loss, lr, seed, version) for rank, mine in zip(self.ranks, shares)]
         return {**merge(await self._gather(refs)), **about}

@@ -18,19 +18,20 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from configs.methods import BETAS, EPS, LearnerConfigError, deepspeed_json, needs_reference, resolve_dtype
-from configs.schema.run import PREFERENCE_LOSSES, LearnerConfig, LossConfig
-from learners.batches.lessons import Lesson, compared, kept_together, sequences, split
+from configs.deepspeed import BETAS, EPS, deepspeed_json, resolve_dtype
+from configs.methods import LOSSES, LearnerConfigError, is_preference, needs_reference
+from configs.schema.run import LearnerConfig, LossConfig
 from learners.batches.packing import spread
+from learners.batches.training_batch import Example, kept_together, sequences, split, with_reference
 from learners.models.lora import add_adapter, leave_out_frozen, parts, pieces
-from learners.ranks.metrics import Tally
+from learners.ranks.metrics import MetricSums, StepMetrics
 from learners.ranks.saving import Saving
 from learners.types import Pair, Sample
 from learners.weights import Bucket, bucket_names, pack
+from protocols.extension import load_plugins
 
 if TYPE_CHECKING:
     from learners.models.reference import Reference
-    from learners.ranks.figures import Figures
 
 
 class LearnerRank(Saving):
@@ -50,7 +51,9 @@ class LearnerRank(Saving):
         device: str = "cpu",
         trust_remote_code: bool = False,
         timeout_s: float = 300.0,
+        plugins: Sequence[str] = (),
     ) -> None:
+        load_plugins(plugins)
         self.rank, self.world, self.config, self.seed = rank, world, config, seed
         self.device_kind, self.trust_remote_code = device, trust_remote_code
         self.timeout = timedelta(seconds=timeout_s)
@@ -143,13 +146,13 @@ class LearnerRank(Saving):
 
     def step(
         self,
-        lessons: Sequence[Lesson],
+        examples: Sequence[Example],
         loss: str | None = None,
         lr: float | None = None,
         seed: int = 0,
         version: int | None = None,
-    ) -> Tally:
-        """Learns from this rank's share of a batch; figures of this rank, for `tally.merge`.
+    ) -> MetricSums:
+        """Learns from this rank's share of a batch; metrics of this rank, for `metrics.merge`.
 
         loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
         loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says.
@@ -161,20 +164,20 @@ class LearnerRank(Saving):
         config, passes, parts = self.config.loss, self.config.epochs, self.config.minibatches
         if loss is not None:
             config, passes, parts = replace(config, kind=loss, normalise="auto"), 1, 1
-        if config.kind not in PREFERENCE_LOSSES and config.correction != "none" and passes * parts > 1:
+        if not is_preference(config.kind) and config.correction != "none" and passes * parts > 1:
             # Else the weights move only afterwards.
-            samples = sequences(lessons)
-            lessons = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
+            samples = sequences(examples)
+            examples = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
         if needs_reference(config):
             assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
             self.reference.advance(self.engine.module, self._gathered)
             tokens, packing = self.config.micro_tokens, self.config.packing
             score = partial(self.reference.logprobs, micro_tokens=tokens, packing=packing)
-            lessons = compared(lessons, score)
+            examples = with_reference(examples, score)
         shuffler = random.Random(f"{seed}/{self.rank}")
-        tally = Tally()
-        tally.total("sequences", len(sequences(lessons)))
-        groups = kept_together(lessons, self.config.packing)
+        sums = MetricSums()
+        sums.total("sequences", len(sequences(examples)))
+        groups = kept_together(examples, self.config.packing)
         updates = skipped = 0
         for _ in range(passes):
             order = list(groups)
@@ -182,20 +185,20 @@ class LearnerRank(Saving):
             for part in range(parts):
                 # Only before the first update are these the weights that sampled: later gaps are learning.
                 gap = config.kind != "sft" and updates + skipped == 0
-                chosen = [lessons[i] for group in order[part::parts] for i in group]
-                figures = self._update(chosen, config, lr, gap, version)
-                if figures is None:
+                chosen = [examples[i] for group in order[part::parts] for i in group]
+                done = self._update(chosen, config, lr, gap, version)
+                if done is None:
                     skipped += 1
                 else:
-                    updates += figures.updates
-                    tally.add(figures.tally)
-        tally.peak("updates", updates)
-        tally.peak("skipped", skipped)
-        return tally
+                    updates += done.updates
+                    sums.add(done.sums)
+        sums.peak("updates", updates)
+        sums.peak("skipped", skipped)
+        return sums
 
     def _update(
-        self, lessons: list[Lesson], config: LossConfig, lr: float | None, gap: bool, version: int | None
-    ) -> Figures | None:
+        self, examples: list[Example], config: LossConfig, lr: float | None, gap: bool, version: int | None
+    ) -> StepMetrics | None:
         """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
         import torch
 
@@ -203,28 +206,25 @@ class LearnerRank(Saving):
         from learners.losses.critic import value_term
         from learners.losses.pair_terms import kto_drift, pair_terms
         from learners.losses.policy_gradient import token_loss, token_weights
-        from learners.ranks.figures import Figures
 
-        samples, pairs = sequences(lessons), [one for one in lessons if isinstance(one, Pair)]
-        figures = Figures(samples)
-        parts, width = split(lessons, self.config.micro_tokens, self.config.packing)
+        samples, pairs = sequences(examples), [one for one in examples if isinstance(one, Pair)]
+        done = StepMetrics(samples)
+        parts, width = split(examples, self.config.micro_tokens, self.config.packing)
         tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
         if not pairs:  # which must not be torn
             parts = spread(parts, micro_batches, samples)
         if tokens == 0:
-            return figures
-        figures.tally.mean("lr", self._set_lr(lr), 1.0)
-        drift = kto_drift(pairs, self.logprobs, self.device, self.world) if config.kind == "kto" else 0.0
+            return done
+        done.sums.mean("lr", self._set_lr(lr), 1.0)
+        mismatched = "mismatched" in LOSSES.needs(config.kind)
+        drift = kto_drift(pairs, self.logprobs, self.device, self.world) if mismatched else 0.0
         for i in range(micro_batches):
             batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
             logprobs_L, entropy_L, *values = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
-            if config.kind in PREFERENCE_LOSSES:
+            if is_preference(config.kind):
                 loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
             else:
-                loss_N, metrics = token_loss(
-                    config.kind, config, logprobs_L, batch.old_logprobs_L, batch.advantages_L, entropy_L,
-                    batch.segments_L, batch.proximal_logprobs_L, batch.reference_logprobs_L,
-                )  # fmt: skip
+                loss_N, metrics = token_loss(logprobs_L, entropy_L, batch, config)
                 # Padding (index -1) weighs nothing.
                 weights_N = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
             # DeepSpeed averages over ranks; the weights add up over all of them.
@@ -235,16 +235,16 @@ class LearnerRank(Saving):
             if not bool(torch.isfinite(loss)):
                 loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
             self.engine.backward(loss, scale_wrt_gas=False)
-            figures.add(batch, entropy_L.detach(), loss_N.detach(), metrics)
+            done.add(batch, entropy_L.detach(), loss_N.detach(), metrics)
             if gap:
-                figures.gap(batch, logprobs_L.detach(), version)
+                done.gap(batch, logprobs_L.detach(), version)
         self.engine.step()
         if not self.engine.was_step_applied():
             return None
-        figures.tally.mean("grad_norm", float(self.engine.get_global_grad_norm()), 1.0)
-        figures.updates = 1
+        done.sums.mean("grad_norm", float(self.engine.get_global_grad_norm()), 1.0)
+        done.updates = 1
         self.updates += 1
-        return figures
+        return done
 
     def _agree(self, tokens: int, replies: int, micro_batches: int) -> tuple[int, int, int]:
         """Loss tokens and replies on all ranks together, and the most micro-batches that any of them has."""

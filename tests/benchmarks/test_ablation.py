@@ -15,7 +15,6 @@ from benchmarks.ablation.jobs import (
     ARENAS,
     CONFIGS,
     JUDGE,
-    KNOWN,
     Job,
     flow,
     jobs,
@@ -35,7 +34,7 @@ PAIRED = ("dpo", "spin")
 
 @cache
 def read(config: Path, overrides: tuple[str, ...]) -> RunConfig:
-    return load(config, overrides, known=KNOWN).config
+    return load(config, overrides).config
 
 
 def config_of(job: Job) -> RunConfig:
@@ -55,12 +54,12 @@ def test_every_combination_is_sound_and_so_is_the_copy_that_its_run_directory_ke
 ) -> None:
     (job,) = (job for job in jobs([task], [method], [0]) if job.method == method)
     there = [f"policies.judge.model.path={judge}"] if ARENAS[task].judge else []
-    loaded = load(job.config, [*job.overrides, *there], machine=LAPTOP, known=KNOWN)
+    loaded = load(job.config, [*job.overrides, *there], machine=LAPTOP)
     assert loaded.config.run_dir == f"runs/ablation/{task}-{method}-0" and loaded.config.seed == 0
     assert job.folder.name == Path(loaded.config.run_dir).name
     saved = tmp_path / "config.yaml"
     saved.write_text(text_of(job))
-    again = load(saved, there, machine=LAPTOP, known=KNOWN).config  # in one file: no setting in it is without effect
+    again = load(saved, there, machine=LAPTOP).config  # in one file: no setting in it is without effect
     assert again.policies[ARENAS[task].policy].learner == loaded.config.policies[ARENAS[task].policy].learner
 
 

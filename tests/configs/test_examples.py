@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 from actors.rollout.loop import training_task
-from configs.checks.known import Known
 from configs.load import load, load_task_source
 from configs.machine import Machine
-from configs.methods import KINDS, check_learner, idle
-from learners.credit.samples import GROUP_FIELDS
 from protocols.contract.drive import Scripted, drive
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "configs" / "examples"
@@ -21,8 +18,7 @@ FILES = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.stem != "tiny"
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_example_is_sound_and_its_stages_can_be_played(path: Path) -> None:
-    known = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
-    loaded = load(path, machine=Machine(cpus=2, memory=16 * 2**30), known=known)
+    loaded = load(path, machine=Machine(cpus=2, memory=16 * 2**30))
     source = load_task_source(loaded.config.tasks)
     for name, stage in loaded.config.stages.items():
         protocol = loaded.protocols[stage.protocol]

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.checks.known import Known
+from configs.deepspeed import deepspeed_json
 from configs.load import load
 from configs.machine import Machine
-from configs.methods import KINDS, check_learner, deepspeed_json, idle
 from configs.reading.errors import ConfigErrors
-from learners.credit.samples import GROUP_FIELDS
 
 SMOKE = Path(__file__).resolve().parent.parent.parent / "configs" / "smoke.yaml"
 LAPTOP = Machine(2, 64 * 2**30)
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +32,7 @@ KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigErrors, match=message):
-        load(SMOKE, overrides, machine=LAPTOP, known=KNOWN)
+        load(SMOKE, overrides, machine=LAPTOP)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +44,12 @@ def test_what_cannot_be_kept_is_refused(overrides: list[str], message: str) -> N
     ],
 )
 def test_what_can_be_kept_is_not(overrides: list[str]) -> None:
-    load(SMOKE, overrides, machine=LAPTOP, known=KNOWN)
+    load(SMOKE, overrides, machine=LAPTOP)
 
 
 def test_offload_is_written_in_deepspeeds_words() -> None:
     override = ["policies.debater.learner={offload: parameters, zero_stage: 3}"]
-    learner = load(SMOKE, override).config.policies["debater"].learner
+    learner = load(SMOKE, [*override, "policies.debater.learner.device=cuda"]).config.policies["debater"].learner
     pinned = {"device": "cpu", "pin_memory": True}
     zero = deepspeed_json(learner, "cuda")["zero_optimization"]
     assert zero == {"stage": 3, "offload_optimizer": pinned, "offload_param": pinned}

@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from configs.checks.known import Known
 from configs.load import load
 from configs.machine import Machine
-from configs.methods import KINDS, check_learner, idle
 from configs.reading.errors import ConfigErrors
 from configs.schedule import due, due_in, says
 from configs.schema.run import StageConfig, UpdateConfig
-from learners.credit.samples import GROUP_FIELDS
 
 PROTOCOLS = Path(__file__).resolve().parent.parent.parent / "configs" / "protocol"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 
 def steps(**update: int) -> list[int]:
@@ -95,7 +91,7 @@ def found(tmp_path: Path, *changes: str) -> dict[str, str]:
     path = tmp_path / "c.yaml"
     path.write_text(text.replace("PROTOCOLS", str(PROTOCOLS)))
     try:
-        load(path, overrides, machine=LAPTOP, known=KNOWN)
+        load(path, overrides, machine=LAPTOP)
     except ConfigErrors as errors:
         return {error.key: str(error) for error in errors.errors}
     return {}

@@ -282,14 +282,14 @@ def test_a_judge_that_is_trusted_with_nothing_does_not_move(rig: Rig, tmp_path: 
 def test_a_batch_that_is_no_number_is_skipped_counted_and_dumped(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop_module.build_lessons
+    real = loop_module.build_training_batch
 
     def poisoned(*arguments: Any) -> Any:
         samples, figures = real(*arguments)
         samples[0].advantages_L[0] = float("nan")
         return samples, figures
 
-    monkeypatch.setattr(loop_module, "build_lessons", poisoned)
+    monkeypatch.setattr(loop_module, "build_training_batch", poisoned)
     found, report = rig.after("proposer", rig.steps[-1][3], tmp_path)
     assert report["skipped"] == 1 and report["updates"] == 0 and rig.run.skipped == 1
     assert found == rig(rig.weights())["proposer"]

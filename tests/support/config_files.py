@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.checks.known import Known
 from configs.load import Loaded, load
 from configs.machine import Machine
-from configs.methods import KINDS, check_learner, idle
 from configs.reading.errors import ConfigError, ConfigErrors
-from learners.credit.samples import GROUP_FIELDS
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 LAPTOP = Machine(cpus=2, memory=16 * 2**30)
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 BASE = """\
 tasks: {kind: pixels}
@@ -53,13 +49,13 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def read(path: Path, *overrides: str) -> Loaded:
-    return load(path, overrides, machine=LAPTOP, known=KNOWN)
+    return load(path, overrides, machine=LAPTOP)
 
 
 def mistakes(path: Path, *overrides: str, machine: Machine = LAPTOP) -> dict[str, ConfigError]:
     """key -> the mistake there. Each key may have one only."""
     with pytest.raises(ConfigErrors) as caught:
-        load(path, overrides, machine=machine, known=KNOWN)
+        load(path, overrides, machine=machine)
     errors = caught.value.errors
     assert len({error.key for error in errors}) == len(errors), str(caught.value)
     return {error.key: error for error in errors}

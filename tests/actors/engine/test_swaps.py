@@ -20,20 +20,16 @@ from actors.engine.scheduler import RequestScheduler, WeightUpdate
 from actors.serving.messages import GenRequest, GenResult
 from actors.serving.router import Router
 from actors.system import System
-from configs.checks.known import Known
 from configs.checks.swaps import no_swap
 from configs.load import load
 from configs.machine import Machine
-from configs.methods import KINDS, check_learner, idle
 from configs.reading.errors import ConfigErrors
 from configs.schema.run import EngineConfig, LearnerConfig, LoraConfig, PolicyConfig, RunConfig, StageConfig
-from learners.credit.samples import GROUP_FIELDS
 from tests.support.fake_engine import Revival
 from tests.support.fake_vllm import FIRST, TWICE, Serving, begun, numbered, serving, swapping
 
 SMOKE = Path(__file__).resolve().parent.parent.parent.parent / "configs" / "smoke.yaml"
 LAPTOP = Machine(2, 64 * 2**30)
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 
 @pytest.fixture
@@ -279,7 +275,7 @@ def test_a_push_says_how_long_the_slowest_engine_drained() -> None:
 
 def refused(*overrides: str) -> str:
     with pytest.raises(ConfigErrors) as caught:
-        load(SMOKE, overrides, machine=LAPTOP, known=KNOWN)
+        load(SMOKE, overrides, machine=LAPTOP)
     return str(caught.value)
 
 
@@ -287,7 +283,7 @@ STALE = "stages.debate.max_staleness=1"
 
 
 def test_the_setting_is_taken_where_it_does_something() -> None:
-    loaded = load(SMOKE, ["policies.debater.engine={swap: drain}", STALE], machine=LAPTOP, known=KNOWN)
+    loaded = load(SMOKE, ["policies.debater.engine={swap: drain}", STALE], machine=LAPTOP)
     policies = loaded.config.policies
     assert policies["debater"].engine.swap == "drain" and policies["judge"].engine.swap == "keep"
 
@@ -328,4 +324,4 @@ def test_engines_of_past_selves_never_swap_under_play(tmp_path: Path) -> None:
     past = "past: {kind: past, of: [player], engine: {swap: drain}}"
     file.write_text(f"extends: [{SMOKE.parent / 'kuhn_league.yaml'}]\npolicies: {{{past}}}\n")
     with pytest.raises(ConfigErrors, match=r"past\.engine\.swap: has no effect on past selves"):
-        load(file, [], machine=LAPTOP, known=KNOWN)
+        load(file, [], machine=LAPTOP)

@@ -16,13 +16,11 @@ from actors.players.base import AtTemperature, Seated, UniformPlayer
 from actors.players.engine_player import EnginePlayer
 from actors.serving.messages import GenRequest, GenResult
 from actors.serving.router import Counters
-from configs.checks.known import Known
 from configs.load import load, load_protocol
 from configs.machine import Machine
-from configs.methods import KINDS, check_learner, idle
 from configs.reading.errors import ConfigErrors
 from driver.run import Run
-from learners.credit.samples import GROUP_FIELDS, build_samples
+from learners.credit.samples import build_samples
 from protocols.kinds.game import GamePlay
 from tasks.kinds.spiel import OpenSpiel
 from tests.actors.players.test_memo import Codec
@@ -95,8 +93,7 @@ def test_the_last_quarter() -> None:
 
 
 def read(*overrides: str) -> Any:
-    known = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
-    return load(CONFIGS / "kuhn.yaml", overrides, machine=Machine(2, 16 * 2**30), known=known)
+    return load(CONFIGS / "kuhn.yaml", overrides, machine=Machine(2, 16 * 2**30))
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,16 @@ from actors.serving.lane import Lane
 from actors.serving.messages import GenRequest
 from actors.serving.router import Router
 from actors.system import ServedPolicy, System
-from configs.checks.known import Known
 from configs.load import load
 from configs.machine import Machine, needs
-from configs.methods import KINDS, check_learner, idle
 from configs.policies import adapter_of, apart, group_of, with_adapters
 from configs.reading.errors import ConfigErrors
 from configs.schema.run import EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig, StageConfig
 from driver.run import serve, settle
-from learners.credit.samples import GROUP_FIELDS
 from tests.support.fake_engine import FakeEngine, Revival
 
 SMOKE = Path(__file__).resolve().parent.parent.parent.parent / "configs" / "smoke.yaml"
 LAPTOP = Machine(2, 64 * 2**30)
-KNOWN = Known(KINDS, tuple(GROUP_FIELDS), idle, check_learner)
 
 
 def policy(share: str = "", rank: int = 0, **settings: Any) -> PolicyConfig:
@@ -107,15 +103,15 @@ def test_merged_pushes_and_second_stages_are_refused() -> None:
 def test_a_config_file_says_so_too() -> None:
     lora = "policies.debater.learner.lora={rank: 4}"
     with pytest.raises(ConfigErrors, match=r"debater\.engine\.share: there is no policy 'nobody' \(valid: judge"):
-        load(SMOKE, [lora, "policies.debater.engine.share=nobody"], machine=LAPTOP, known=KNOWN)
+        load(SMOKE, [lora, "policies.debater.engine.share=nobody"], machine=LAPTOP)
     with pytest.raises(ConfigErrors, match=r"engine\.replicas: has no effect on a policy that shares engines"):
-        load(SMOKE, [lora, "policies.debater.engine={share: judge, replicas: 2}"], machine=LAPTOP, known=KNOWN)
+        load(SMOKE, [lora, "policies.debater.engine={share: judge, replicas: 2}"], machine=LAPTOP)
 
 
 def test_shared_engines_are_counted_once() -> None:
     from dataclasses import replace
 
-    run = load(SMOKE, [], machine=LAPTOP, known=KNOWN).config
+    run = load(SMOKE, [], machine=LAPTOP).config
     before = [need.policy for need in needs(run, LAPTOP) if need.part == "engine"]
     run.policies["debater"] = replace(run.policies["debater"], engine=EngineConfig(share="judge"))
     after = [need.policy for need in needs(run, LAPTOP) if need.part == "engine"]

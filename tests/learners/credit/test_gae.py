@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,10 +19,11 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from configs.methods import LearnerConfigError, check_learner
+from configs.checks.learner import check_learner
+from configs.methods import LearnerConfigError
 from configs.schema.run import AdvantageConfig, CriticConfig, LearnerConfig, LossConfig, SignalConfig
 from learners.batches.batching import BadSample, check
-from learners.credit.gae import credited, gae, trajectories
+from learners.credit.gae import gae, trajectories, with_advantages
 from learners.credit.samples import build_samples
 from learners.dump import dump, load
 from learners.losses.critic import ValueHead, value_loss
@@ -37,15 +39,13 @@ from tests.support.sample_episodes import episode, turn
 GAE = AdvantageConfig(kind="gae")
 numbers = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=12)
 share = st.floats(0, 1)
-
-
-# -- the estimator
+of = partial(replace, GAE)
 
 
 def test_by_hand() -> None:
     # delta: 1 - .2 = .8; .9 * .2 - .4 = -.22; .9 * .4 - .5 = -.14. With .9 * .8 = .72:
     # A_2 = .8, A_1 = -.22 + .72 * .8 = .356, A_0 = -.14 + .72 * .356 = .11632.
-    advantages_T, returns_T = gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.4, 0.2]), 0.9, 0.8)
+    advantages_T, returns_T = gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.4, 0.2]), of(gamma=0.9, lam=0.8))
     assert advantages_T == pytest.approx([0.11632, 0.356, 0.8])
     assert returns_T == pytest.approx([0.61632, 0.756, 1.0])
 
@@ -56,7 +56,7 @@ def test_is_equation_16_written_out(given: list[tuple[float, float]], gamma: flo
     ahead = [*values[1:], 0.0]
     deltas = [r + gamma * following - v for r, v, following in zip(rewards, values, ahead)]
     expected = [sum((gamma * lam) ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
-    advantages_T, returns_T = gae(np.array(rewards), np.array(values), gamma, lam)
+    advantages_T, returns_T = gae(np.array(rewards), np.array(values), of(gamma=gamma, lam=lam))
     assert advantages_T == pytest.approx(expected, abs=1e-9)
     assert returns_T == pytest.approx(np.add(expected, values), abs=1e-9)
 
@@ -64,7 +64,7 @@ def test_is_equation_16_written_out(given: list[tuple[float, float]], gamma: flo
 @given(numbers, share)
 def test_lam_1_is_the_reward_to_go_less_the_value(given: list[tuple[float, float]], gamma: float) -> None:
     rewards, values = zip(*given)
-    _, returns_T = gae(np.array(rewards), np.array(values), gamma, 1.0)
+    _, returns_T = gae(np.array(rewards), np.array(values), of(gamma=gamma, lam=1.0))
     expected = [sum(gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(len(rewards))]
     assert returns_T == pytest.approx(expected, abs=1e-9), "the critic aims at rewards alone"
 
@@ -130,7 +130,7 @@ def plain(rewards: list[float], **tags: str) -> Sample:
 def test_a_batch_by_hand() -> None:
     # gamma = lam = 1: advantages are rewards to go less values: (1 - .5, 1 - 0), (-1 - .5).
     samples = [plain([0.0, 1.0]), plain([-1.0])]
-    done, figures = credited(samples, [[0.5, 0.0], [0.5]], 1.0, 1.0)
+    done, figures = with_advantages(samples, [[0.5, 0.0], [0.5]], of(gamma=1.0, lam=1.0))
     assert [s.returns_L for s in done] == [[1.0, 1.0], [-1.0]] and [s.values_L for s in done] == [[0.5, 0.0], [0.5]]
     # .5 1 -1.5: mean 0, mean square 3.5 / 3.
     std = math.sqrt(3.5 / 3)
@@ -144,9 +144,9 @@ def test_a_batch_by_hand() -> None:
 
 
 def test_returns_that_are_all_alike_leave_nothing_to_explain() -> None:
-    done, figures = credited([plain([1.0])], [[0.5]], 1.0, 1.0)
+    done, figures = with_advantages([plain([1.0])], [[0.5]], of(gamma=1.0, lam=1.0))
     assert done[0].advantages_L == [0.0] and done[0].returns_L == [1.0] and "explained_variance" not in figures
-    assert credited([], [], 1.0, 1.0) == ([], {})
+    assert with_advantages([], [], of(gamma=1.0, lam=1.0)) == ([], {})
 
 
 @given(numbers, st.integers(0, 12), share, share)
@@ -157,9 +157,9 @@ def test_a_chat_that_was_begun_anew_is_still_one_trajectory(
     cut = min(cut, len(given))
     where = {"episode": "e", "seat": "alice"}
     others = [plain([1.0], episode="e", seat="bob"), plain([2.0], episode="f", seat="alice")]
-    whole, _ = credited([plain(rewards, **where), *others], [values, [0.0], [0.0]], gamma, lam)
+    whole, _ = with_advantages([plain(rewards, **where), *others], [values, [0.0], [0.0]], of(gamma=gamma, lam=lam))
     parts = [plain(rewards[:cut], **where), others[0], plain(rewards[cut:], **where), others[1]]
-    torn, _ = credited(parts, [values[:cut], [0.0], values[cut:], [0.0]], gamma, lam)
+    torn, _ = with_advantages(parts, [values[:cut], [0.0], values[cut:], [0.0]], of(gamma=gamma, lam=lam))
     assert trajectories(parts) == [[0, 2], [1], [3]]
     for name in ("advantages_L", "returns_L"):
         joined = getattr(torn[0], name) + getattr(torn[2], name)
@@ -287,7 +287,7 @@ def test_a_critic_learns_what_it_is_told() -> None:
         samples.append(replace(s, rewards_L=[float(h.detach()) for h in hidden], tags={"episode": str(i)}))
     explained = []
     for _ in range(200):
-        lessons, figures = credited(samples, learner.values(samples), 0.0, 0.0)
+        lessons, figures = with_advantages(samples, learner.values(samples), of(gamma=0.0, lam=0.0))
         explained.append(figures["explained_variance"])
         learner.step([replace(s, advantages_L=[0.0] * len(s.advantages_L)) for s in lessons])
     assert explained[0] < 0 and explained[-1] > 0.95
@@ -338,7 +338,7 @@ def test_a_group_compares_over_all_its_ranks() -> None:
     samples = [replace(s, rewards_L=[1.0 * i] * len(s.positions_L), tags={"episode": f"e{i // 2}", "seat": "a"})
                for i, s in enumerate(make_samples(8))]  # fmt: skip
     figures = asyncio.run(group.step(samples))
-    expected, about = credited(samples, rank(CONFIG).values(samples), 1.0, 0.95)
+    expected, about = with_advantages(samples, rank(CONFIG).values(samples), of(gamma=1.0, lam=0.95))
     learned = [sample for remote in group.ranks for sample in remote.lessons]
     assert all(remote.lessons for remote in group.ranks) and len(learned) == 8
     assert {n: figures[n] for n in about} == pytest.approx(about) and "value_loss" in figures

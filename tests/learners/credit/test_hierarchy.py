@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from configs.schema.run import AdvantageConfig
-from learners.credit.advantages import compare
+from learners.credit.advantages import CreditBatch, hierarchical
 from learners.credit.samples import build_samples
 from protocols.types import Episode
 from tests.configs.test_schedule import found
@@ -82,7 +82,7 @@ def test_hierarchical_against_plain_python(members: list[tuple[int, int, int]]) 
     keys = [(str(level), str(parent)) for parent, level, _ in members]
     levels = [(str(level),) for _, level, _ in members]
     rewards_B = np.array([float(reward) for *_, reward in members])
-    found_B = compare("hierarchical", rewards_B, keys, list(range(len(members))), 0.9, {}, levels)
+    found_B = hierarchical(CreditBatch(rewards_B, keys, list(range(len(members))), levels), NESTED)
     means = {key: np.mean([r for k, r in zip(keys, rewards_B) if k == key]) for key in keys}
     centred = [float(r - means[k]) for k, r in zip(keys, rewards_B)]
     for i, level in enumerate(levels):

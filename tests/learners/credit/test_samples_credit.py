@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from configs.schema.run import AdvantageConfig, SignalConfig
-from learners.credit.pairing import build_pairs, preference_pairs
+from learners.credit.pairing import build_pairs
 from learners.credit.samples import build_samples
 from protocols.types import Outcome, Reward
 from tests.support.sample_episodes import DR_GRPO, advantages, answers, episode, siblings, three_turns, turn
@@ -251,21 +251,21 @@ def test_pairs_are_the_best_and_the_worst_reply_to_one_prompt():
         episode([turn(prompt=prompt, output=(token,))], {("alice", 0): credit}, id=id)
         for id, (prompt, token, credit) in outputs.items()
     ]
-    (pair,) = preference_pairs(episodes, "p", AdvantageConfig())
+    (pair,) = build_pairs(episodes, "p", AdvantageConfig())[0]
     assert (pair.chosen.tags["episode"], pair.rejected.tags["episode"]) == ("e1", "e0")
     assert pair.chosen.token_ids_S == [1, 2, 8] and pair.rejected.token_ids_S == [1, 2, 7]
     assert pair.chosen.positions_L == pair.rejected.positions_L == [2] and pair.chosen.segments_L == [0]
     assert pair.chosen.advantages_L == [1.0] and pair.chosen.allowed_L == [(7, 8, 9)]
     assert pair.probability == pytest.approx(0.890903, abs=1e-6)  # sigma(7 * 0.3)
-    assert preference_pairs(episodes, "p", AdvantageConfig(), gamma=0.0)[0].probability == 0.5
+    assert build_pairs(episodes, "p", AdvantageConfig(), gamma=0.0)[0][0].probability == 0.5
 
 
 def test_no_pairs_without_a_difference_nor_across_situations_nor_from_invalid_plays():
-    assert preference_pairs(siblings([1.0, 1.0]), "p", AdvantageConfig()) == []
+    assert build_pairs(siblings([1.0, 1.0]), "p", AdvantageConfig())[0] == []
     apart = siblings([1.0]) + siblings([2.0], situation="second")
-    assert preference_pairs(apart, "p", AdvantageConfig()) == []
+    assert build_pairs(apart, "p", AdvantageConfig())[0] == []
     invalid = [replace(one, outcome=replace(one.outcome, status="invalid")) for one in siblings([0.0, 1.0])]
-    assert preference_pairs(invalid, "p", AdvantageConfig()) == []
+    assert build_pairs(invalid, "p", AdvantageConfig())[0] == []
 
 
 def test_turns_of_one_seat_are_pairs_of_their_own():
@@ -273,7 +273,7 @@ def test_turns_of_one_seat_are_pairs_of_their_own():
         turns = [turn(0, prompt=(1, 2), output=(7,)), turn(1, prompt=(1, 2, 7, 5), output=(8,))]
         return episode(turns, {("alice", 0): first, ("alice", 1): second}, id=id)
 
-    pairs = preference_pairs([two("a", 0.0, 1.0), two("b", 1.0, 0.0)], "p", AdvantageConfig())
+    pairs = build_pairs([two("a", 0.0, 1.0), two("b", 1.0, 0.0)], "p", AdvantageConfig())[0]
     assert [(pair.chosen.tags["episode"], pair.chosen.positions_L) for pair in pairs] == [
         ("b", [2]),
         ("a", [4]),

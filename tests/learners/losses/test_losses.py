@@ -10,18 +10,22 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from configs.methods import CORRECTION_USES, LOSS_USES, NORMALISE, LearnerConfigError, check_loss, idle
+from configs.checks.learner import check_loss, unused_settings
+from configs.methods import CORRECTIONS, LOSSES, LearnerConfigError, is_preference, normalisation
 from configs.schema.run import LearnerConfig, LossConfig
-from learners.losses.policy_gradient import (
-    CORRECTIONS,
-    LOSSES,
-    reference_kl,
-    segment_mean,
-    token_loss,
-    token_weights,
-)
+from learners.losses.policy_gradient import Metrics, reference_kl, segment_mean, token_loss, token_weights
+from tests.support.loss_inputs import micro_batch
 
 CONFIG = LossConfig(clip_low=0.2, clip_high=0.3, entropy=0.0)
+TOKEN_LOSSES = [kind for kind in LOSSES if not is_preference(kind)]
+
+
+def loss_of(
+    kind: str, new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, config: LossConfig = CONFIG,
+    segments: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Metrics]:  # fmt: skip
+    found: tuple[torch.Tensor, Metrics] = LOSSES[kind](new, micro_batch(old, advantages, segments), config)
+    return found
 
 
 def tensors(*rows: list[float]) -> list[torch.Tensor]:
@@ -45,7 +49,7 @@ def tensors(*rows: list[float]) -> list[torch.Tensor]:
 def test_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: float) -> None:
     old, new, advantages = tensors([-1.3], [-1.3 + np.log(ratio)], [advantage])
     new.requires_grad_()
-    loss_L, metrics = LOSSES["clip"](new, old, advantages, CONFIG)
+    loss_L, metrics = loss_of("clip", new, old, advantages, CONFIG)
     loss_L.sum().backward()
     assert loss_L.item() == pytest.approx(loss, abs=1e-12)
     assert new.grad is not None and new.grad.item() == pytest.approx(gradient, abs=1e-12)
@@ -61,35 +65,35 @@ def test_clip_against_numpy() -> None:
         ratio = np.exp(new[i]) / np.exp(old[i])
         bounded = min(max(ratio, 0.8), 1.3)
         expected[i] = -min(ratio * advantages[i], bounded * advantages[i])
-    loss_L, _ = LOSSES["clip"](*map(torch.from_numpy, (new, old, advantages)), CONFIG)
+    loss_L, _ = loss_of("clip", *map(torch.from_numpy, (new, old, advantages)), CONFIG)
     np.testing.assert_allclose(loss_L.numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", sorted(set(LOSSES) - {"cispo"}))  # whose ratio has no gradient
+@pytest.mark.parametrize("kind", sorted({*TOKEN_LOSSES} - {"cispo"}))  # whose ratio has no gradient
 def test_gradient_is_that_of_the_value(kind: str) -> None:
     new, old, advantages = tensors(
         [-1.0, -2.0, -0.3, -4.0], [-1.05, -1.0, -1.5, -4.1], [1.0, -0.5, -2.0, 0.7]
     )
     new.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: LOSSES[kind](x, old, advantages, CONFIG)[0], (new,))
+    assert torch.autograd.gradcheck(lambda x: loss_of(kind, x, old, advantages, CONFIG)[0], (new,))
 
 
 def test_reinforce_is_the_score_function_on_policy() -> None:
     new, advantages = tensors([-1.0, -2.0], [3.0, -0.5])
     new.requires_grad_()
-    LOSSES["reinforce"](new, new.detach().clone(), advantages, CONFIG)[0].sum().backward()
+    loss_of("reinforce", new, new.detach().clone(), advantages, CONFIG)[0].sum().backward()
     assert new.grad is not None and new.grad.tolist() == [-3.0, 0.5]
 
 
 def test_sft_weighs_tokens() -> None:
     new, old, weights = tensors([-1.0, -2.0], [0.0, 0.0], [1.0, 0.25])
-    assert LOSSES["sft"](new, old, weights, CONFIG)[0].tolist() == [1.0, 0.5]
+    assert loss_of("sft", new, old, weights, CONFIG)[0].tolist() == [1.0, 0.5]
 
 
 def test_kl_estimate_has_the_right_expectation() -> None:
     rng = np.random.default_rng(1)
     old, new = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
-    _, metrics = LOSSES["reinforce"](*map(torch.from_numpy, (np.log(new), np.log(old), np.ones(6))), CONFIG)
+    _, metrics = loss_of("reinforce", *map(torch.from_numpy, (np.log(new), np.log(old), np.ones(6))), CONFIG)
     exact = sum(p * (np.log(p) - np.log(q)) for p, q in zip(old, new))
     assert float((torch.from_numpy(old) * metrics["approx_kl"]).sum()) == pytest.approx(exact, rel=1e-12)
     assert (metrics["approx_kl"] >= 0).all()
@@ -114,7 +118,7 @@ GATES: dict[str, dict[str, Any]] = {
 """What must be set for a setting to act."""
 
 
-@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("kind", sorted(TOKEN_LOSSES))
 @pytest.mark.parametrize("name", [f.name for f in fields(LossConfig) if f.name != "kind"])
 def test_uses_lists_exactly_the_settings_with_an_effect(kind: str, name: str) -> None:
     # Replies of 2, 2 and 3 tokens: far out to both sides, and with tokens beside the bounds of the correction
@@ -127,25 +131,27 @@ def test_uses_lists_exactly_the_settings_with_an_effect(kind: str, name: str) ->
 
     def value(config: LossConfig) -> list[float]:
         config = replace(config, kind=kind)
-        loss_L, _ = token_loss(kind, config, new, old, advantages, entropy, segments, proximal, reference)
+        batch = micro_batch(old, advantages, segments, proximal, reference)
+        loss_L, _ = token_loss(new, entropy, batch, config)
         return (loss_L * token_weights(config, segments, 7, 3)).tolist()
 
     base = replace(CONFIG, **GATES.get(name, {}))
     changed = {name: CHANGES[name]} if name in CHANGES else {name: getattr(base, name) + 0.05}
-    if name == "normalise" and NORMALISE[kind] == "sequence":
+    if name == "normalise" and normalisation(LossConfig(kind)) == "sequence":
         changed = {name: "token"}
-    assert (value(replace(base, **changed)) != value(base)) == (name in LOSS_USES[kind])
+    assert (value(replace(base, **changed)) != value(base)) == (name in LOSSES.reads(kind))
 
 
 def test_entropy_is_a_bonus() -> None:
     new, advantages, entropy = tensors([-1.0], [0.0], [0.7])
-    loss_L, _ = token_loss("clip", replace(CONFIG, entropy=0.1), new, new, advantages, entropy)
+    loss_L, _ = token_loss(new, entropy, micro_batch(new, advantages), replace(CONFIG, entropy=0.1))
     assert loss_L.item() == pytest.approx(-0.07)
 
 
 def test_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="none of clip, reinforce, sft, gspo, cispo"):
-        token_loss("klip", CONFIG, *tensors([0.0], [0.0], [0.0], [0.0]))
+    with pytest.raises(ValueError, match="did you mean clip"):
+        (zero,) = tensors([0.0])
+        token_loss(zero, zero, micro_batch(zero, zero), LossConfig("klip"))
 
 
 # -- bounds of other kinds
@@ -164,7 +170,7 @@ def test_unknown_kind_names_the_known_ones() -> None:
 def test_dual_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: float) -> None:
     old, new, advantages = tensors([-1.3], [-1.3 + np.log(ratio)], [advantage])
     new.requires_grad_()
-    loss_L, _ = LOSSES["clip"](new, old, advantages, replace(CONFIG, dual_clip=3.0))
+    loss_L, _ = loss_of("clip", new, old, advantages, replace(CONFIG, dual_clip=3.0))
     loss_L.sum().backward()
     assert loss_L.item() == pytest.approx(loss, abs=1e-12)
     assert new.grad is not None and new.grad.item() == pytest.approx(gradient, abs=1e-12)
@@ -174,7 +180,7 @@ def test_cispo_by_hand() -> None:
     # Ratios 0.5, 1.1 and 2 count as 0.8, 1.1 and 1.3; the gradient is -weight A wherever they are.
     old, advantages = tensors([-1.0, -1.0, -1.0], [2.0, -3.0, 1.0])
     new = (old + torch.tensor([0.5, 1.1, 2.0], dtype=torch.float64).log()).requires_grad_()
-    loss_L, metrics = LOSSES["cispo"](new, old, advantages, CONFIG)
+    loss_L, metrics = loss_of("cispo", new, old, advantages, CONFIG)
     loss_L.sum().backward()
     assert new.grad is not None and new.grad.tolist() == pytest.approx([-1.6, 3.3, -1.3])
     assert loss_L.tolist() == pytest.approx([-1.6 * new[0].item(), 3.3 * new[1].item(), -1.3 * new[2].item()])
@@ -187,7 +193,7 @@ def test_gspo_by_hand() -> None:
     steps = np.log([1.1 * 1.5, 1.1 / 1.5, 2.0 * 3, 2.0, 2.0 / 3])
     new = (old + torch.from_numpy(steps)).requires_grad_()
     segments = torch.tensor([0, 0, 1, 1, 1])
-    loss_L, metrics = LOSSES["gspo"](new, old, advantages, CONFIG, segments)
+    loss_L, metrics = loss_of("gspo", new, old, advantages, CONFIG, segments)
     assert loss_L.tolist() == pytest.approx([-2.2, -2.2, -1.3, -1.3, -1.3])
     assert metrics["clip_fraction"].tolist() == [0, 0, 1, 1, 1]
     # The paper's objective, the mean over replies of min(s A, clip(s) A): (2.2 + 1.3) / 2; d s / d log p = s / |y|.
@@ -211,7 +217,7 @@ def test_gspo_against_numpy() -> None:
         expected -= min(ratio * advantages[reply], min(max(ratio, 0.8), 1.3) * advantages[reply]) / 30
     index = torch.from_numpy(segments[order])
     rows = [torch.from_numpy(values[order]) for values in (new, old, advantages[segments])]
-    loss_L, _ = LOSSES["gspo"](*rows, CONFIG, index)
+    loss_L, _ = loss_of("gspo", *rows, CONFIG, index)
     weights_L = token_weights(replace(CONFIG, kind="gspo"), index, len(segments), 30)
     assert float((loss_L * weights_L.double()).sum()) == pytest.approx(expected, rel=1e-6)
 
@@ -225,8 +231,8 @@ def corrected(correction: str, **bounds: float) -> tuple[list[float], list[float
     new = torch.tensor([-1.0] * 5, dtype=torch.float64, requires_grad=True)
     old = new.detach() - torch.tensor([0.25, 1.0, 4.0, 1.1, 1.2], dtype=torch.float64).log()
     one, none = torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
-    config = replace(CONFIG, correction=correction, **bounds)
-    loss_L, metrics = token_loss("reinforce", config, new, old, one, none, torch.tensor([0, 0, 0, 1, 1]))
+    config = replace(CONFIG, kind="reinforce", correction=correction, **bounds)
+    loss_L, metrics = token_loss(new, none, micro_batch(old, one, torch.tensor([0, 0, 0, 1, 1])), config)
     loss_L.sum().backward()
     assert new.grad is not None
     return loss_L.tolist(), new.grad.tolist(), metrics
@@ -257,19 +263,18 @@ def test_a_corrected_ratio_starts_from_the_start_of_the_step() -> None:
     # Sampled at 0.2, 0.25 at the start of the step (w = 1.25), 0.5 now: r = 2 is clipped at 1.3.
     new, old, proximal, one, none = tensors(*[[np.log(p)] for p in (0.5, 0.2, 0.25)], [1.0], [0.0])
     config = replace(CONFIG, correction="truncate")
-    loss_L, _ = token_loss("clip", config, new, old, one, none, proximal_logprobs_L=proximal)
+    loss_L, _ = token_loss(new, none, micro_batch(old, one, proximal_L=proximal), config)
     assert loss_L.item() == pytest.approx(-1.25 * 1.3)
 
 
 def test_every_correction_says_what_it_reads() -> None:
-    assert set(CORRECTION_USES) == {"none", *CORRECTIONS}
     log_ratio_L = torch.tensor([-2.0, -0.6, 0.0, 0.6, 2.0], dtype=torch.float64)
     segments_L = torch.arange(5)
     for name, weigh in CORRECTIONS.items():
         for bound, change in (("correction_low", 0.9), ("correction_high", 1.1)):
-            found = weigh(log_ratio_L, replace(CONFIG, **{bound: change}), segments_L)
-            differs = not torch.equal(found, weigh(log_ratio_L, CONFIG, segments_L))
-            assert differs == (bound in CORRECTION_USES[name]), (name, bound)
+            found = weigh(log_ratio_L, segments_L, replace(CONFIG, **{bound: change}))
+            differs = not torch.equal(found, weigh(log_ratio_L, segments_L, CONFIG))
+            assert differs == (bound in CORRECTIONS.reads(name)), (name, bound)
 
 
 # -- divergence from a reference
@@ -299,11 +304,11 @@ def test_divergence_by_hand() -> None:
     values = {k: reference_kl(new, new, reference, k).item() for k in ("k1", "k2", "k3")}
     assert values == pytest.approx({"k1": 0.693147, "k2": 0.240227, "k3": 0.193147}, abs=1e-6)
     config = replace(CONFIG, kl=0.1)
-    loss_L, metrics = token_loss("clip", config, new, new, none, none, reference_logprobs_L=reference)
+    loss_L, metrics = token_loss(new, none, micro_batch(new, none, reference_L=reference), config)
     assert loss_L.item() == pytest.approx(0.0193147, abs=1e-7)
     assert metrics["reference_kl"].item() == pytest.approx(0.193147, abs=1e-6)
     with pytest.raises(ValueError, match="no reference"):
-        token_loss("clip", config, new, new, none, none)
+        token_loss(new, none, micro_batch(new, none), config)
 
 
 # -- weights
@@ -316,8 +321,9 @@ def test_weights_by_hand() -> None:
         return token_weights(LossConfig(kind=kind, **settings), segments, 10, 4).tolist()
 
     token, sequence = [0.1] * 4, [1 / 4, 1 / 12, 1 / 12, 1 / 12]
-    for kind, how in NORMALISE.items():
-        assert weights(kind) == pytest.approx({"token": token, "sequence": sequence}[how])
+    for kind in TOKEN_LOSSES:
+        papers = sequence if kind in ("gspo", "log_score", "brier") else token
+        assert weights(kind) == pytest.approx(papers)
     assert weights("clip", normalise="sequence") == pytest.approx(sequence)
     assert weights("gspo", normalise="token") == pytest.approx(token)
     assert weights("clip", normalise="constant", constant=8) == pytest.approx([1 / 32] * 4)
@@ -348,9 +354,8 @@ def test_micro_batches_and_ranks_do_not_change_the_loss(
     assert total == pytest.approx(expected, abs=1e-4)
 
 
-def test_segment_mean_without_segments_is_over_all() -> None:
+def test_segment_mean_by_hand() -> None:
     values = torch.tensor([1.0, 2.0, 6.0])
-    assert segment_mean(values, None).tolist() == [3.0] * 3
     assert segment_mean(values, torch.tensor([1, 0, 1])).tolist() == [3.5, 2.0, 3.5]
 
 
@@ -382,7 +387,7 @@ def test_contradictions_are_named(settings: dict[str, Any], says: str) -> None:
     ],
 )
 def test_settings_without_effect_are_listed(settings: dict[str, Any], expected: set[str]) -> None:
-    found = {name for name, _, _ in idle(LearnerConfig(loss=LossConfig(**settings)))}
+    found = {name for name, _, _ in unused_settings(LearnerConfig(loss=LossConfig(**settings)))}
     pairs_only = {"beta", "tau", "gamma", "scale", "eta", "desirable_weight", "undesirable_weight"}
     pairs_only |= {"label_gamma", "sft"}
     set_here = {name.removeprefix("loss.") for name in found if name.startswith("loss.")}

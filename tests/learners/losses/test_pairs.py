@@ -19,11 +19,16 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from configs.methods import LOSS_USES, needs_reference
-from configs.schema.run import PREFERENCE_LOSSES, LearnerConfig, LossConfig, ReferenceConfig
-from learners.batches.lessons import compared, mismatches, sequences, share, split
-from learners.credit.lessons import build_lessons
-from learners.losses.preference import settings_of
+from configs.methods import LOSSES, is_preference, needs_reference
+from configs.schema.run import LearnerConfig, LossConfig, ReferenceConfig
+from learners.batches.training_batch import (
+    build_training_batch,
+    mismatches,
+    sequences,
+    share,
+    split,
+    with_reference,
+)
 from learners.models.reference import Reference
 from learners.models.token_model import TokenModel
 from learners.ranks.rank import LearnerRank
@@ -31,6 +36,7 @@ from learners.types import Pair, Sample
 from tests.learners.models.test_reference import oracle
 from tests.learners.ranks.test_learner_step import VOCABULARY, Base, Engine, flat
 
+PREFERENCE_LOSSES = [kind for kind in LOSSES if is_preference(kind)]
 OTHER = 3
 """Seed of a policy that has moved away from its reference."""
 SETTINGS: dict[str, dict[str, float]] = {
@@ -305,7 +311,7 @@ def test_samples_are_cut_and_shared_as_ever() -> None:
 def test_the_reference_answers_for_every_reply() -> None:
     pairs = make_pairs(3)
     pairs[1] = replace(pairs[1], mismatched=None)
-    done = compared(pairs, lambda samples: [[float(sum(s.token_ids_S))] * len(s.positions_L) for s in samples])
+    done = with_reference(pairs, lambda samples: [[float(sum(s.token_ids_S))] * len(s.positions_L) for s in samples])
     for before, after in zip(pairs, done):
         assert isinstance(after, Pair)
         for name in ("chosen", "rejected", "mismatched"):
@@ -319,13 +325,23 @@ def test_the_reference_answers_for_every_reply() -> None:
 # -- settings
 
 
+PAPERS: dict[str, dict[str, float]] = {
+    "dpo": {"beta": 0.1},
+    "smoothed_dpo": {"beta": 0.1, "label_gamma": 7.0},
+    "ipo": {"tau": 0.1},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    "simpo": {"beta": 2.0, "gamma": 1.0},
+    "spin": {"scale": 0.1},
+    "sppo": {"eta": 1000.0, "label_gamma": 7.0},
+}
+
+
 def test_every_loss_declares_the_settings_that_its_formula_reads() -> None:
-    labels = {"smoothed_dpo": {"label_gamma"}, "sppo": {"label_gamma"}}
     for kind in PREFERENCE_LOSSES:
-        assert LOSS_USES[kind] == {"sft", *settings_of(kind), *labels.get(kind, set())}
+        assert LOSSES.reads(kind) == {"sft", *PAPERS[kind]}
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in PREFERENCE_LOSSES for n in sorted(LOSS_USES[k])])
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in PREFERENCE_LOSSES for n in sorted(LOSSES.reads(k))])
 def test_every_setting_acts(kind: str, name: str) -> None:
     from tests.support.sample_episodes import answers
 
@@ -334,12 +350,12 @@ def test_every_setting_acts(kind: str, name: str) -> None:
     def gradient(value: float | None) -> torch.Tensor:
         config = config_of(kind)
         loss = replace(config.loss, **{name: value}) if value is not None else config.loss
-        lessons, _ = build_lessons(episodes, "p", replace(config, loss=loss), {})
+        examples, _ = build_training_batch(episodes, "p", replace(config, loss=loss), {})
         small = [
             replace(pair, **{part: replace(sample, token_ids_S=[token % VOCABULARY for token in sample.token_ids_S])
                              for part, sample in (("chosen", pair.chosen), ("rejected", pair.rejected),
                                                   ("mismatched", pair.mismatched)) if sample is not None})
-            for pair in lessons if isinstance(pair, Pair)
+            for pair in examples if isinstance(pair, Pair)
         ]  # fmt: skip
         learner = rank(replace(config, loss=loss))
         learner.step(small)
@@ -352,7 +368,7 @@ def test_every_setting_acts(kind: str, name: str) -> None:
 def test_unset_settings_are_the_papers(kind: str) -> None:
     pairs = make_pairs(3)
     steps = []
-    for loss in (LossConfig(kind=kind), LossConfig(kind=kind, **settings_of(kind))):
+    for loss in (LossConfig(kind=kind), LossConfig(kind=kind, **PAPERS[kind])):
         learner = rank(replace(config_of(kind), loss=loss))
         learner.step(pairs)
         steps += learner.engine.steps

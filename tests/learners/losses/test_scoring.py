@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from learners.batches.batching import check, collate
 from learners.losses.policy_gradient import token_loss, token_weights
 from learners.types import Sample
 from tests.learners.credit.test_truth import learn, pair
+from tests.support.loss_inputs import micro_batch
 
 
 def gradient(samples: list[Sample], kind: str, logits_QC: torch.Tensor) -> torch.Tensor:
@@ -25,7 +27,7 @@ def gradient(samples: list[Sample], kind: str, logits_QC: torch.Tensor) -> torch
     cols = [sample.token_ids_S[3] - 7 for sample in samples]
     logprobs_L = torch.log_softmax(logits_QC, 1)[rows, cols]
     zeros_L = torch.zeros_like(logprobs_L)
-    loss_L, _ = token_loss(kind, config, logprobs_L, zeros_L, batch.advantages_L, zeros_L, batch.segments_L)
+    loss_L, _ = token_loss(logprobs_L, zeros_L, replace(batch, old_logprobs_L=zeros_L), config)
     weights_L = token_weights(config, batch.segments_L, len(samples), len(samples))
     (loss_L * weights_L).sum().mul(len(samples)).backward()
     assert logits_QC.grad is not None
@@ -60,12 +62,13 @@ def test_the_log_score_is_the_cross_entropy() -> None:
 def test_a_choice_of_several_tokens_is_scored_as_one() -> None:
     logprobs = torch.tensor([math.log(0.5), math.log(0.4), math.log(0.9)], requires_grad=True)
     segments, target = torch.tensor([0, 0, 1]), torch.tensor([1.0, 1.0, 0.0])
-    loss_L, _ = token_loss("brier", LossConfig("brier"), logprobs, logprobs, target, logprobs, segments)
+    batch = micro_batch(logprobs, target, segments)
+    loss_L, _ = token_loss(logprobs, logprobs, batch, LossConfig("brier"))
     assert loss_L.tolist() == pytest.approx([0.64, 0.64, 0.81])
     weights_L = token_weights(LossConfig("brier"), segments, 3, 2)
     assert float((loss_L * weights_L).sum()) == pytest.approx((0.64 + 0.81) / 2)
-    loss_L, _ = token_loss("log_score", LossConfig("log_score"), logprobs, logprobs, target, logprobs)
-    assert loss_L.tolist() == pytest.approx([-math.log(0.18), -math.log(0.18), 0.0]), "no segments: one reply"
+    loss_L, _ = token_loss(logprobs, logprobs, micro_batch(logprobs, target), LossConfig("log_score"))
+    assert loss_L.tolist() == pytest.approx([-math.log(0.18), -math.log(0.18), 0.0]), "all of one reply"
 
 
 @given(st.floats(0.02, 0.98), st.sampled_from(["brier", "log_score"]), st.floats(0, 2))

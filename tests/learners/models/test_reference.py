@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.checks.learner import check_learner
 from configs.machine import learner_memory
-from configs.methods import LearnerConfigError, check_learner
+from configs.methods import LearnerConfigError
 from configs.schema.run import LearnerConfig, LoraConfig, LossConfig, PolicyConfig, ReferenceConfig
 from learners.models.reference import Reference
 from learners.models.token_model import TokenModel

@@ -12,11 +12,12 @@ from unittest import mock
 import pytest
 import torch
 
-from configs.methods import LearnerConfigError, deepspeed_json, resolve_dtype
+from configs.deepspeed import deepspeed_json, resolve_dtype
+from configs.methods import LearnerConfigError
 from configs.schema.run import LearnerConfig
 from learners.batches import batching
 from learners.batches.batching import BadSample, balance, split_by_length
-from learners.ranks.metrics import Tally, merge
+from learners.ranks.metrics import MetricSums, merge
 from learners.ranks.rank import LearnerRank
 from learners.types import Sample
 from learners.weights import bucket_names, pack, unpack
@@ -99,7 +100,7 @@ def test_unsound_samples_are_named(change: dict[str, Any], message: str) -> None
 
 
 def test_tally_weighs_ranks_by_tokens() -> None:
-    one, two = Tally(), Tally()
+    one, two = MetricSums(), MetricSums()
     one.mean("loss", 10.0, 4)
     two.mean("loss", 2.0, 2)
     one.total("tokens", 4)

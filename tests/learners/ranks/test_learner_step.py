@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from configs.methods import LOSS_USES
+from configs.methods import LOSSES
 from configs.schema.run import LearnerConfig, LossConfig
 from learners.batches.batching import count
 from learners.models.token_model import TokenModel
@@ -202,7 +202,7 @@ def test_a_loss_by_name_is_normalised_as_its_paper_says() -> None:
 def test_a_loss_that_is_no_number_reaches_the_gradient_and_is_counted(kind: str, correction: str) -> None:
     samples = make_samples(6)
     samples[3].advantages_L[0] = math.nan
-    correction = correction if "correction" in LOSS_USES[kind] else "none"
+    correction = correction if "correction" in LOSSES.reads(kind) else "none"
     config = LossConfig(kind=kind, correction=correction, normalise="sequence")
     learner = rank(LearnerConfig(loss=config))
     learner.engine.was_step_applied = lambda: bool(torch.isfinite(learner.engine.steps[-1]).all())
