@@ -144,8 +144,8 @@ def registry_page(title: str, registries: list[tuple[str, str, str]]) -> str:
 
 def registry_parts(registry: Mapping[str, Any]) -> Iterator[str]:
     """A table of the entries, and below it the settings of those that are dataclasses."""
-    known = registry.entries if isinstance(registry, Registry) else {name: Entry(name, v) for name, v in registry.items()}
-    entries = list(known.values())
+    plain = {name: Entry(name, value) for name, value in registry.items()}
+    entries = list((registry.entries if isinstance(registry, Registry) else plain).values())
     rows = [
         (f"`{e.name}`", summary(e), ", ".join(sorted(e.reads)), ", ".join(sorted(e.needs)), linked(e.source))
         for e in entries

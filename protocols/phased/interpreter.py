@@ -1,7 +1,8 @@
 """The kind `phased`: a list of phases in which seats speak, and a judge. Most debates are YAML over this.
 
-Terms: a *round* is one yield, the turns that happen at once. The public record of a play lies in its `Table`
-(table.py), what the judge sees in its `Bench` (bench.py), what a seat sees in its `Chat` (views.py).
+In a *round* the protocol asks several seats at once: it yields their requests together. `Table` (state.py) records
+what every seat may hear, `Bench` (protocols/judges/panel.py) asks the judges, `Chat` (protocols/chat.py) holds what one
+seat has read and said.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ class Delegate:
     depth: int = 0
     """Without `protocol`: how many levels of copies answer below this play. In the lowest this phase falls away."""
     budget: int = 0
-    """Without `protocol`: at most so many questions, those of all copies included; 0: as many as `depth` allows. Each
-    question gets an equal share of what is left; a copy that could not put all of its own puts none."""
+    """Without `protocol`: at most so many questions, those of all copies included; 0: as many as `depth` allows. The
+    protocol gives each question an equal share of what is left; a copy whose share does not cover all of its own
+    questions puts none."""
 
     @property
     def bottom(self) -> bool:
