@@ -20,7 +20,7 @@ from tasks.kinds import spiel
 from tasks.kinds.spiel import OpenSpiel, SpielGame
 
 KUHN = SpielGame("kuhn_poker")
-PROTOCOLS = Path(__file__).resolve().parent.parent.parent / "configs" / "protocol"
+PROTOCOLS = Path(__file__).resolve().parents[3] / "configs" / "protocol"
 
 
 def anything(rng: random.Random) -> Callable[[TurnRequest], Reply]:

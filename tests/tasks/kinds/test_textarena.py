@@ -21,7 +21,7 @@ from protocols.kinds.game import GamePlay
 from protocols.types import Episode, Reply, TurnRequest
 from tasks.kinds.textarena import TextArena
 
-PROTOCOLS = Path(__file__).resolve().parent.parent.parent / "configs" / "protocol"
+PROTOCOLS = Path(__file__).resolve().parents[3] / "configs" / "protocol"
 GAME = -1
 
 

@@ -88,7 +88,7 @@ def test_order_of_claims_is_the_same_in_another_process() -> None:
         "import json; from tasks.kinds.pixels import Pixels;"
         "print(json.dumps([[t.id, *t.choices] for t in Pixels().derived_heldout(20, 0)]))"
     )
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parents[3]
     other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert json.loads(other.stdout) == [[t.id, *t.choices] for t in Pixels().derived_heldout(20, 0)]
 
@@ -146,7 +146,7 @@ def test_tasks_survive_pickling() -> None:
 def test_sources_import_without_the_heavy_libraries() -> None:
     heavy = "('numpy', 'sklearn', 'torch', 'ray')"
     code = f"import sys, tasks.registry; print([m for m in {heavy} if m in sys.modules])"
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parents[3]
     other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == "[]"
     assert SOURCES["pixels"] is Pixels

@@ -23,7 +23,7 @@ from reporting.sketch.sketch import Step, Unplayable, sketch
 from tests.contract import mutants
 from tests.protocols.phased.test_phased import OUTSIDE
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "configs" / "protocol"
 COUNCIL = ROOT / "tests" / "contract" / "protocols" / "council.yaml"
 FILES = sorted([*SHIPPED.glob("*.yaml"), *COUNCIL.parent.glob("*.yaml")])
