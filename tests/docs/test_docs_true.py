@@ -24,7 +24,6 @@ DOTTED = re.compile(rf"(?:{'|'.join(PRODUCT)})(?:\.\w+){{2,}}")
 THEIRS = ("runs/", "RUN_DIR/", "mine/", "adapter/")
 """Where the reader's own files are."""
 COLUMNS = 100
-STILL_WIDE = ("learners", "questions")
 
 
 def spans(path: Path) -> list[str]:
@@ -87,7 +86,7 @@ def test_there_are_commands() -> None:
     assert sum(len(commands(path)) for path in WRITTEN) > 25
 
 
-@pytest.mark.parametrize("path", [path for path in WRITTEN if path.stem not in STILL_WIDE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
 def test_prose_is_narrow(path: Path) -> None:
     """Tables, code and a single command may be wider."""
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
