@@ -51,7 +51,8 @@ def start_ray(config: ClusterConfig, actors: int) -> None:
         return
     cpus = config.cpus or os.cpu_count() or 1
     gpus = {} if config.gpus < 0 else {"num_gpus": config.gpus}
-    ray.init(num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
+    # "local": whatever RAY_ADDRESS says, and whatever Ray already runs on this machine.
+    ray.init("local", num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
     # On few cores the driver yields to the engines (niceness 15, set by Ray): every policy waits for a delayed engine.
     os.setpriority(os.PRIO_PROCESS, 0, 19)
 

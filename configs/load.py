@@ -19,7 +19,11 @@ from configs.reading.errors import ConfigError, ConfigErrors, Mark
 from configs.reading.source import KeyPath, Source, override, read
 from configs.schema.run import RunConfig
 from protocols.base import Protocol
-from tasks.base import real_task
+from protocols.errors import UserError
+from protocols.extension import load_plugins
+from protocols.registry import KINDS
+from tasks.base import TaskSource, real_task
+from tasks.registry import SOURCES
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 _DEFAULTS = {"name": RunConfig.name, "run_dir": RunConfig.run_dir, "seed": RunConfig.seed}
@@ -49,12 +53,16 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, machine: Machine | 
     errors = override(source, overrides, path.parent)
     source.tree = {**_DEFAULTS, **source.tree}
     resolved = _resolve(source, errors)
-    config = Builder(source, errors).build(RunConfig, resolved, ())
+    _import_plugins(source, resolved, errors)
     builder = _builder(source, errors)
-    if config.tasks is None:
-        builder.error(("tasks",), "missing", "a mapping with kind:")
-    else:
-        _checked(builder, _sources(), config.tasks, ("tasks",))
+    tasks = resolved.get("tasks")
+    if not isinstance(tasks, Mapping):
+        message = "missing" if tasks is None else f"{tasks!r} is no source of tasks"
+        builder.error(("tasks",), message, f"a mapping with kind: {', '.join(SOURCES)}")
+        resolved.pop("tasks", None)
+    config = Builder(source, errors).build(RunConfig, resolved, ())
+    if config.tasks is not None:
+        _checked(builder, SOURCES, config.tasks, ("tasks",))
         for name, stage in config.stages.items():
             _own_tasks(builder, config.tasks, stage.tasks, ("stages", name, "tasks"))
         for name, policy in config.policies.items():
@@ -86,18 +94,20 @@ def load_protocol(path: str | Path) -> Protocol:
     return protocol
 
 
-def load_task_source(mapping: Mapping[str, Any]) -> Any:
+def load_task_source(mapping: Mapping[str, Any]) -> TaskSource:
     """The source of tasks that a `tasks:` mapping (RunConfig.tasks) describes. Raises `ConfigErrors`."""
     errors: list[ConfigError] = []
     builder = _builder(Source({"tasks": dict(mapping)}), errors)
-    built = _checked(builder, _sources(), dict(mapping), ("tasks",))
+    built = _checked(builder, SOURCES, dict(mapping), ("tasks",))
     if errors:
         raise ConfigErrors(errors)
-    return built
+    source: TaskSource = built
+    return source
 
 
 def build_protocols(config: RunConfig) -> dict[str, Protocol]:
-    """name -> protocol of a config. Raises `ConfigErrors`."""
+    """name -> protocol of a config. Raises `ConfigErrors`, and UserError for plugins that cannot be imported."""
+    load_plugins(config.plugins)
     errors: list[ConfigError] = []
     builder = _builder(Source({"protocols": config.protocols}), errors)
     built = {name: _protocol(builder, raw, ("protocols", name)) for name, raw in config.protocols.items()}
@@ -111,16 +121,18 @@ def to_yaml(tree: DictConfig) -> str:
     return OmegaConf.to_yaml(tree, resolve=False)
 
 
+def _import_plugins(source: Source, resolved: Mapping[str, Any], errors: list[ConfigError]) -> None:
+    """The modules of `plugins`, imported before anything that they may register is looked up."""
+    modules = resolved.get("plugins")
+    for index, module in enumerate(modules if isinstance(modules, list) else ()):
+        try:
+            load_plugins([module] if isinstance(module, str) else ())
+        except UserError as error:
+            errors.append(source.error(("plugins", index), str(error).removeprefix("plugins: ")))
+
+
 def _builder(source: Source, errors: list[ConfigError]) -> Builder:
-    from protocols.registry import KINDS
-
     return Builder(source, errors, {Protocol: KINDS})
-
-
-def _sources() -> Kinds:
-    from tasks.registry import SOURCES
-
-    return SOURCES
 
 
 def _protocol(builder: Builder, raw: Any, path: KeyPath) -> Protocol | None:
@@ -133,7 +145,7 @@ def _own_tasks(builder: Builder, base: Mapping[str, Any], own: Mapping[str, Any]
     if "kind" in own:
         builder.error((*path, "kind"), "the kind of tasks is the run's", "settings of that kind")
     elif own:
-        _checked(builder, _sources(), {**base, **own}, path)
+        _checked(builder, SOURCES, {**base, **own}, path)
 
 
 def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:

@@ -342,8 +342,12 @@ class RunConfig:
     """The same config gives the same numbers bit for bit, also when the run was killed and resumed: every request has
     a seed of its own, and engines compute one sequence at a time without a prefix cache, which is much slower. On CPU,
     with max_staleness: 0."""
-    tasks: Any = None
-    """kind: ... and that kind's settings (tasks.SOURCES)."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules of yours, imported before anything is looked up, so that what they register can be named here: kinds of
+    tasks (tasks.registry.SOURCES), kinds of protocol (protocols.registry.KINDS), ... They must be installed, or stand
+    on PYTHONPATH, wherever the run has processes."""
+    tasks: dict[str, Any] | None = None
+    """kind: ... and that kind's settings (tasks.registry.SOURCES)."""
     protocols: dict[str, Any] = field(default_factory=dict)
     """name -> file (relative to this one) or inline definition with kind: (protocols.registry.KINDS)."""
     policies: dict[str, PolicyConfig] = field(default_factory=dict)
