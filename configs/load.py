@@ -94,11 +94,13 @@ def load_protocol(path: str | Path) -> Protocol:
     return protocol
 
 
-def load_task_source(mapping: Mapping[str, Any]) -> TaskSource:
-    """The source of tasks that a `tasks:` mapping (RunConfig.tasks) describes. Raises `ConfigErrors`."""
+def load_task_source(tasks: Mapping[str, Any] | None, own: Mapping[str, Any] | None = None) -> TaskSource:
+    """The source that a `tasks:` mapping (RunConfig.tasks) describes, with the `own` settings of a stage or a warm
+    start over it. Raises `ConfigErrors`."""
+    settings = {**(tasks or {}), **(own or {})}
     errors: list[ConfigError] = []
-    builder = _builder(Source({"tasks": dict(mapping)}), errors)
-    built = _checked(builder, SOURCES, dict(mapping), ("tasks",))
+    builder = _builder(Source({"tasks": settings}), errors)
+    built = _checked(builder, SOURCES, settings, ("tasks",))
     if errors:
         raise ConfigErrors(errors)
     source: TaskSource = built
@@ -155,7 +157,7 @@ def _proposers(builder: Builder, config: RunConfig, protocols: Mapping[str, Prot
         if protocol is None or protocol.kind.startswith("propose_solve") or config.tasks is None:
             continue
         try:
-            source = load_task_source({**config.tasks, **stage.tasks})
+            source = load_task_source(config.tasks, stage.tasks)
         except ConfigErrors:
             continue  # noted already
         if source.needs_proposer():
@@ -170,7 +172,7 @@ def _examples(builder: Builder, config: RunConfig) -> None:
         if stage.real <= 0 or config.tasks is None:
             continue
         try:
-            real_task(load_task_source({**config.tasks, **stage.tasks}), random.Random(0))
+            real_task(load_task_source(config.tasks, stage.tasks), random.Random(0))
         except ConfigErrors:
             continue  # noted already
         except LookupError:
@@ -183,11 +185,11 @@ def _heldout(builder: Builder, config: RunConfig) -> None:
     if config.tasks is None or not config.eval.arms:
         return
     try:
-        load_task_source(config.tasks).heldout(1, 0)
+        problem = load_task_source(config.tasks).heldout_problem()
     except ConfigErrors:
         return  # noted already
-    except LookupError as error:
-        builder.error(("tasks",), str(error))
+    if problem:
+        builder.error(("tasks",), problem)
 
 
 def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol | None]) -> None:
@@ -200,7 +202,7 @@ def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol
         if protocol is None or protocol.kind != "game" or config.tasks is None:
             continue
         try:
-            source = load_task_source({**config.tasks, **own})
+            source = load_task_source(config.tasks, own)
         except ConfigErrors:
             continue  # noted already
         if problem := protocol.unplayable(source.train(random.Random(0))):

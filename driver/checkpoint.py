@@ -21,6 +21,9 @@ from typing import Any
 
 from protocols.errors import UserError
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run directory that holds them."""
+
 MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best.json"
@@ -186,10 +189,3 @@ def _sync(path: Path) -> None:
 def _natural(name: str) -> list[tuple[int, int, str]]:
     parts = [part for part in re.split(r"(\d+)", name) if part]
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-
-
-CHECKPOINTS = "checkpoints"
-
-
-class Stopped(Exception):
-    """Ctrl-C, SIGTERM or a guard: end cleanly, saved."""

@@ -75,7 +75,7 @@ def replay(folder: Path, episode: str | None = None, seat: str | None = None) ->
 
 def init(questions: Path, judge: str, debater: str, out: Path) -> int:
     """Write a starter configuration."""
-    from driver.starter import init as write
+    from driver.preflight.starter import init as write
 
     for line in write(questions, judge, debater, out):
         print(f"  guessed  {line}")

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
 
 from actors.evaluation.arms import arm_figures, heldout_tasks, play_arm, score, score_by
 from actors.evaluation.ceiling import ceiling
 from actors.evaluation.nash import average_nash_conv, nash_conv, strategy
 from configs.schema.run import ArmConfig, StageConfig
 from driver.league import arm_with_past, cross_play, each_past, plays_past
+from driver.run import Run
 from learners.models.scorer import ChoiceScorer
 from protocols.types import Episode
-
-if TYPE_CHECKING:
-    from driver.run import Run
 
 EVAL_SEED = 20_240_601
 """Held-out tasks and their draws are the same in every run and arm, so that arms are compared on equal terms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +20,9 @@ from configs.machine import Machine, resolve_device
 from configs.policies import as_served, opponents_in
 from configs.schema.run import RunConfig
 from driver import checkpoint
-from driver.checkpoint import CHECKPOINTS, Stopped
-from driver.run import Run
+from driver.checkpoint import CHECKPOINTS
+from driver.loop import Trainer
+from driver.run import Run, Stopped
 from protocols.errors import UserError
 from reporting.console import Seating
 from reporting.tracker import Tracker
@@ -67,7 +69,7 @@ async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
     screen.start(config.name, str(folder), _seatings(config), run.tracker.wandb_line)
     finished = False
     try:
-        await run.go(resume)
+        await Trainer(run).go(resume)
         finished = True
     except (Stopped, BudgetSpent) as end:
         screen.note("stopping", "yellow")
@@ -93,7 +95,7 @@ async def _evaluate(config: RunConfig, folder: Path, found: Path) -> int:
     run = _open(config, folder / "eval")
     finished = False
     try:
-        await run.measure(found)
+        await Trainer(run).measure(found)
         finished = True
     except Stopped:
         run.tracker.screen.note("stopped", "yellow")
@@ -138,7 +140,7 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "judge_accuracy" if judged else "accuracy": run.accuracy,
         "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
         "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
-        "stages": run.progress, "policies": {name: {"model": path} for name, path in run.models.items()},
+        "stages": {name: asdict(done) for name, done in run.progress.items()}, "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
     if any(run.health.values()):
         found["arms"] = run.health

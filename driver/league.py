@@ -1,4 +1,4 @@
-"""Season: what opponents add to a stage. Joins the league (actors), engines for past selves, and learners.
+"""StageLeague: what opponents add to a stage. Joins the league (actors), engines for past selves, and learners.
 
     begin ─► snapshots of the weights so far, engines, who is held
     after each step ─► results into the league; a snapshot when due; other past selves take the engines
@@ -11,15 +11,12 @@ object store like any other weights, but out of the folder: the driver reads it.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from actors.concurrency import gather_or_cancel
 from actors.evaluation.arms import heldout_tasks
@@ -30,15 +27,12 @@ from actors.players.base import AtTemperature, PastPlayer, Seated
 from actors.rollout.loop import play_all
 from configs.policies import PAST, as_served, rules_of
 from configs.schema.run import ArmConfig, StageConfig
-from driver import checkpoint
+from driver.run import Run
 from learners.weights import read_folder
 from protocols.types import Episode, Task
 
-if TYPE_CHECKING:
-    from driver.run import Run
 
-
-class Season:
+class StageLeague:
     """The opponents of one stage, from its first step to its last. Without any in the config it does nothing."""
 
     def __init__(self, run: Run, name: str, stage: StageConfig):
@@ -236,13 +230,3 @@ async def each_past(run: Run, arm: ArmConfig) -> AsyncIterator[tuple[int, int, d
 def forget_results(run: Run) -> None:
     """Before everything is measured again."""
     run.league.results = Results()
-
-
-def sweep(run: Run, checkpoints: Path) -> None:
-    """Removes the weights of past selves that have left, unless a run resumed from a checkpoint would need them."""
-    states = [json.loads((folder / "run.json").read_text()) for folder in checkpoint.checkpoints(checkpoints)]
-    pools = [run.league.state()["pool"], *(state.get("league", {"pool": []})["pool"] for state in states)]
-    kept = {(run.dir / entry["folder"]).resolve() for pool in pools for entry in pool}
-    for folder in (run.dir / "models").glob("*/past-*"):
-        if folder.resolve() not in kept:
-            shutil.rmtree(folder)

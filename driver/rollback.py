@@ -1,26 +1,21 @@
 """What a run does when a guard sounds (driver/guards.py): say so, stop, or go back to a checkpoint.
 
-Functions of a `Run` (driver/run.py), like those of driver/evaluation.py.
+Functions of a `Run` (driver/run.py).
 """
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
 from driver import checkpoint
-from driver.checkpoint import CHECKPOINTS, Stopped
+from driver.checkpoint import CHECKPOINTS
+from driver.run import Run, RunState, Stopped
 from tasks.archive import Archive
-
-if TYPE_CHECKING:
-    from driver.run import Run
 
 
 class RollBack(Exception):
     """A guard asks for the weights of before. Ends the loops of the stage, which then begins again."""
 
 
-def heed(run: Run) -> None:
+def apply_alerts(run: Run) -> None:
     """Reports the alarms since the last call. Raises Stopped or RollBack where one asks for it, Stopped first."""
     alarms = run.guards.take()
     for alarm in alarms:
@@ -43,18 +38,18 @@ async def roll_back(run: Run, name: str) -> None:
     if folder is None or not all((folder / policy / "state").is_dir() for policy in policies):
         run.tracker.screen.note("no checkpoint of this stage verifies: nothing to go back to", "red")
         raise Stopped
-    state = json.loads((folder / "run.json").read_text())
+    state = RunState.read(folder)
     dropped = run.ledger.drop_waiting()
     for policy in policies:
         learner, served = run.learners[policy], run.system.served[policy]
         await learner.load(str(folder / policy / "state"))
         await run.system.push(policy, served.version + 1, await learner.export_ref())
         run.versions[policy] = served.version
-        run.baselines[policy] = state.get("baselines", {}).get(policy, {})
-    run.archives[name] = Archive.restore(state["archives"][name])
+        run.baselines[policy] = state.baselines.get(policy, {})
+    run.archives[name] = Archive.restore(state.archives[name])
     run.guards.rolled_back()
-    step = run.progress[name]["step"]
-    lost = step - state["progress"].get(name, {}).get("step", 0)
+    step = run.progress[name].step
+    lost = step - (state.progress[name].step if name in state.progress else 0)
     run.tracker.log("guards", step, {"rolled_back_steps": float(lost), "dropped_plays": float(dropped)})
     run.tracker.screen.note(f"{name}: back to {folder.name}, {lost} steps before step {step}", "yellow")
     await run.save()  # what is resumed must not go back behind this

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.concurrency import gather_or_cancel
 from actors.players.base import Seated, UniformPlayer
@@ -18,14 +18,11 @@ from actors.system import on_gpu
 from configs.load import load_task_source
 from configs.policies import group_of
 from configs.schema.run import PolicyConfig, RunConfig, StageConfig, WarmStartConfig
-from driver.checkpoint import Stopped
+from driver.run import Run, Stopped
 from learners.credit.samples import imitation_samples
 from learners.ranks.group import resolve_device
 from learners.types import Sample
 from reporting.console import Progress
-
-if TYPE_CHECKING:
-    from driver.run import Run
 
 
 async def warm_starts(run: Run) -> None:
@@ -123,7 +120,7 @@ async def lessons(run: Run, name: str, warm: WarmStartConfig) -> AsyncIterator[S
     seeded = run.config.deterministic
     teachers = {role: Seated("teacher", teacher if role in warm.roles else other, seeded) for role in roles}
     rng = random.Random(f"{run.config.seed}/warm/{name}")
-    source = load_task_source({**run.config.tasks, **warm.tasks})
+    source = load_task_source(run.config.tasks, warm.tasks)
     trusted = run.config.policies[name].learner.trusted
     while True:
         tasks = [trusted_task(source, protocol, rng, trusted) for _ in range(warm.batch)]

@@ -28,6 +28,10 @@ class TaskSource(ABC):
     def heldout(self, n: int, seed: int) -> list[Task]:
         """`n` root tasks for evaluation, disjoint from all that `train` and `warm` can lead to."""
 
+    def heldout_problem(self) -> str:
+        """Why there are no tasks for evaluation; empty where there are."""
+        return ""
+
     @abstractmethod
     def derived_heldout(self, n: int, seed: int) -> list[Task]:
         """`n` held-out tasks with uniformly drawn proposals already worked in (see `Domain.derive`)."""

@@ -14,11 +14,9 @@ KNOWN: dict[str, list[str]] = {
         "protocols.phased.checks, protocols.phased.checks_loops, protocols.phased.checks_sides, "
         "protocols.phased.checks_subplays, protocols.phased.interpreter, protocols.phased.state, "
         "protocols.phased.subplays",
-        "driver.evaluation, driver.league, driver.rollback, driver.run, driver.warm_start",
         "protocols.contract.oracle, protocols.contract.oracle_bench, protocols.contract.oracle_pay",
     ],
     "folder_circles": [
-        "driver: evaluation, league, rollback, run, warm_start",
         "protocols/contract: oracle, oracle_bench, oracle_pay",
         "protocols/phased: checks, checks_loops, checks_sides, checks_subplays, interpreter, state, subplays",
     ],

@@ -98,15 +98,15 @@ class QuestionSource(TaskSource):
 
     def heldout(self, n: int, seed: int) -> list[Task]:
         order = list(self._opened.heldout)
-        if not order:
-            raise LookupError(
-                "no question is kept for evaluation; splits.share or heldout_path says which are"
-            )
         random.Random(f"questions heldout {seed}").shuffle(order)
         return [self._task(order[i % len(order)]) for i in range(n)]
 
     def derived_heldout(self, n: int, seed: int) -> list[Task]:
         return self.heldout(n, seed)
+
+    def heldout_problem(self) -> str:
+        message = "no question is kept for evaluation; splits.share or heldout_path says which are"
+        return "" if self._opened.heldout else message
 
     def root(self, task_id: str) -> Task:
         for positions in (self._opened.train, self._opened.heldout):

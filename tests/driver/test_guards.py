@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from configs.schema.run import GuardConfig
-from driver.checkpoint import Stopped
 from driver.guards import Guards
-from driver.rollback import RollBack, heed
+from driver.rollback import RollBack, apply_alerts
+from driver.run import Stopped
 from learners.dump import KEEP, dump, load
 from learners.types import Sample
 
@@ -134,13 +134,13 @@ def test_what_is_heeded(asked: list[Any], raised: type[Exception] | None) -> Non
     run.guards = Guards([GuardConfig(KL, above=0.1, action=action) for action in asked])
     run.guards.tell("learner/debater", 7, {"approx_kl": 0.25})
     if raised is None:
-        heed(run)
+        apply_alerts(run)
     else:
         with pytest.raises(raised):
-            heed(run)
+            apply_alerts(run)
     assert run.logged == [("guards", 7, {KL: 0.25})] * len(asked)
     assert all("approx_kl is 0.25 at step 7" in note for note in run.notes) and len(run.notes) == len(asked)
-    heed(run)  # each alarm once
+    apply_alerts(run)  # each alarm once
 
 
 # -- dumps

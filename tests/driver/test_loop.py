@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs.load import load
-from driver.run import Run
+from driver.run import Run, RunState, StageProgress, TooOld
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
@@ -30,16 +31,31 @@ def make(tmp_path: Path) -> Any:
 def test_baselines_are_in_checkpoints(make: Any, tmp_path: Path) -> None:
     run = make()
     run.baselines = {"debater": {"debate / debater / side 0 place 0 / debater": 0.125}}
-    (tmp_path / "run.json").write_text(json.dumps(run.state()))
+    run.state().write(tmp_path)
     resumed = make()
     asyncio.run(resumed.restore(tmp_path, learners=False))
     assert resumed.baselines == run.baselines
 
 
 def test_checkpoints_from_before_there_were_baselines_still_load(make: Any, tmp_path: Path) -> None:
-    state = make().state()
+    state = asdict(make().state())
     del state["baselines"]
     (tmp_path / "run.json").write_text(json.dumps(state))
     resumed = make()
     asyncio.run(resumed.restore(tmp_path, learners=False))
     assert resumed.baselines == {}
+
+
+def test_a_checkpoint_that_lacks_what_was_always_there_is_too_old(make: Any, tmp_path: Path) -> None:
+    state = asdict(make().state())
+    del state["versions"]
+    (tmp_path / "run.json").write_text(json.dumps(state))
+    with pytest.raises(TooOld, match=r"run\.json was written by a version that is too old"):
+        asyncio.run(make().restore(tmp_path, learners=False))
+
+
+def test_state_comes_back_as_it_was(make: Any, tmp_path: Path) -> None:
+    run = make()
+    run.progress["debate"] = StageProgress(step=3, group=7, again=[5], updates_before=2)
+    run.state().write(tmp_path)
+    assert RunState.read(tmp_path) == run.state()

@@ -21,6 +21,7 @@ from actors.rollout.ledger import Ledger
 from actors.serving.router import Counters
 from configs.load import load
 from driver import run as loop
+from driver.loop import Trainer
 from protocols.types import Reply, TokenTrace, Turn, TurnRequest
 
 PROTOCOL = Path(__file__).resolve().parent.parent.parent / "configs" / "protocol" / "pixel_debate.yaml"
@@ -163,7 +164,7 @@ def trained(run: loop.Run) -> list[Any]:
 
 def test_a_run_with_a_league(make: Any, tmp_path: Path) -> None:
     run = make("one")
-    asyncio.run(run.go(None))
+    asyncio.run(Trainer(run).go(None))
     run.ledger.close()
     assert [one.version for one in run.league.pool] == [0, 4, 6]
     assert {"past.0", "past.1"} < set(run.system.served) and "past" not in run.system.served
@@ -197,14 +198,14 @@ def test_a_run_with_a_league(make: Any, tmp_path: Path) -> None:
 def test_a_resumed_league_ends_as_if_nothing_had_happened(make: Any, tmp_path: Path) -> None:
     """Resumed from the checkpoint in the middle, with nothing recorded after it."""
     whole = make("whole")
-    asyncio.run(whole.go(None))
+    asyncio.run(Trainer(whole).go(None))
     whole.ledger.close()
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     (tmp_path / "part" / "episodes.jsonl").unlink()
     for folder in (tmp_path / "part" / "models" / "debater").glob("past-6"):
         shutil.rmtree(folder)
     part = make("part")
-    asyncio.run(part.go(tmp_path / "part" / "checkpoints" / "step-4"))
+    asyncio.run(Trainer(part).go(tmp_path / "part" / "checkpoints" / "step-4"))
     part.ledger.close()
     assert part.league.state() == whole.league.state()
     assert part.accuracy == whole.accuracy
@@ -215,7 +216,7 @@ def test_a_resumed_league_ends_as_if_nothing_had_happened(make: Any, tmp_path: P
 
 def test_weights_that_nobody_needs_are_removed(make: Any, tmp_path: Path) -> None:
     run = make("one")
-    asyncio.run(run.go(None))
+    asyncio.run(Trainer(run).go(None))
     run.ledger.close()
     kept = {path.name for path in (tmp_path / "one" / "models" / "debater").glob("past-*")}
     assert kept == {"past-0", "past-2", "past-4", "past-6"}, "past-2 has left, but the checkpoint before names it"

@@ -19,10 +19,10 @@ from actors.players.base import Seated, UniformPlayer
 from actors.rollout.ledger import Ledger
 from configs.load import load
 from configs.schema.run import GuardConfig, UpdateConfig
-from driver import run as loop_module
-from driver.checkpoint import Stopped
+from driver import loop as loop_module, run as run_module
 from driver.guards import Guards
-from driver.run import Run
+from driver.loop import Trainer
+from driver.run import Run, Stopped
 from learners.dump import load as load_dump
 from protocols.types import Episode, Reply, TokenTrace, Turn, TurnRequest
 from tasks.archive import Archive
@@ -111,7 +111,7 @@ class Players:
         self.pushed: list[tuple[str, int]] = []
 
     async def serve(self, name: str, model_dir: str, codec: Any, version: int = 0) -> None:
-        counters = SimpleNamespace(figures=lambda name: {})
+        counters = SimpleNamespace(metrics=lambda name: {})
         self.served[name] = SimpleNamespace(
             name=name, version=version, player=Opinionated(codec, 7), router=SimpleNamespace(counters=counters),
             sync_seconds=0.0, sync_bytes=0, drain_seconds=0.0,
@@ -169,9 +169,10 @@ class Rig:
             words: Any = Words()
             self.run.codecs = dict.fromkeys(POLICIES, words)
             self.run.models = dict.fromkeys(POLICIES, "")
-        self.learn = self.run.learn
-        self.run.learn = self.noted  # type: ignore[method-assign]
-        self(self.run.train_stage("debate"))
+        self.trainer = Trainer(self.run)
+        self.learn = self.trainer.learn
+        self.trainer.learn = self.noted  # type: ignore[method-assign]
+        self(self.trainer.train_stage("debate"))
 
     def __call__(self, awaitable: Awaitable[T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(awaitable, 300))
@@ -215,7 +216,7 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
             )  # fmt: skip
         else:
-            patch.setattr(loop_module, "LearnerGroup", Checksum)
+            patch.setattr(run_module, "LearnerGroup", Checksum)
         try:
             rig = Rig(folder, request.param)
             yield rig
@@ -308,13 +309,13 @@ def test_a_guard_rolls_back_once_and_then_stops(rig: Rig) -> None:
     run.archives["again"] = Archive()
     start, begun, pushed = rig(rig.weights()), len(rig.steps), len(rig.players.pushed)
     with pytest.raises(Stopped):
-        rig(run.train_stage("again"))
+        rig(rig.trainer.train_stage("again"))
     first, second = [step for step in rig.steps[begun:] if step[0] == "debater"]
     assert first[1]["debater"] == start["debater"] != first[2]["debater"]
     assert second[1]["debater"] == start["debater"], "it must begin again from the checkpoint"
     assert first[3][0].meta["index"] != second[3][0].meta["index"], "with other plays"
     assert [alarm["action"] for alarm in run.guards.history] == ["roll_back", "stop"]
-    assert run.progress["again"]["step"] == 2
+    assert run.progress["again"].step == 2
     debater = [version for name, version in rig.players.pushed[pushed:] if name == "debater"]
     assert debater == list(range(debater[0], debater[0] + 3)), "learned, rolled back, learned"
     assert any(kind == "guards" and values.get("rolled_back_steps") == 1.0 for kind, _, values in rig.notes.logged)

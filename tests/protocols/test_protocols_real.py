@@ -17,6 +17,7 @@ from actors.rollout.loop import play_all, training_task
 from actors.system import start_ray
 from configs.load import load
 from configs.schema.run import ClusterConfig
+from driver.loop import Trainer
 from driver.run import Run
 from protocols.types import Episode
 
@@ -121,7 +122,7 @@ def test_it_is_played_and_learned_from(rig: Rig, name: str) -> None:
     assert all(turn.policy == stage.roles[turn.role] and turn.trace is not None for turn in turns)
     assert any(reward.value for play in plays for reward in play[0].outcome.rewards)
     before = rig.run.system.served["speaker"].version
-    learned = rig(rig.run.learn("speaker", [episode for play in plays for episode in play], 0, 1.0))
+    learned = rig(Trainer(rig.run).learn("speaker", [episode for play in plays for episode in play], 0, 1.0))
     assert "empty" not in learned, "all rewards of every group were equal"
     assert learned["sampler_gap_max"] < TOLERANCE and learned["version"] == before + 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 from pathlib import Path
@@ -135,7 +134,7 @@ def test_checkpoints_keep_the_curve(tmp_path: Path) -> None:
     nothing: Any = None
     run = Run(config, nothing, nothing)
     run.exact = {"trained": {"0": 0.9, "5": 0.7}}
-    (tmp_path / "run.json").write_text(json.dumps(run.state()))
+    run.state().write(tmp_path)
     resumed = Run(config, nothing, nothing)
     asyncio.run(resumed.restore(tmp_path, learners=False))
     assert resumed.exact == run.exact

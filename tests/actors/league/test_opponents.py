@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from actors.players.base import PastPlayer, ScriptedPlayer, Seated
 from actors.rollout.ledger import Ledger
 from actors.rollout.loop import Rollouts, play_all
 from configs.schema.run import OpponentsConfig, StageConfig
-from driver.league import Season, snapshot, sweep
+from driver.league import StageLeague, snapshot
+from driver.run import RunState, sweep
 from protocols.base import Play, Protocol
 from protocols.types import Message, Outcome, Reply, Reward, Task, TokenTrace, Turn, TurnRequest
 from tasks.archive import Archive
@@ -287,6 +287,10 @@ def test_snapshots_are_folders_and_taken_once(tmp_path: Path) -> None:
     assert run.league.pool[-1].folder == "models/p/init", "a policy without a learner is what its folder says"
 
 
+def state(**fields: Any) -> RunState:
+    return RunState({}, {}, 0, {}, {}, {}, [], {}, **fields)
+
+
 def test_weights_stay_while_a_checkpoint_names_them(tmp_path: Path) -> None:
     run: Any = FakeRun(tmp_path)
     for version in (0, 1, 2):
@@ -294,12 +298,12 @@ def test_weights_stay_while_a_checkpoint_names_them(tmp_path: Path) -> None:
         asyncio.run(snapshot(run, "p", 2))
         saved = tmp_path / "checkpoints" / f"step-{version}"
         saved.mkdir(parents=True)
-        (saved / "run.json").write_text(json.dumps({"league": run.league.state()}))
+        state(league=run.league.state()).write(saved)
     assert [one.version for one in run.league.pool] == [0, 2]
     sweep(run, tmp_path / "checkpoints")
     folders = sorted(path.name for path in (tmp_path / "models" / "p").iterdir())
     assert folders == ["past-0", "past-1", "past-2"], "step-1 still names past-1"
-    (tmp_path / "checkpoints" / "step-1" / "run.json").write_text("{}")  # from before there were leagues
+    state().write(tmp_path / "checkpoints" / "step-1")  # from before there were leagues
     sweep(run, tmp_path / "checkpoints")
     assert sorted(path.name for path in (tmp_path / "models" / "p").iterdir()) == ["past-0", "past-2"]
 
@@ -309,7 +313,7 @@ def test_after_a_step_results_count_and_past_selves_change(tmp_path: Path) -> No
         run: Any = FakeRun(tmp_path)
         await snapshot(run, "p", 8)
         settings = OpponentsConfig(seats=["left", "right"], past="past", mix={"uniform": 1.0}, every=2)
-        season = Season(run, "s", StageConfig(opponents=settings, steps=4))
+        season = StageLeague(run, "s", StageConfig(opponents=settings, steps=4))
         engine, log = holder()
         season.past_of, season.opponents = ["p"], opponents(run.league, [engine], mix={"uniform": 1.0})
         await season.opponents.redraw(0)
@@ -334,7 +338,7 @@ def test_after_a_step_results_count_and_past_selves_change(tmp_path: Path) -> No
 def test_a_stage_without_opponents_is_as_it_was(tmp_path: Path) -> None:
     async def scenario() -> None:
         run: Any = FakeRun(tmp_path)
-        season = Season(run, "s", StageConfig())
+        season = StageLeague(run, "s", StageConfig())
         await season.begin(0)
         async with season.seating(0) as seats:
             assert seats == {}

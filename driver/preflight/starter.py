@@ -16,7 +16,7 @@ from typing import Any
 from protocols.errors import UserError
 from tasks.questions.rows import BadRow, CsvLines, JsonLines, ParquetRows, Row, Rows
 
-PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocol"
+PROTOCOLS = Path(__file__).resolve().parent.parent.parent / "configs" / "protocol"
 READERS: Mapping[str, tuple[str, type[JsonLines] | type[CsvLines] | type[ParquetRows]]] = {
     ".jsonl": ("jsonl", JsonLines),
     ".json": ("jsonl", JsonLines),

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import launch
-from driver.starter import NoGuess, guess_fields
+from driver.preflight.starter import NoGuess, guess_fields
 
-SAMPLES = Path(__file__).resolve().parent.parent / "tasks" / "samples"
+SAMPLES = Path(__file__).resolve().parent.parent.parent / "tasks" / "samples"
 
 
 @pytest.mark.parametrize(
