@@ -122,7 +122,7 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
 
 def peak(found: list[Need], device: str, of: Literal["gpus", "memory"]) -> float:
     """The most of it held at once. Engines and learners live side by side; on the CPU already while others are warm
-    started (driver/warm_start.py), so that only a policy's own engine comes after its warm start. On GPUs one warm start
+    started (driver/warm_start.py), so that only a policy's own engine comes after its warm start. On GPUs one start
     comes after another, and the rest after them."""
     steady: dict[str, float] = {}
     warm: dict[str, float] = {}

@@ -140,7 +140,8 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "judge_accuracy" if judged else "accuracy": run.accuracy,
         "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
         "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
-        "stages": {name: asdict(done) for name, done in run.progress.items()}, "policies": {name: {"model": path} for name, path in run.models.items()},
+        "stages": {name: asdict(done) for name, done in run.progress.items()},
+        "policies": {name: {"model": path} for name, path in run.models.items()},
     }  # fmt: skip
     if any(run.health.values()):
         found["arms"] = run.health

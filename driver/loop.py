@@ -95,13 +95,14 @@ class Trainer:
 
     async def _play_and_learn(self, name: str, stage: StageConfig, done: StageProgress, league: StageLeague) -> None:
         """The two loops until one ends; then the other is ended."""
-        source = load_task_source(self.run.config.tasks, stage.tasks)
+        run, config = self.run, self.run.config
+        source, players = load_task_source(config.tasks, stage.tasks), run.system.players(stage.roles)
         rollouts = Rollouts(
-            name, stage, self.run.protocols[stage.protocol], source, self.run.system.players(stage.roles),
-            self.run.ledger, self.run.config.seed, self.run.archives[name], asdict(done), self.run.config.deterministic, self.run.trained_in(stage),
+            name, stage, run.protocols[stage.protocol], source, players, run.ledger, config.seed,
+            run.archives[name], asdict(done), config.deterministic, run.trained_in(stage),
         )  # fmt: skip
         rollouts.seating = league.seating
-        rollouts.audit = audit_of(name, stage, self.run.protocols, self.run.system.players, self.run.ledger, self.run.config.seed)
+        rollouts.audit = audit_of(name, stage, run.protocols, run.system.players, run.ledger, config.seed)
         learning = self.learn_loop(name, stage, rollouts, league)
         loops = [asyncio.ensure_future(rollouts.run()), asyncio.ensure_future(learning)]
         try:
@@ -166,7 +167,8 @@ class Trainer:
         if metrics.get("skipped"):
             self.run.skipped += int(metrics["skipped"])
             path = dump(self.run.dir / "dumps", policy, served.version + 1, sequences(examples), metrics)
-            self.run.tracker.screen.note(f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}", "yellow")
+            note = f"{policy}: a step was skipped, it is no number; {path or 'not dumped'}"
+            self.run.tracker.screen.note(note, "yellow")
         await self.run.system.push(policy, served.version + 1, await learner.export_ref())
         self.run.versions[policy] = served.version
         sync = {"sync_s": served.sync_seconds, "drain_s": served.drain_seconds, "sync_bytes": float(served.sync_bytes)}

@@ -98,7 +98,9 @@ class RunState:
         try:
             state = cls(**{key: value for key, value in raw.items() if key in known})
         except TypeError:
-            raise TooOld(f"{folder / FILE} was written by a version that is too old to be resumed or measured") from None
+            raise TooOld(
+                f"{folder / FILE} was written by a version that is too old to be resumed or measured"
+            ) from None
         state.progress = {stage: StageProgress(**done) for stage, done in raw["progress"].items()}
         return state
 
@@ -212,8 +214,9 @@ class Run:
     async def restore(self, folder: Path, learners: bool = True) -> None:
         """Takes up where the checkpoint in `folder` was written; without learners: to measure it."""
         state = RunState.read(folder)
-        for key in ("models", "versions", "updates", "progress", "accuracy", "buckets", "baselines", "skipped", "health", "exact"):
-            setattr(self, key, getattr(state, key))
+        self.models, self.versions, self.progress = state.models, state.versions, state.progress
+        self.updates, self.skipped, self.baselines = state.updates, state.skipped, state.baselines
+        self.accuracy, self.buckets, self.health, self.exact = state.accuracy, state.buckets, state.health, state.exact
         self.guards.restore(state.guards)
         self.league = League.restore(state.league) if state.league else League()
         self.archives = {name: Archive.restore(archive) for name, archive in state.archives.items()}
@@ -227,8 +230,8 @@ class Run:
                 await (await self.learner(name, base)).load(str(folder / name / "state"), str(self.dir))
 
 async def serve(run: Run, names: Iterable[str]) -> None:
-    """Starts the engines of these policies of a run (driver/run.py), where they have not started yet: first of those whose
-    engines others share. A learner that goes on gives shared engines its adapter, which no folder of theirs holds."""
+    """Starts the engines of these policies where they have not started yet: first those whose engines others share.
+    A learner that goes on gives shared engines its adapter, which no folder of theirs holds."""
     policies, system = run.config.policies, run.system
     names = [name for name in dict.fromkeys(names) if name in run.models]
     hosts = dict.fromkeys(policies[name].engine.share or name for name in names)

@@ -11,14 +11,10 @@ from tests.house import House, circles, folder_graphs, measure
 KNOWN: dict[str, list[str]] = {
     "full_folders": ["configs/checks"],
     "module_circles": [
-        "protocols.phased.checks, protocols.phased.checks_loops, protocols.phased.checks_sides, "
-        "protocols.phased.checks_subplays, protocols.phased.interpreter, protocols.phased.state, "
-        "protocols.phased.subplays",
         "protocols.contract.oracle, protocols.contract.oracle_bench, protocols.contract.oracle_pay",
     ],
     "folder_circles": [
         "protocols/contract: oracle, oracle_bench, oracle_pay",
-        "protocols/phased: checks, checks_loops, checks_sides, checks_subplays, interpreter, state, subplays",
     ],
     "classes_named_twice": [
         "Entry: protocols/extension.py, tasks/archive.py",

@@ -1,6 +1,7 @@
 """League: past selves of the policies that learn, how each learner fares against them, and who is met next.
 
-Pure bookkeeping: weights and engines are elsewhere (driver/league.py, actors/league/opponents.py). Axis N: candidates, oldest first.
+Pure bookkeeping: weights and engines are elsewhere (driver/league.py, actors/league/opponents.py). Axis N:
+candidates, oldest first.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class EnginePlayer:
 
     async def __call__(self, request: TurnRequest, history: tuple[Turn, ...]) -> Reply:
         """The policy's reply. One that the engine refuses to make (the chat outgrew the context) is an unreadable
-        reply with the engine's reason: the play ends as invalid, and is not tried again until it happens to be short."""
+        reply with the engine's reason: the play ends as invalid, and is not tried again until it is short."""
         try:
             return await self._answer(request, history)
         except RequestRefused as error:

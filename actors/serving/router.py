@@ -181,8 +181,8 @@ class Router:
         """Sends one request and waits for its result. Sets `request.id`; counts into `counters` (default: the
         router's).
 
-        Raises RequestRefused when the engine refuses the request, EngineLost when MAX_TRIES engines died under it and when no
-        replica is left.
+        Raises RequestRefused when the engine refuses the request, EngineLost when MAX_TRIES engines died under
+        it and when no replica is left.
         """
         request.id = next(self._ids)
         pending = _Pending(request, asyncio.get_running_loop().create_future())

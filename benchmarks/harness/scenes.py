@@ -17,7 +17,8 @@ from actors.serving.router import Router
 from configs.schema.run import EngineConfig, ModelConfig, PolicyConfig
 from learners.models.tiny import build_model, build_tokenizer
 from protocols.base import Protocol
-from protocols.phased.interpreter import Phase, Phased
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Phase
 from protocols.prompts import RolePrompt
 from protocols.types import Reply, Task, Turn, TurnRequest
 

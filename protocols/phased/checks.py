@@ -5,26 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from protocols.judges.reading import judge_problems
 from protocols.phased.checks_loops import MAX_REPEAT, loop_problems
 from protocols.phased.checks_sides import name_problems, side_problems, sided_at
 from protocols.phased.checks_subplays import sub_play_problems
+from protocols.phased.rules import Phase, PhasedRules, Stop
 from protocols.rewards.record import Source
 from protocols.rewards.registry import REWARDS, reward_problems
 from protocols.speech import words
 from protocols.templates import names, template_problems
-
-if TYPE_CHECKING:
-    from protocols.phased.interpreter import Phase, Phased, Stop
 
 _PART = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 Problem = tuple[str, str]
 
 
-def phased_problems(rules: Phased) -> list[Problem]:
+def phased_problems(rules: PhasedRules) -> list[Problem]:
     found = [*_seat_problems(rules), *_prompt_problems(rules)]
     for i, phase in enumerate(rules.phases):
         found += _phase_problems(rules, phase, i)
@@ -41,11 +38,11 @@ def phased_problems(rules: Phased) -> list[Problem]:
     return [*found, *_pay_problems(rules)]
 
 
-def _judges(rules: Phased) -> tuple[str, ...]:
+def _judges(rules: PhasedRules) -> tuple[str, ...]:
     return () if rules.judge is None else rules.judge.seats
 
 
-def _seat_problems(rules: Phased) -> Iterable[Problem]:
+def _seat_problems(rules: PhasedRules) -> Iterable[Problem]:
     judges = _judges(rules)
     judging = {rules.seats[seat] for seat in judges if seat in rules.seats}
     speaking = {seat for phase in rules.phases for seat in phase.seats}
@@ -71,7 +68,7 @@ def _seat_problems(rules: Phased) -> Iterable[Problem]:
             yield f"sides.{seat}", f"side {side} is no claim; valid: {', '.join(map(str, range(labels)))}"
 
 
-def _prompt_problems(rules: Phased) -> Iterable[Problem]:
+def _prompt_problems(rules: PhasedRules) -> Iterable[Problem]:
     judges = _judges(rules)
     judging = {rules.seats[seat] for seat in judges if seat in rules.seats}
     speaking = [role for seat, role in rules.seats.items() if seat not in judges]
@@ -103,7 +100,7 @@ def _prompt_problems(rules: Phased) -> Iterable[Problem]:
             )
 
 
-def _phase_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem]:
+def _phase_problems(rules: PhasedRules, phase: Phase, index: int) -> Iterable[Problem]:
     path = f"phases.{index}"
     if not phase.name or phase.name == "judge":
         yield f"{path}.name", "needs a name other than 'judge', which is the judge's own"
@@ -183,7 +180,7 @@ def _speech_problems(phase: Phase, path: str) -> Iterable[Problem]:
             yield f"{path}.{low}", f"{fewer} words are more than {high}: {more}; valid: 1 to {more}"
 
 
-def _stop_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem]:
+def _stop_problems(rules: PhasedRules, phase: Phase, index: int) -> Iterable[Problem]:
     """Mistakes in how a phase may end early."""
     stop, path = phase.stop, f"phases.{index}.stop"
     if stop is None:
@@ -197,7 +194,7 @@ def _stop_problems(rules: Phased, phase: Phase, index: int) -> Iterable[Problem]
         yield path, "has no effect on a turn that is the last of its phase anyway; raise repeat"
 
 
-def _condition_problems(rules: Phased, stop: Stop, index: int) -> Iterable[Problem]:
+def _condition_problems(rules: PhasedRules, stop: Stop, index: int) -> Iterable[Problem]:
     path, phase = f"phases.{index}.stop", rules.phases[index]
     chosen = {seat for p in rules.phases[: index + 1] if p.moves == "choices" for seat in p.seats}
     silent = [seat for seat in phase.seats if seat not in chosen]
@@ -227,7 +224,7 @@ def _word_problems(phase: Phase, stop: Stop, path: str) -> Iterable[Problem]:
         yield path, "has no effect on a turn that is the last of its phase anyway; raise repeat"
 
 
-def _vote_problems(rules: Phased) -> Iterable[Problem]:
+def _vote_problems(rules: PhasedRules) -> Iterable[Problem]:
     choosing = [phase.name for phase in rules.phases if phase.moves == "choices"]
     if rules.vote and rules.judge is not None:
         yield "vote", "the judge decides, and so the vote has no effect; valid: one of the two"
@@ -240,7 +237,7 @@ def _vote_problems(rules: Phased) -> Iterable[Problem]:
         yield "vote_weights", _no("phase with moves: confidence", rules.vote_weights, sure)
 
 
-def _when_problems(rules: Phased) -> Iterable[Problem]:
+def _when_problems(rules: PhasedRules) -> Iterable[Problem]:
     """Mistakes in when the judge is asked."""
     judge, phases = rules.judge, [phase.name for phase in rules.phases]
     if judge is None:
@@ -254,12 +251,12 @@ def _when_problems(rules: Phased) -> Iterable[Problem]:
             yield "judge.after", _no("(other) phase", name, phases)
 
 
-def _shared(rules: Phased) -> tuple[str, ...]:
+def _shared(rules: PhasedRules) -> tuple[str, ...]:
     """Placeholders that every prompt may use."""
     return ("principles", "principle") if rules.principles else ()
 
 
-def _principle_problems(rules: Phased) -> Iterable[Problem]:
+def _principle_problems(rules: PhasedRules) -> Iterable[Problem]:
     if not rules.principles:
         return
     texts = [phase.prompt for phase in rules.phases]
@@ -271,7 +268,7 @@ def _principle_problems(rules: Phased) -> Iterable[Problem]:
         yield "principles", "a principle has no words"
 
 
-def _listen_problems(rules: Phased) -> Iterable[Problem]:
+def _listen_problems(rules: PhasedRules) -> Iterable[Problem]:
     speaking = dict.fromkeys(seat for phase in rules.phases for seat in phase.seats)
     for seat, heard in rules.listens.items():
         if seat not in rules.seats:
@@ -289,7 +286,7 @@ def _listen_problems(rules: Phased) -> Iterable[Problem]:
             )
 
 
-def _pay_problems(rules: Phased) -> Iterable[Problem]:
+def _pay_problems(rules: PhasedRules) -> Iterable[Problem]:
     has: set[Source] = {"turns"}
     if any(phase.moves != "free" for phase in rules.phases):
         has.add("legal moves")
@@ -334,7 +331,7 @@ _OF_SIDES: tuple[Source, ...] = ("beliefs", "final belief", "two judgments")
 _BUILT_IN = ("question", "choices", "seat", "role", "claim", "other")
 
 
-def _names(rules: Phased, role: str, sided: bool | None = None) -> list[str]:
+def _names(rules: PhasedRules, role: str, sided: bool | None = None) -> list[str]:
     """The placeholders that prompts of this role may use. `sided`: whether the reader has a side by then; None: when
     its chat begins, every seat of the role."""
     if sided is None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from protocols.phased.rules import Loop, PhasedRules
 from protocols.speech import words
-
-if TYPE_CHECKING:
-    from protocols.phased.interpreter import Loop, Phased
 
 MAX_REPEAT = 1000
 """More rounds than this of one phase are taken for a loop without an end."""
@@ -17,7 +14,7 @@ MAX_REPEAT = 1000
 Problem = tuple[str, str]
 
 
-def loop_problems(rules: Phased) -> Iterable[Problem]:
+def loop_problems(rules: PhasedRules) -> Iterable[Problem]:
     taken: dict[str, int] = {}
     for i, loop in enumerate(rules.loops):
         yield from _over_problems(rules, loop, f"loops.{i}.over")
@@ -33,7 +30,7 @@ def loop_problems(rules: Phased) -> Iterable[Problem]:
         yield from _stop_problems(rules, loop, f"loops.{i}.stop")
 
 
-def _over_problems(rules: Phased, loop: Loop, path: str) -> Iterable[Problem]:
+def _over_problems(rules: PhasedRules, loop: Loop, path: str) -> Iterable[Problem]:
     names = [phase.name for phase in rules.phases]
     if not loop.over:
         yield path, f"needs the phases that are repeated; valid: {', '.join(names)}"
@@ -48,7 +45,7 @@ def _over_problems(rules: Phased, loop: Loop, path: str) -> Iterable[Problem]:
             yield path, f"a seat commits once, and {phase.name!r} commits: let it stand before the loop"
 
 
-def _stop_problems(rules: Phased, loop: Loop, path: str) -> Iterable[Problem]:
+def _stop_problems(rules: PhasedRules, loop: Loop, path: str) -> Iterable[Problem]:
     stop, block = loop.stop, [phase for phase in rules.phases if phase.name in loop.over]
     if stop is None:
         return

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from protocols.phased.rules import PhasedRules
 from protocols.templates import names
-
-if TYPE_CHECKING:
-    from protocols.phased.interpreter import Phased
 
 Problem = tuple[str, str]
 
 
-def side_problems(rules: Phased) -> Iterable[Problem]:
+def side_problems(rules: PhasedRules) -> Iterable[Problem]:
     chosen: dict[str, str] = {}
     for i, phase in enumerate(rules.phases):
         path = f"phases.{i}.commits"
@@ -34,7 +31,7 @@ def side_problems(rules: Phased) -> Iterable[Problem]:
     yield from _telling_problems(rules)
 
 
-def _opposition_problems(rules: Phased, chosen: list[str]) -> Iterable[Problem]:
+def _opposition_problems(rules: PhasedRules, chosen: list[str]) -> Iterable[Problem]:
     judges = () if rules.judge is None else rules.judge.seats
     for seat, chooser in rules.opposes.items():
         path = f"opposes.{seat}"
@@ -51,7 +48,7 @@ def _opposition_problems(rules: Phased, chosen: list[str]) -> Iterable[Problem]:
         yield "opposes", "there is one other claim only among two; valid with two labels of the judge"
 
 
-def _telling_problems(rules: Phased) -> Iterable[Problem]:
+def _telling_problems(rules: PhasedRules) -> Iterable[Problem]:
     """A judge must not read from a label what it was not to hear."""
     judge = rules.judge
     if judge is None:
@@ -68,7 +65,7 @@ def _telling_problems(rules: Phased) -> Iterable[Problem]:
                              "which is not visible to it")  # fmt: skip
 
 
-def sided_after(rules: Phased, seat: str) -> float:
+def sided_after(rules: PhasedRules, seat: str) -> float:
     """Index of the phase after which `seat` has a side: -1 where it is assigned, infinite where it never has one."""
     if seat in rules.sides:
         return -1
@@ -77,7 +74,7 @@ def sided_after(rules: Phased, seat: str) -> float:
     return found[0] if found else math.inf
 
 
-def sided_at(rules: Phased, seats: Iterable[str], phase: int | None = None) -> bool:
+def sided_at(rules: PhasedRules, seats: Iterable[str], phase: int | None = None) -> bool:
     """Whether all of these seats have a side in phase number `phase`; None: in the first in which each speaks."""
     for seat in seats:
         first = next((i for i, p in enumerate(rules.phases) if seat in p.seats), math.inf)
@@ -86,7 +83,7 @@ def sided_at(rules: Phased, seats: Iterable[str], phase: int | None = None) -> b
     return True
 
 
-def name_problems(rules: Phased) -> Iterable[Problem]:
+def name_problems(rules: PhasedRules) -> Iterable[Problem]:
     """Mistakes in neutral names: what else would tell who speaks."""
     if rules.names == "own":
         return

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from protocols.phased.rules import PhasedRules
 from protocols.templates import template_problems
 
 if TYPE_CHECKING:
     from protocols.base import Protocol
-    from protocols.phased.interpreter import Phased
 
 Problem = tuple[str, str]
 
@@ -17,7 +17,7 @@ MAX_PLAYS = 1000
 """More plays than this below one are taken for a recursion without an end."""
 
 
-def sub_play_problems(rules: Phased) -> Iterable[Problem]:
+def sub_play_problems(rules: PhasedRules) -> Iterable[Problem]:
     taken = dict.fromkeys(rules.seats, "this protocol")
     for i, phase in enumerate(rules.phases):
         delegate, path = phase.delegate, f"phases.{i}.delegate"
@@ -56,7 +56,7 @@ def sub_play_problems(rules: Phased) -> Iterable[Problem]:
         yield "judge.orders", "nobody speaks in turn, so that nothing would change; valid: both, given"
 
 
-def _own_problems(rules: Phased, index: int) -> Iterable[Problem]:
+def _own_problems(rules: PhasedRules, index: int) -> Iterable[Problem]:
     """Mistakes in a phase that delegates to this very protocol."""
     phase, path = rules.phases[index], f"phases.{index}.delegate"
     delegate, most = phase.delegate, rules.questions(phase)

@@ -12,6 +12,7 @@ from protocols.errors import UserError
 from protocols.judges.confidence import LEVELS, vote_shares
 from protocols.judges.panel import Bench
 from protocols.judges.reading import won
+from protocols.phased.rules import Phase, PhasedRules, Stop
 from protocols.phased.subplays import Purse, posed
 from protocols.rewards.record import Move, Record
 from protocols.rewards.registry import pay
@@ -22,7 +23,6 @@ from protocols.types import Outcome, Task, TurnRequest
 if TYPE_CHECKING:
     import random
 
-    from protocols.phased.interpreter import Phase, Phased, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Table:
     """One play of a `Phased`, between its yields."""
 
     def __init__(
-        self, rules: Phased, task: Task, bench: Bench | None, cast: Cast
+        self, rules: PhasedRules, task: Task, bench: Bench | None, cast: Cast
     ) -> None:
         self.rules, self.task, self.bench, self.cast = rules, task, bench, cast
         self.sides = cast.sides

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from protocols.base import Answer, Play, Protocol, SubPlay
+from protocols.base import Answer, Play, SubPlay
 from protocols.judges.reading import won
+from protocols.phased.rules import Delegate, Phase, PhasedRules
 from protocols.types import Judgment, Outcome, Task
 
 if TYPE_CHECKING:
     import random
 
-    from protocols.phased.interpreter import Phase, Phased
-
-
-@dataclass(frozen=True)
-class Delegate:
-    """Each turn of the phase is a question; a play of `protocol` on it answers, and its seats are paid by it."""
-
-    protocol: Protocol | None = None
-    """A file, or a definition with `kind:`. phased, without claims: what was said last for others to hear, or the last
-    revision, is the answer. It may delegate in turn. Left away: this very protocol, `depth` levels deep."""
-    share: list[str] = field(default_factory=list)
-    """Hidden material of the task that the play has too, shown to the roles that may see it; nothing else of it."""
-    heard: str = "The answer:\n{{ quoted }}"
-    """How the seat, and nobody else, reads the answer. Names: text, quoted."""
-    depth: int = 0
-    """Without `protocol`: how many levels of copies answer below this play. In the lowest this phase falls away."""
-    budget: int = 0
-    """Without `protocol`: at most so many questions, those of all copies included; 0: as many as `depth` allows. The
-    protocol gives each question an equal share of what is left; a copy whose share does not cover all of its own
-    questions puts none."""
-
-    @property
-    def bottom(self) -> bool:
-        """Whether there is nothing further down to delegate to."""
-        return self.protocol is None and self.depth < 1
 
 
 class Purse:
     """The questions that a play which delegates to itself has put, and may still put."""
 
-    def __init__(self, rules: Phased) -> None:
+    def __init__(self, rules: PhasedRules) -> None:
         self.rules, self.phase = rules, rules.itself
         self.asked = 0
         self.spent = 0
@@ -82,7 +58,7 @@ def posed(delegate: Delegate, task: Task, question: str, key: str, seed: int) ->
     return SubPlay(delegate.protocol, asked, seed, key)
 
 
-def rerun(rules: Phased, task: Task, rng: random.Random) -> Play:
+def rerun(rules: PhasedRules, task: Task, rng: random.Random) -> Play:
     """Two plays with the same draws, the second with every order of speaking reversed. The belief is the mean of both
     (Khan et al. 2024, arXiv 2402.06782, judge every debate both ways round); each pays its own turns by its own."""
     assert rules.judge is not None
@@ -94,7 +70,7 @@ def rerun(rules: Phased, task: Task, rng: random.Random) -> Play:
     return _together(rules, task, answers)
 
 
-def _together(rules: Phased, task: Task, answers: Sequence[Answer]) -> Outcome:
+def _together(rules: PhasedRules, task: Task, answers: Sequence[Answer]) -> Outcome:
     outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
     assert len(outcomes) == 2 and rules.judge is not None, "two sub-plays were asked for"
     for outcome in outcomes:

@@ -1,5 +1,5 @@
-"""Generated reasoning tasks with verifiers: the library reasoning-gym (Stojanovski et al. 2025, arXiv 2505.24760). Extra
-`reasoning`. About a hundred generators (`python -c "import reasoning_gym; print(*reasoning_gym.factory.DATASETS)"`).
+"""Generated reasoning tasks with verifiers: the library reasoning-gym (Stojanovski et al. 2025, arXiv 2505.24760), the
+extra `reasoning`. `python -c "import reasoning_gym; print(*reasoning_gym.factory.DATASETS)"` lists its generators.
 
     tasks: {kind: reasoning_gym, dataset: leg_counting, settings: {max_animals: 4}}
 """

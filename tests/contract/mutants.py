@@ -179,9 +179,9 @@ def hidden_from_nobody(values: Any) -> Any:
 
 @mutant(PIXEL, "an unreadable verdict did not make the play invalid", bench, "read_probs")
 def verdict_from_a_bad_parse(read: Any) -> Any:
-    def broken(probs: Any, labels: int) -> Any:
+    def broken(probs: Any, labels: int, why: str = "") -> Any:
         try:
-            return read(probs, labels)
+            return read(probs, labels, why)
         except judging.UnreadableVerdict:
             return (1.0 / labels,) * labels
 

@@ -24,7 +24,8 @@ from protocols.contract.tasks import synthetic
 from protocols.judges.reading import JudgeRules, UnreadableVerdict
 from protocols.kinds.propose_solve import ProposeSolve
 from protocols.kinds.solve import Solve
-from protocols.phased.interpreter import Phase, Phased, Stop
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Phase, Stop
 from protocols.prompts import RolePrompt
 from protocols.proposals import with_example, with_proposal
 from protocols.rewards.record import RewardTerm

@@ -18,7 +18,8 @@ from protocols.kinds.propose_judge import ProposeSolveJudge
 from protocols.kinds.prover_verifier import ProverVerifier
 from protocols.kinds.revision import Revision, Step
 from protocols.kinds.taboo import Taboo
-from protocols.phased.interpreter import Phase, Phased
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Phase
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import RewardTerm
 

@@ -14,8 +14,8 @@ from protocols.contract.drive import Trace, drive
 from protocols.judges.grading import GradeRules
 from protocols.judges.reading import JudgeRules
 from protocols.phased.checks_subplays import below
-from protocols.phased.interpreter import Phase, Phased, Stop
-from protocols.phased.subplays import Delegate
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Delegate, Phase, Stop
 from protocols.prompts import RolePrompt
 from protocols.types import Hidden, Reply, Task, TurnRequest
 from reporting.sketch.sketch import sketch

@@ -13,7 +13,8 @@ from configs.reading.errors import ConfigErrors
 from configs.reading.raw import read_raw
 from protocols.contract.drive import Trace, drive
 from protocols.judges.reading import JudgeRules
-from protocols.phased.interpreter import Loop, Phase, Phased, Stop
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Loop, Phase, Stop
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import RewardTerm
 from protocols.types import Reply, Task, TurnRequest

@@ -18,7 +18,8 @@ from protocols.contract import suite
 from protocols.contract.drive import Scripted, Trace, drive
 from protocols.contract.tasks import synthetic
 from protocols.judges.reading import JudgeRules, UnreadableVerdict, read_vote
-from protocols.phased.interpreter import Phase, Phased, Stop
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Phase, Stop
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import RewardTerm
 from protocols.speech import first_words, off_length, says, shown_parts

@@ -13,7 +13,8 @@ from hypothesis import given, strategies as st
 from protocols.chat import MaterialError
 from protocols.contract.drive import Trace, drive
 from protocols.judges.reading import JudgeRules
-from protocols.phased.interpreter import Phase, Phased, Stop
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Phase, Stop
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import Move, Record, RewardTerm
 from protocols.rewards.registry import pay, reward_problems

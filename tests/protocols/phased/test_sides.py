@@ -10,7 +10,8 @@ import pytest
 from configs.load import load_protocol
 from protocols.contract.drive import Trace, drive
 from protocols.judges.reading import JudgeRules
-from protocols.phased.interpreter import Phase, Phased
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Phase
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import RewardTerm
 from protocols.types import Reply, Task, TurnRequest

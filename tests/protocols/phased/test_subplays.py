@@ -16,8 +16,8 @@ from protocols.chat import MaterialError
 from protocols.contract.drive import Trace, drive
 from protocols.judges.reading import JudgeRules
 from protocols.kinds.solve import Solve
-from protocols.phased.interpreter import Phase, Phased
-from protocols.phased.subplays import Delegate
+from protocols.phased.interpreter import Phased
+from protocols.phased.rules import Delegate, Phase
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import RewardTerm
 from protocols.types import Hidden, Reply, Task, TurnRequest
