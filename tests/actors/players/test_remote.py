@@ -361,12 +361,13 @@ def test_a_spent_budget_ends_a_run_saved_and_with_the_error(
         def __call__(self, *args: Any) -> Any:
             return self
 
-        async def go(self, resume: None) -> None:
-            raise BudgetSpent("all gone")
-
         async def save(self) -> None:
             done.append("saved")
 
+    async def go(trainer: Any, resume: None) -> None:
+        raise BudgetSpent("all gone")
+
+    monkeypatch.setattr(experiment.Trainer, "go", go)
     monkeypatch.setattr(experiment, "_open", lambda config, folder: Fake())
     monkeypatch.setattr(experiment, "_close", lambda run: done.append("closed"))
     monkeypatch.setattr(experiment, "summarise", lambda *args: {})

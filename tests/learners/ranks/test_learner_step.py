@@ -165,9 +165,9 @@ def test_corrected_ratios_start_from_the_weights_at_the_start_of_the_step(miniba
     seen: list[tuple[Any, Any, Any]] = []
     from learners.losses import policy_gradient as losses
 
-    def spy(kind: str, config: LossConfig, new: Tensor, old: Tensor, *rest: Any) -> Any:
-        seen.append((new.detach(), old, rest[3]))
-        return real(kind, config, new, old, *rest)
+    def spy(new: Tensor, entropy: Tensor, batch: Any, config: LossConfig) -> Any:
+        seen.append((new.detach(), batch.old_logprobs_L, batch.proximal_logprobs_L))
+        return real(new, entropy, batch, config)
 
     real = losses.token_loss
     config = LearnerConfig(lr=5.0, minibatches=minibatches, loss=LossConfig(correction="mask"))
