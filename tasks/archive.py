@@ -15,7 +15,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class Entry:
+class ArchivedProposal:
     """One proposal. `solve_rate` is in [0, 1] and the newest one; `count` is how often it was proposed."""
 
     task_id: str
@@ -41,7 +41,7 @@ class Archive:
         """Proposals seen so far, duplicates included."""
         self.duplicates = 0
         """Those of them that stood in the archive already."""
-        self._entries: dict[tuple[str, str], Entry] = {}
+        self._entries: dict[tuple[str, str], ArchivedProposal] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -52,7 +52,7 @@ class Archive:
         known = self._entries.get((task_id, proposal))
         if known is not None:
             self.duplicates += 1
-        self._put(Entry(task_id, proposal, solve_rate, 1 if known is None else known.count + 1))
+        self._put(ArchivedProposal(task_id, proposal, solve_rate, 1 if known is None else known.count + 1))
         return known is None
 
     def update(self, proposal: str, task_id: str, solve_rate: float) -> None:
@@ -60,13 +60,13 @@ class Archive:
         dropped."""
         known = self._entries.get((task_id, proposal))
         if known is not None:
-            self._put(Entry(task_id, proposal, solve_rate, known.count))
+            self._put(ArchivedProposal(task_id, proposal, solve_rate, known.count))
 
-    def within(self, least: float, most: float) -> list[Entry]:
+    def within(self, least: float, most: float) -> list[ArchivedProposal]:
         """The entries whose last solve rate lies between, ends included."""
         return [entry for entry in self._entries.values() if least <= entry.solve_rate <= most]
 
-    def draw(self, rng: random.Random, frontier: float = 0.0, rates: Sequence[float] = (0.0, 1.0)) -> Entry:
+    def draw(self, rng: random.Random, frontier: float = 0.0, rates: Sequence[float] = (0.0, 1.0)) -> ArchivedProposal:
         """One entry of those whose solve rate lies in `rates`, weighted (1 - frontier) + frontier * 4p(1-p): 0 is
         uniform, which also replays what is solved and so guards against forgetting; 1 keeps to what is neither solved
         nor hopeless. Raises IndexError if there is none.
@@ -104,11 +104,11 @@ class Archive:
         """The archive that `state()` described: it draws the same entries from the same random state."""
         archive = cls(state["capacity"])
         for values in state["entries"]:
-            archive._put(Entry(**values))
+            archive._put(ArchivedProposal(**values))
         archive.added, archive.duplicates = state["added"], state["duplicates"]
         return archive
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: ArchivedProposal) -> None:
         if not 0 <= entry.solve_rate <= 1:
             raise ValueError(f"a solve rate lies in [0, 1], not {entry.solve_rate}")
         key = (entry.task_id, entry.proposal)

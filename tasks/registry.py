@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from protocols.extension import Registry
 from tasks.base import TaskSource
-from tasks.kinds.games import Bargains, Words
+from tasks.kinds.games import Bargains, TabooWords
 from tasks.kinds.lists import Lists
 from tasks.kinds.ontology import Ontology
 from tasks.kinds.pixels import Pixels
@@ -27,7 +27,7 @@ SOURCES.register("pixels", source="Irving et al. 2018, arXiv 1805.00899, section
 SOURCES.register("lists", source="Absolute Zero, arXiv 2505.03335; R-Zero, arXiv 2508.05004")(Lists)
 SOURCES.register("open_spiel", needs={"games"}, source="Lanctot et al. 2019, arXiv 1908.09453")(OpenSpiel)
 SOURCES.register("textarena", needs={"textarena"}, source="Guertler et al. 2025, arXiv 2504.11442")(TextArena)
-SOURCES.register("words", source="SPAG, arXiv 2404.10642")(Words)
+SOURCES.register("words", source="SPAG, arXiv 2404.10642")(TabooWords)
 SOURCES.register("bargains", source="Fu et al. 2023, arXiv 2305.10142")(Bargains)
 SOURCES.register("programs", source="Absolute Zero, arXiv 2505.03335, section 3.3")(Programs)
 SOURCES.register("ontology", source="Amini et al. 2024, arXiv 2404.10329")(Ontology)

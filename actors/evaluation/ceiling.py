@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from actors.evaluation.judge_prompts import JudgePrompts
-from actors.evaluation.minimax import Game, Question, Solution, solve
+from actors.evaluation.minimax import Question, RevealGame, Solution, solve
 from actors.evaluation.stats import Interval, proportion
 from actors.players.chat import ChatCodec
 from protocols.phased.interpreter import Phased
@@ -44,7 +44,7 @@ def solve_games(
         return [prompts.belief(index, [_among(next(rows), own) for own in columns[index]]) for index, _ in questions]
 
     sides = protocol.reveal_sides()
-    games = [Game(len(task.evidence), sides, task.choices.index(task.answer or "")) for task in tasks]
+    games = [RevealGame(len(task.evidence), sides, task.choices.index(task.answer or "")) for task in tasks]
     return solve(games, evaluate, width=WIDTH)
 
 

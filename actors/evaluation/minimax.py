@@ -38,7 +38,7 @@ _CHUNKS = (1, 4)
 
 
 @dataclass(frozen=True)
-class Game:
+class RevealGame:
     """`statements` statements, revealed one by one by the sides in `sides` (0 or 1); claim `truth` is the
     true one."""
 
@@ -61,12 +61,12 @@ class Solution:
     evaluations: int
 
 
-def exact(game: Game) -> Search:
+def exact(game: RevealGame) -> Search:
     """Whether truth wins when both sides play perfectly."""
     return _Exact(game).run()
 
 
-def greedy(game: Game) -> Search:
+def greedy(game: RevealGame) -> Search:
     """Whether truth wins when both sides always reveal what helps them most at once (one-ply search; no
     bound)."""
     position: frozenset[int] = frozenset()
@@ -82,7 +82,7 @@ def greedy(game: Game) -> Search:
 
 
 def solve(
-    games: Sequence[Game], evaluate: Evaluate, search: Callable[[Game], Search] = exact, width: int = 512
+    games: Sequence[RevealGame], evaluate: Evaluate, search: Callable[[RevealGame], Search] = exact, width: int = 512
 ) -> list[Solution]:
     """Solves `games` side by side, at most `width` at a time. `evaluate` is asked for the probability of the
     first claim (both orders of the claims averaged, for judges that have a preference) in batches of about
@@ -99,9 +99,9 @@ def solve(
 
 
 async def solve_async(
-    games: Sequence[Game],
+    games: Sequence[RevealGame],
     evaluate: Callable[[list[Question]], Awaitable[list[float]]],
-    search: Callable[[Game], Search] = exact,
+    search: Callable[[RevealGame], Search] = exact,
     width: int = 512,
 ) -> list[Solution]:
     """`solve` for an `evaluate` that must be awaited."""
@@ -116,7 +116,7 @@ async def solve_async(
 
 
 def batched(
-    games: Sequence[Game], search: Callable[[Game], Search], width: int
+    games: Sequence[RevealGame], search: Callable[[RevealGame], Search], width: int
 ) -> Generator[list[Question], list[float], list[Solution]]:
     """The merged searches: yields questions of several games, is sent the answers, returns the solutions."""
     if width < 1:
@@ -155,7 +155,7 @@ def batched(
 class _Exact:
     """One depth-first search. Sets of statements are bit masks; the number of bits set is the ply."""
 
-    def __init__(self, game: Game) -> None:
+    def __init__(self, game: RevealGame) -> None:
         self.game = game
         self.truth_moves = [side == game.truth for side in game.sides]
         self.values: dict[int, bool] = {}
@@ -266,11 +266,11 @@ def _position(revealed: int) -> Position:
     return tuple(i for i in range(revealed.bit_length()) if revealed >> i & 1)
 
 
-def _truth_wins(game: Game, probability: float) -> bool:
+def _truth_wins(game: RevealGame, probability: float) -> bool:
     return probability > 0.5 if game.truth == 0 else probability < 0.5
 
 
-def _truth_logit(game: Game, probability: float) -> float:
+def _truth_logit(game: RevealGame, probability: float) -> float:
     tiny = 1e-9
     logit = math.log((probability + tiny) / (1 - probability + tiny))
     return logit if game.truth == 0 else -logit

@@ -138,7 +138,7 @@ def mcc(truth_N: Sequence[Hashable], verdict_N: Sequence[Hashable]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeVerdict:
     """A judge's last word on one episode."""
 
     probs_K: tuple[float, ...]
@@ -168,7 +168,7 @@ def cluster_of(task: Task) -> str:
     return task.parent or task.id
 
 
-def verdicts(episodes: Iterable[Episode]) -> list[Verdict]:
+def verdicts(episodes: Iterable[Episode]) -> list[JudgeVerdict]:
     """The last valid judgment of each episode that decided it, whose scores are a distribution over two or more
     choices of which the right one is known."""
     found = []
@@ -181,7 +181,7 @@ def verdicts(episodes: Iterable[Episode]) -> list[Verdict]:
             continue
         scores = judgments[-1].scores
         if len(scores) == len(episode.task.choices) and min(scores) >= 0 and abs(sum(scores) - 1) < 1e-3:
-            found.append(Verdict(scores, truth, cluster_of(episode.task), _flipped(episode, judgments[-1])))
+            found.append(JudgeVerdict(scores, truth, cluster_of(episode.task), _flipped(episode, judgments[-1])))
     return found
 
 
@@ -236,7 +236,7 @@ def judge_health(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def _share(found: Sequence[Verdict]) -> Interval:
+def _share(found: Sequence[JudgeVerdict]) -> Interval:
     return proportion([verdict.correct for verdict in found], [verdict.cluster for verdict in found])
 
 
@@ -244,18 +244,18 @@ def beside(episodes: Iterable[Episode]) -> dict[str, dict[str, Any]]:
     """The judges asked beside the one that decides (held-out judges, members of a panel): seat -> n; accuracy and
     agreement with what was decided (Intervals; ties broken at random, in the mean); brier; belief_gap, by how much more
     the deciding judge believes the truth. What debaters gain on their own judge alone shows in a gap that grows."""
-    pairs: dict[str, list[tuple[Verdict, Verdict]]] = defaultdict(list)
+    pairs: dict[str, list[tuple[JudgeVerdict, JudgeVerdict]]] = defaultdict(list)
     for episode in episodes:
         decided = verdicts([episode])
         last = {j.seat: j for j in episode.outcome.judgments if j.valid and not j.decides}
         for seat, judgment in last.items() if decided else ():
             if len(judgment.scores) == len(decided[0].probs_K):
-                own = Verdict(judgment.scores, decided[0].truth, decided[0].cluster, None)
+                own = JudgeVerdict(judgment.scores, decided[0].truth, decided[0].cluster, None)
                 pairs[seat].append((own, decided[0]))
     return {seat: _compared(found) for seat, found in pairs.items()}
 
 
-def _compared(pairs: Sequence[tuple[Verdict, Verdict]]) -> dict[str, Any]:
+def _compared(pairs: Sequence[tuple[JudgeVerdict, JudgeVerdict]]) -> dict[str, Any]:
     own, clusters = [mine for mine, _ in pairs], [mine.cluster for mine, _ in pairs]
     gaps = [decided.probs_K[mine.truth] - mine.probs_K[mine.truth] for mine, decided in pairs]
     width = len(own[0].probs_K)
@@ -298,6 +298,6 @@ def accuracy_by_round(episodes: Iterable[Episode]) -> dict[int, float]:
             readable = judgment.valid and judgment.decides
             belief = len(judgment.scores) == len(episode.task.choices) and abs(sum(judgment.scores) - 1) < 1e-3
             if truth is not None and readable and belief:  # grades of seats are none
-                verdict = Verdict(judgment.scores, truth, "", None)
+                verdict = JudgeVerdict(judgment.scores, truth, "", None)
                 right[judgment.after_turn].append(verdict.correct)
     return {turn: float(np.mean(values)) for turn, values in sorted(right.items())}

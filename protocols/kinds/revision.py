@@ -25,7 +25,7 @@ from protocols.types import Outcome, Task, TurnRequest, VerifierError
 
 
 @dataclass(frozen=True)
-class Step:
+class RevisionStep:
     """Comments on the text as it stands, by all reviewers at once, and one revision of it."""
 
     name: str
@@ -56,7 +56,7 @@ class Revision(Protocol):
     """role -> prompts. Names: question, seat, role, and those listed in `hidden`."""
     draft: str = ""
     """What the author is asked. Names as in the prompts."""
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RevisionStep] = field(default_factory=list)
     rater: RaterRules | None = None
     """Rates the first and the last version. Either this or `verifier`."""
     verifier: bool = False
@@ -140,7 +140,7 @@ class _Desk:
             self.versions.append(text)
             self._author, self._read = seat, {seat}
 
-    def comments(self, step: Step) -> Generator[list[Ask], list[Answer], bool]:
+    def comments(self, step: RevisionStep) -> Generator[list[Ask], list[Answer], bool]:
         """What the reviewers say, told to the reviser. Whether all of them find nothing to change."""
         if not step.reviewers:
             return False

@@ -12,7 +12,7 @@ from tasks.kinds.toys import WORDS
 
 
 @dataclass(frozen=True)
-class Words(TaskSource):
+class TabooWords(TaskSource):
     """One task per word, with the id `word/NAME`; the attacker alone is shown the word."""
 
     kind: ClassVar[str] = "words"

@@ -11,12 +11,12 @@ from hypothesis import given, strategies as st
 from protocols.proposals import carried_proposal
 from protocols.types import InvalidProposal, Task, VerifierError
 from tasks.base import TaskSource
-from tasks.kinds.games import Bargains, Words
+from tasks.kinds.games import Bargains, TabooWords
 from tasks.kinds.ontology import CONCEPTS, Ontology, OntologyDomain, f1, read_alignment
 from tasks.kinds.taxonomy import TREE, Taxonomy, leaves, overlap
 from tasks.kinds.toys import HELD_OUT, OPEN, PAIRS, Toys
 
-SOURCES: list[TaskSource] = [Words(), Bargains(), Ontology(), Taxonomy(), Toys()]
+SOURCES: list[TaskSource] = [TabooWords(), Bargains(), Ontology(), Taxonomy(), Toys()]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.kind)
@@ -38,7 +38,7 @@ def test_what_every_source_promises(source: TaskSource) -> None:
         source.root("nowhere")
 
 
-@pytest.mark.parametrize("source", [Words(), Bargains()], ids=lambda source: source.kind)
+@pytest.mark.parametrize("source", [TabooWords(), Bargains()], ids=lambda source: source.kind)
 def test_held_out_games_are_not_trained_on(source: TaskSource) -> None:
     trained = {source.train(random.Random(seed)).id for seed in range(500)}
     assert not trained & {task.id for task in source.heldout(100, 0)}
@@ -148,8 +148,8 @@ def test_toys_by_hand() -> None:
 
 
 BROKEN: list[tuple[Any, str]] = [
-    (Words(holdout=0), "holdout"), (Words(("a b", "c", "d"), 1), "vocabulary"),
-    (Words(("a", "a", "b"), 1), "vocabulary"),
+    (TabooWords(holdout=0), "holdout"), (TabooWords(("a b", "c", "d"), 1), "vocabulary"),
+    (TabooWords(("a", "a", "b"), 1), "vocabulary"),
     (Bargains(lowest=0), "lowest"), (Bargains(gain=1), "gain"), (Ontology(size=1), "size"), (Ontology(size=99), "size"),
     (Taxonomy(phase="art"), "phase"), (Taxonomy({"a": ["x"]}), "tree.a"), (Taxonomy(max_words=0), "max_words"),
     (Taxonomy({}), "tree"),

@@ -6,12 +6,12 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from actors.evaluation.minimax import Game, Position, Question, exact, greedy, solve, solve_async
+from actors.evaluation.minimax import Position, Question, RevealGame, exact, greedy, solve, solve_async
 
 Judge = Callable[[frozenset[int]], float]
 
 
-def brute_force(game: Game, judge: Judge, order: tuple[int, ...] = ()) -> bool:
+def brute_force(game: RevealGame, judge: Judge, order: tuple[int, ...] = ()) -> bool:
     """Plain minimax over orders of play: no memo, no ordering, no pruning, no sets until the end."""
     if len(order) == len(game.sides):
         probability = judge(frozenset(order))
@@ -34,13 +34,13 @@ def random_judge(seed: int, size: int, additive: float) -> Judge:
 
 
 @st.composite
-def games(draw: st.DrawFn) -> tuple[Game, Judge]:
+def games(draw: st.DrawFn) -> tuple[RevealGame, Judge]:
     plies = draw(st.integers(0, 4))
     statements = draw(st.integers(max(plies, 1), 7))
     alternating = st.sampled_from([(0, 1, 0, 1), (1, 0, 1, 0), (0, 0, 0, 0), (1, 1, 1, 1)])
     free = st.tuples(*[st.integers(0, 1)] * 4)
     sides = draw(st.one_of(alternating, free))[:plies]
-    game = Game(statements, sides, truth=draw(st.integers(0, 1)))
+    game = RevealGame(statements, sides, truth=draw(st.integers(0, 1)))
     return game, random_judge(draw(st.integers(0, 10**6)), statements, draw(st.sampled_from([0.0, 0.5, 0.9])))
 
 
@@ -60,7 +60,7 @@ class Asked:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(games(), min_size=1, max_size=5), st.integers(1, 4))
-def test_exact_agrees_with_brute_force(batch: list[tuple[Game, Judge]], width: int) -> None:
+def test_exact_agrees_with_brute_force(batch: list[tuple[RevealGame, Judge]], width: int) -> None:
     asked = Asked([judge for _, judge in batch])
     solutions = solve([game for game, _ in batch], asked, width=width)
     assert [s.truth_wins for s in solutions] == [brute_force(game, judge) for game, judge in batch]
@@ -76,7 +76,7 @@ def test_both_values_occur_in_larger_games(sides: tuple[int, ...], truth: int) -
     values = []
     for seed in range(12):
         judge = random_judge(seed, 9, additive=0.6)
-        game = Game(9, sides, truth)
+        game = RevealGame(9, sides, truth)
         [solution] = solve([game], Asked([judge]))
         assert solution.truth_wins == brute_force(game, judge)
         values.append(solution.truth_wins)
@@ -85,7 +85,7 @@ def test_both_values_occur_in_larger_games(sides: tuple[int, ...], truth: int) -
 
 def test_half_is_a_loss_for_truth() -> None:
     for truth in (0, 1):
-        [solution] = solve([Game(4, (0, 1), truth)], lambda questions: [0.5] * len(questions))
+        [solution] = solve([RevealGame(4, (0, 1), truth)], lambda questions: [0.5] * len(questions))
         assert not solution.truth_wins
 
 
@@ -93,7 +93,7 @@ def test_consultancy_is_won_by_whoever_speaks_alone() -> None:
     """One winning set of four among 495, and the judge gives no hint where: the search must find it."""
     needle = frozenset({1, 4, 7, 10})
     for truth in (0, 1):
-        [solution] = solve([Game(12, (0,) * 4, truth)], Asked([lambda s: 0.9 if s == needle else 0.1]))
+        [solution] = solve([RevealGame(12, (0,) * 4, truth)], Asked([lambda s: 0.9 if s == needle else 0.1]))
         assert solution.truth_wins == (truth == 0)
 
 
@@ -102,7 +102,7 @@ def test_needs_a_small_part_of_the_game(sides: tuple[int, ...]) -> None:
     statements = 20
     finals = len(list(combinations(range(statements), 4)))
     judges = [random_judge(seed, statements, additive=0.8) for seed in range(10)]
-    solutions = solve([Game(statements, sides, truth=0)] * 10, Asked(judges))
+    solutions = solve([RevealGame(statements, sides, truth=0)] * 10, Asked(judges))
     assert all(solution.evaluations < finals / 2 for solution in solutions)
     assert sum(solution.evaluations for solution in solutions) / 10 < finals / 8
 
@@ -112,7 +112,7 @@ def test_a_clear_win_of_the_last_player_is_proved_by_pairs(truth: int) -> None:
     """Effects add up and the last player is far ahead: each final set answers two moves of the opponent, so
     far fewer than the C(18, 2) = 153 sets are needed that answer every move with the same best reply."""
     asked = Asked([lambda revealed: 0.1 + 0.001 * sum(revealed)])
-    [solution] = solve([Game(20, (0, 1, 0, 1), truth)], asked)
+    [solution] = solve([RevealGame(20, (0, 1, 0, 1), truth)], asked)
     assert solution.truth_wins == (truth == 1)
     assert solution.evaluations - 21 < 120
 
@@ -120,17 +120,17 @@ def test_a_clear_win_of_the_last_player_is_proved_by_pairs(truth: int) -> None:
 def test_searches_share_batches_within_the_width() -> None:
     judges = [random_judge(seed, 8, additive=0.5) for seed in range(30)]
     asked = Asked(judges)
-    together = solve([Game(8, (0, 1, 0, 1), 0)] * 30, asked, width=30)
+    together = solve([RevealGame(8, (0, 1, 0, 1), 0)] * 30, asked, width=30)
     assert asked.batches[0] == 30 * 9
     alone = Asked(judges)
-    assert solve([Game(8, (0, 1, 0, 1), 0)] * 30, alone, width=1) == together
+    assert solve([RevealGame(8, (0, 1, 0, 1), 0)] * 30, alone, width=1) == together
     assert len(asked.batches) * 10 < len(alone.batches)
     assert sorted(asked.questions) == sorted(alone.questions)
 
 
 def test_async_is_the_same() -> None:
     judges = [random_judge(seed, 7, additive=0.5) for seed in range(5)]
-    batch = [Game(7, (0, 1, 0, 1), seed % 2) for seed in range(5)]
+    batch = [RevealGame(7, (0, 1, 0, 1), seed % 2) for seed in range(5)]
     asked = Asked(judges)
 
     async def evaluate(questions: list[Question]) -> list[float]:
@@ -142,7 +142,7 @@ def test_async_is_the_same() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(games())
-def test_greedy_takes_the_best_next_position(case: tuple[Game, Judge]) -> None:
+def test_greedy_takes_the_best_next_position(case: tuple[RevealGame, Judge]) -> None:
     game, judge = case
     order: Position = ()
     for side in game.sides:
@@ -156,13 +156,13 @@ def test_greedy_takes_the_best_next_position(case: tuple[Game, Judge]) -> None:
 
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="as many statements"):
-        Game(3, (0, 1, 0, 1), 0)
+        RevealGame(3, (0, 1, 0, 1), 0)
     with pytest.raises(ValueError, match="0 or 1"):
-        Game(5, (0, 2), 0)
+        RevealGame(5, (0, 2), 0)
     with pytest.raises(ValueError, match="width"):
-        solve([Game(2, (0,), 0)], lambda questions: [0.5] * len(questions), width=0)
+        solve([RevealGame(2, (0,), 0)], lambda questions: [0.5] * len(questions), width=0)
     for bad in ([float("nan")] * 3, [0.5], [1.5] * 3):
         with pytest.raises(ValueError, match="probabilities"):
-            solve([Game(2, (0,), 0)], lambda questions, bad=bad: bad)
+            solve([RevealGame(2, (0,), 0)], lambda questions, bad=bad: bad)
     assert solve([], lambda questions: []) == []
-    assert exact(Game(2, (0,), 0)).send(None) == [(), (0,), (1,)]
+    assert exact(RevealGame(2, (0,), 0)).send(None) == [(), (0,), (1,)]

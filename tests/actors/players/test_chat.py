@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from actors.players.chat import ChatCodec, TemplateError, UnsafeTokenizer
+from actors.players.chat import ChatCodec, ChatTemplateError, UnsafeTokenizer
 from learners.models.tiny import build_tokenizer
 from protocols.types import Message, TokenTrace, Turn
 
@@ -257,7 +257,7 @@ def test_text_drops_the_end_and_nothing_else():
     ],
 )
 def test_templates_that_do_not_carry_each_message_once_are_refused(template):
-    with pytest.raises(TemplateError):
+    with pytest.raises(ChatTemplateError):
         ChatCodec(chatml_tokenizer(template))
 
 

@@ -17,7 +17,7 @@ from protocols.contract.drive import Trace, drive
 from protocols.judges.confidence import LEVELS, vote_shares, weight
 from protocols.kinds.negotiation import last_move, shares
 from protocols.kinds.prover_verifier import final_answer
-from protocols.kinds.revision import Revision, Step
+from protocols.kinds.revision import Revision, RevisionStep
 from protocols.kinds.taboo import winner
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import Move, Record, RewardTerm
@@ -183,7 +183,7 @@ def test_a_verifier_grades_first_and_last_version() -> None:
     rules = Revision(
         seats={"ann": "writer", "cid": "critic"}, author="ann", verifier=True,
         prompts={"writer": RolePrompt(opening="{{ question }}"), "critic": RolePrompt(opening="{{ question }}")},
-        steps=[Step("again", "ann", "Again.", ["cid"], "Well?")], name="sums",
+        steps=[RevisionStep("again", "ann", "Again.", ["cid"], "Well?")], name="sums",
         rewards=[RewardTerm("rating"), RewardTerm("improvement", to=["cid"])],
     )  # fmt: skip
     assert rules.problems() == []

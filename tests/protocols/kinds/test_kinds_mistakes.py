@@ -16,7 +16,7 @@ from protocols.kinds.market import Market
 from protocols.kinds.negotiation import Negotiation
 from protocols.kinds.propose_judge import ProposeSolveJudge
 from protocols.kinds.prover_verifier import ProverVerifier
-from protocols.kinds.revision import Revision, Step
+from protocols.kinds.revision import Revision, RevisionStep
 from protocols.kinds.taboo import Taboo
 from protocols.phased.interpreter import Phased
 from protocols.phased.rules import Phase
@@ -50,10 +50,10 @@ BROKEN: list[tuple[Callable[[], Protocol], str, str]] = [
     (lambda: replace(WRITTEN, seats={"ann": "writer", "ben": "writer"}), "seats.ben", "never writes"),
     (lambda: replace(WRITTEN, prompts={}), "prompts", "'writer' has no prompts"),
     (lambda: replace(WRITTEN, draft="{{ image }}"), "draft", "unknown placeholder"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "ann", "", ["ann"])]), "steps.0.reviewers", "once"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "ann", "", passes="FINE")]), "steps.0.passes", "no effect"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "bob", "")]), "steps.0.reviser", "valid: ann"),
-    (lambda: replace(WRITTEN, steps=[Step("s", "ann", "{{ x }}")]), "steps.0.revise", "unknown"),
+    (lambda: replace(WRITTEN, steps=[RevisionStep("s", "ann", "", ["ann"])]), "steps.0.reviewers", "once"),
+    (lambda: replace(WRITTEN, steps=[RevisionStep("s", "ann", "", passes="FINE")]), "steps.0.passes", "no effect"),
+    (lambda: replace(WRITTEN, steps=[RevisionStep("s", "bob", "")]), "steps.0.reviser", "valid: ann"),
+    (lambda: replace(WRITTEN, steps=[RevisionStep("s", "ann", "{{ x }}")]), "steps.0.revise", "unknown"),
     (lambda: replace(WRITTEN, rater=replace(RATER, scale=["1"])), "rater.scale", "two or more"),
     (lambda: replace(WRITTEN, rater=replace(RATER, seat="ann")), "rater.seat", "taken: ann"),
     (lambda: replace(WRITTEN, rater=replace(RATER, prompt="")), "rater.prompt", "missing"),
