@@ -64,7 +64,8 @@ class Game(ABC):
 
 def softmax(logits: Floats) -> Floats:
     shifted = np.exp(logits - logits.max())
-    return shifted / shifted.sum()
+    probabilities: Floats = shifted / shifted.sum()
+    return probabilities
 
 
 class RockPaperScissors(Game):
@@ -82,7 +83,8 @@ class RockPaperScissors(Game):
         return float(softmax(logits) @ self.payoff @ softmax(other)) / 2
 
     def average(self, tables: Sequence[Floats]) -> Floats:
-        return np.log(np.mean([softmax(logits) for logits in tables], axis=0) + 1e-300)
+        mean_logits: Floats = np.log(np.mean([softmax(logits) for logits in tables], axis=0) + 1e-300)
+        return mean_logits
 
     def exploitability(self, logits: Floats) -> float:
         return 2 * float((self.payoff @ softmax(logits)).max())  # the game is symmetric and its value 0
@@ -129,7 +131,8 @@ class Kuhn(Game):
         reached = 1 - a  # the first player answers a bet only where it had passed
         mean_b = (reached * b).sum(0) / np.maximum(reached.sum(0), 1e-12)
         chance = np.concatenate([a.mean(0), mean_b, c.mean(0), d.mean(0)]).clip(1e-12, 1 - 1e-12)
-        return np.log(chance) - np.log1p(-chance)
+        log_odds: Floats = np.log(chance) - np.log1p(-chance)
+        return log_odds
 
     def exploitability(self, logits: Floats) -> float:
         a, b, c, d = self.parts(logits)

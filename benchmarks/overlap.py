@@ -71,7 +71,7 @@ def train(folder: Path, overrides: list[str]) -> None:
 
 def stage_seconds(run: Path, stage: str = "debate") -> float:
     """Of all learner steps together, waiting included."""
-    return sum(step["step_s"] for step in stage_figures(run, stage))
+    return float(sum(step["step_s"] for step in stage_figures(run, stage)))
 
 
 def stage_figures(run: Path, stage: str) -> list[dict[str, Any]]:

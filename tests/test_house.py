@@ -21,7 +21,7 @@ KNOWN: dict[str, list[str]] = {
     ],
 }
 """Rule -> what breaks it today. Whoever repairs one takes it out here: what no longer offends fails the test."""
-LEAST_STRICT_SHARE = 0.51
+LEAST_STRICT_SHARE = 0.95
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,8 @@ def bradley_terry(wins_NN: Floats, prior: float = 0.0) -> Floats:
     met_NN = (wins_NN + wins_NN.T) > 0
     if (met_NN & ~reachable(wins_NN + prior * met_NN > 0)).any():
         raise NoFiniteRating("a player, or a group of players, won or lost all its plays against the others")
-    return _maximum(wins_NN[None], prior)[0]
+    strengths_N: Floats = _maximum(wins_NN[None], prior)[0]
+    return strengths_N
 
 
 def _maximum(wins_RNN: Floats, prior: float) -> Floats:
@@ -217,7 +218,8 @@ def reachable(edges_NN: Bools) -> Bools:
     paths_NN = edges_NN | np.eye(len(edges_NN), dtype=bool)
     for _ in range(max(1, len(edges_NN)).bit_length()):
         paths_NN = (paths_NN.astype(int) @ paths_NN.astype(int)) > 0
-    return paths_NN
+    reachable_NN: Bools = paths_NN
+    return reachable_NN
 
 
 def cycles(beats_NN: Bools, players: Sequence[str]) -> list[list[str]]:

@@ -108,7 +108,7 @@ def settings(method: str, task: str) -> Json:
 
 def flow(value: Any) -> str:
     """YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).strip()
+    return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)).strip()
 
 
 def jobs(

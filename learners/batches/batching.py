@@ -121,7 +121,7 @@ def collate(
         advantages, old, versions, owners, segments = [0.0], [0.0], [0], [-1], [0]
         proximal = reference = old_values = returns = [0.0]
 
-    def integers(values: list) -> Tensor:
+    def integers(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
 
     def floats(values: list[float]) -> Tensor:

@@ -74,7 +74,8 @@ def build_samples(
     check_settings(config, signal)
     needs = SIGNALS.needs(signal.kind)
     if "polls" in needs:
-        return truth_samples(episodes, policy, signal.consistency, answers)
+        built: tuple[list[Sample], dict[str, float]] = truth_samples(episodes, policy, signal.consistency, answers)
+        return built
     counts: Counter[str] = Counter()
     turns = credited_turns(episodes, policy, config, counts, answers)
     if "advantage" not in needs:

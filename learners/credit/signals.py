@@ -32,7 +32,8 @@ def rejection(credits_G: Floats, config: SignalConfig) -> Floats:
     if is_flat(credits_G):
         return np.zeros_like(credits_G)
     last = np.sort(credits_G)[-min(config.best, len(credits_G))]
-    return (credits_G >= last).astype(np.float64)
+    weights_G: Floats = (credits_G >= last).astype(np.float64)
+    return weights_G
 
 
 @SIGNALS.register(

@@ -344,7 +344,8 @@ class LearnerRank(Saving):
             return nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(parameters)
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+        return gathered
 
 
 def _numel(parameter: Any) -> int:

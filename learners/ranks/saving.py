@@ -92,7 +92,8 @@ class Saving(ABC):
         if self.reference is not None:
             self.reference.load(folder, facts["reference"])
         self.updates = facts["updates"]
-        return facts["extra"]
+        extra: dict[str, Any] = facts["extra"]
+        return extra
 
     def _load_sliced(self, folder: str, scratch: str) -> str | None:
         """A state that another number of ranks cut into slices (learners/ranks/reshard.py)."""
@@ -113,7 +114,8 @@ class Saving(ABC):
         dist.barrier()
         if self.rank == 0:
             shutil.rmtree(out)
-        return path
+        sliced: str | None = path
+        return sliced
 
     def save_hf(self, folder: str) -> None:
         """The model in Hugging Face format (safetensors), with the tokenizer files it came with; an adapter merged, and

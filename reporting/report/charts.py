@@ -168,7 +168,8 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     kernel = np.ones(2 * reach + 1)
     total = np.convolve(np.where(known, values, 0.0), kernel)[reach : reach + len(values)]
     count = np.convolve(known.astype(float), kernel)[reach : reach + len(values)]
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    means: np.ndarray = np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return means
 
 
 def dots(groups: Mapping[str, Sequence[float]], before: float | None = None, percent: bool = False) -> str:
