@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from protocols.rewards.record import Belief, Params, Record
+from protocols.rewards.record import Belief, Param, Params, Record, above_0, reward
 from protocols.types import Reward
 
 
@@ -20,6 +20,7 @@ def log_odds(belief: Belief, side: int, clip: float) -> float:
     return min(clip, max(-clip, math.log(mine) - math.log(theirs)))
 
 
+@reward("belief_change", "beliefs", clip=Param(8.0, above_0, "above 0 (nats)"))
 def belief_change(record: Record, params: Params) -> Iterator[Reward]:
     """Per turn: how far it moved the judge's log odds of the speaker's own claim (nats).
 
@@ -37,6 +38,7 @@ def belief_change(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(move.seat, move.turn, after - before, "belief_change")
 
 
+@reward("win", "final belief", zero_sum=True)
 def win(record: Record, params: Params) -> Iterator[Reward]:
     """+1 for the side that the judge's final belief favours, -1 for the other, 0 on a tie (Irving 2018)."""
     for seat, side, team in _sided(record):
@@ -44,12 +46,14 @@ def win(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(seat, None, ((lead > 0) - (lead < 0)) / team, "win")
 
 
+@reward("win_probability", "final belief", zero_sum=True)
 def win_probability(record: Record, params: Params) -> Iterator[Reward]:
     """2p - 1, p the judge's final probability of the seat's claim."""
     for seat, side, team in _sided(record):
         yield Reward(seat, None, _lead(record.beliefs[-1], side) / team, "win_probability")
 
 
+@reward("win_logit", "final belief", zero_sum=True, clip=Param(8.0, above_0, "above 0 (nats)"))
 def win_logit(record: Record, params: Params) -> Iterator[Reward]:
     """The judge's final log odds of the seat's claim (nats), clipped to plus or minus `clip`."""
     for seat, side, team in _sided(record):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from protocols.rewards.record import Params, Record
+from protocols.rewards.record import Param, Params, Record, above_0, reward
 from protocols.types import Reward
 
 
+@reward("illegal", "legal moves")
 def illegal(record: Record, params: Params) -> Iterator[Reward]:
     """-1 for each rejected move."""
     for move in record.moves:
@@ -15,6 +16,7 @@ def illegal(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -1.0, "illegal")
 
 
+@reward("format", "turns")
 def format_(record: Record, params: Params) -> Iterator[Reward]:
     """-1 for each reply that is blank, was cut off by its token limit or lacks the parts it should have."""
     for move in record.moves:
@@ -22,6 +24,7 @@ def format_(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -1.0, "format")
 
 
+@reward("length", "word limits", cap=Param(1.0, above_0, "above 0 (share of the limit)"))
 def length(record: Record, params: Params) -> Iterator[Reward]:
     """Minus the share by which a turn is longer than its soft_words or shorter than its min_words, at most `cap`."""
     for move in record.moves:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from protocols.rewards.record import Param, at_least_0, is_flag, reward
 from protocols.types import Reward
 
 if TYPE_CHECKING:
     from protocols.rewards.record import Move, Params, Record
 
 
+@reward("grade", "grades", source="arXiv 2309.00267")
 def grade(record: Record, params: Params) -> Iterator[Reward]:
     """The last grade of each graded seat, from 0 to 1 (a judge's score as reward: Lee et al. 2023, RLAIF,
     arXiv 2309.00267, section on direct rewards)."""
@@ -19,6 +21,7 @@ def grade(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(seat, None, value, "grade")
 
 
+@reward("revision_gain", "two judgments", source="arXiv 2206.05802")
 def revision_gain(record: Record, params: Params) -> Iterator[Reward]:
     """The last judgment of a seat minus the first: of its grade, or of the probability of the claim that it argues.
 
@@ -38,6 +41,7 @@ def revision_gain(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(seat, None, gains.get(seat, mean), "revision_gain")
 
 
+@reward("unverified_quotes", "quotes")
 def unverified_quotes(record: Record, params: Params) -> Iterator[Reward]:
     """-1 for each quote that does not stand in what it was to be taken from."""
     for move in record.moves:
@@ -45,6 +49,7 @@ def unverified_quotes(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -float(move.unverified), "unverified_quotes")
 
 
+@reward("brier_change", "beliefs")
 def brier_change(record: Record, params: Params) -> Iterator[Reward]:
     """Per turn: how much nearer it brought the judge to the truth, the fall of the Brier score sum_i (p_i - y_i)^2 of
     its belief (Brier 1950: proper; paid for the change since the turn before, as in the market scoring rules of Hanson
@@ -58,6 +63,12 @@ def brier_change(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, before - after, "brier_change")
 
 
+@reward(
+    "src_sides",
+    "final belief",
+    helpful=Param(1.0, is_flag, "1 (a helpful prover) or 0 (a sneaky one)"),
+    source="arXiv 2407.13692",
+)
 def src_sides(record: Record, params: Params) -> Iterator[Reward]:
     """Provers before a verifier (Kirchner et al. 2024, arXiv 2407.13692): (2c - 1)(2h - 1) v where v > 0, else -1.
 
@@ -74,6 +85,7 @@ def src_sides(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(seat, None, -1.0 if lead <= 0 else lead if aligned else -lead, "src_sides")
 
 
+@reward("azr", "sub-plays", source="arXiv 2505.03335")
 def azr(record: Record, params: Params) -> Iterator[Reward]:
     """1 - p for a proposal whose sub-plays are won with share p > 0, 0 where none is (Zhao et al. 2025, Absolute Zero,
     arXiv 2505.03335, the proposer's reward): the hardest task that can be solved at all pays most."""
@@ -81,6 +93,12 @@ def azr(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(move.seat, move.turn, 1.0 - p if p > 0.0 else 0.0, "azr")
 
 
+@reward(
+    "r_zero",
+    "sub-plays",
+    duplicates=Param(1.0, at_least_0, "at least 0 (weight of the share of duplicates)"),
+    source="arXiv 2508.05004",
+)
 def r_zero(record: Record, params: Params) -> Iterator[Reward]:
     """min(p, 1 - p) - `duplicates` * d: p the share of sub-plays that are won, d the share of the batch's proposals
     that are like this one, itself included. The uncertainty reward is that of R-Zero's implementation, half of the

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocols.extension import Registry
 from protocols.types import Reward
 
 Belief = tuple[float, ...]
@@ -103,14 +104,60 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Param:
+    """A setting of a reward (`params` in YAML): its default, which values it may have, and how to say that."""
+
+    default: float
+    valid: Callable[[float], bool]
+    says: str
+
+
+def above_0(value: float) -> bool:
+    return value > 0.0
+
+
+def at_least_0(value: float) -> bool:
+    return value >= 0.0
+
+
+def is_flag(value: float) -> bool:
+    return value in (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
-    """A reward, what it reads, its settings with their defaults, and whether two opposed sides sum to 0."""
+    """A reward, what it reads, its settings, and whether two opposed sides sum to 0."""
 
     pay: Callable[[Record, Params], Iterator[Reward]]
     needs: Source
     params: Params = field(default_factory=dict)
+    """Its settings at their defaults."""
     zero_sum: bool = False
     """`game_return`: where the returns of the game do."""
+    settings: Mapping[str, Param] = field(default_factory=dict)
+
+
+REWARDS: Registry[Rule] = Registry("reward")
+"""Every reward there is, by its name in YAML; `protocols/rewards/registry.py` imports the files that fill it."""
+Pay = Callable[[Record, Params], Iterator[Reward]]
+
+
+def reward(
+    name: str, needs: Source, *, zero_sum: bool = False, source: str = "", **settings: Param
+) -> Callable[[Pay], Pay]:
+    """Decorator that registers a function of a play's record and of its settings, which yields rewards.
+
+    `needs`: what a protocol must have for it. `source`: paper and equation. A reward of an outside package
+    registers itself the same way (`plugins:` in a config).
+    """
+
+    def add(pay: Pay) -> Pay:
+        params = {key: param.default for key, param in settings.items()}
+        rule = Rule(pay, needs, params, zero_sum, settings)
+        REWARDS.register(name, reads=settings, needs=(needs,), source=source)(rule)
+        return pay
+
+    return add
 
 
 _LACKING: dict[Source, str] = {
@@ -133,5 +180,3 @@ _LACKING: dict[Source, str] = {
     "grades": "a judge that grades seats (judge.grade.of: seats)",
     "two judgments": "a judge who is asked more than once (judge.when: each_turn, or phases with two in after)",
 }
-
-

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from protocols.rewards.record import reward
 from protocols.types import Reward
 
 if TYPE_CHECKING:
     from protocols.rewards.record import Params, Record
 
 
+@reward("team_right", "vote", source="arXiv 2411.00053")
 def team_right(record: Record, params: Params) -> Iterator[Reward]:
     """The share of votes for the right answer, to everyone who took a turn: a critic or a questioner who votes on
     nothing is paid by what its talk came to (the shared reward of ACC-Collab, arXiv 2411.00053)."""
@@ -19,6 +21,7 @@ def team_right(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(seat, None, record.votes_truth, "team_right")
 
 
+@reward("correction_gain", "choices", source="arXiv 2402.02416")
 def correction_gain(record: Record, params: Params) -> Iterator[Reward]:
     """For a choice made after another seat's: 1 if it turned wrong into right, -1 if right into wrong, else 0.
 
@@ -34,12 +37,14 @@ def correction_gain(record: Record, params: Params) -> Iterator[Reward]:
         before = move
 
 
+@reward("rating", "ratings")
 def rating(record: Record, params: Params) -> Iterator[Reward]:
     """The last rating, in [0, 1], to everyone who took a turn; nothing where nothing was rated."""
     for seat in _speakers(record) if record.ratings else ():
         yield Reward(seat, None, record.ratings[-1], "rating")
 
 
+@reward("improvement", "ratings", source="arXiv 2305.16960")
 def improvement(record: Record, params: Params) -> Iterator[Reward]:
     """The last rating minus the first, in [-1, 1], to everyone who took a turn: what the revision was worth (Stable
     Alignment, arXiv 2305.16960, ranks a draft and its revisions by an observer's ratings)."""
@@ -47,12 +52,14 @@ def improvement(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(seat, None, record.ratings[-1] - record.ratings[0], "improvement")
 
 
+@reward("game_result", "result")
 def game_result(record: Record, params: Params) -> Iterator[Reward]:
     """What the game's own rules give each seat: 1, 0 or -1 in taboo, the share of the gain in a negotiation."""
     for seat, value in record.results.items():
         yield Reward(seat, None, value, "game_result")
 
 
+@reward("forecast", "forecasts")
 def forecast(record: Record, params: Params) -> Iterator[Reward]:
     """-(p - b)^2 for each forecast p of the probability b that the judge came to: a proper score (Brier 1950), best
     where p is the expected b."""
@@ -62,6 +69,7 @@ def forecast(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, -(error * error), "forecast")
 
 
+@reward("market_move", "forecasts")
 def market_move(record: Record, params: Params) -> Iterator[Reward]:
     """|p' - p|: how far an argument moved the forecast, either way (market making, Hubinger 2020)."""
     for move in record.moves:
@@ -70,6 +78,7 @@ def market_move(record: Record, params: Params) -> Iterator[Reward]:
             yield Reward(move.seat, move.turn, abs(change), "market_move")
 
 
+@reward("src", "verdict on an answer", source="arXiv 2407.13692")
 def src(record: Record, params: Params) -> Iterator[Reward]:
     """(2c - 1)(2h - 1)v if v > 0, else -1, for a prover: c whether its answer is right, h whether it was to help, and
     v = 2p - 1 of the verifier's probability p that it is right. Convincing counts for a helpful prover when it is
@@ -82,6 +91,7 @@ def src(record: Record, params: Params) -> Iterator[Reward]:
         yield Reward(seat, None, kept_to_role * convincing if convincing > 0 else -1.0, "src")
 
 
+@reward("verdict_score", "verdict on an answer")
 def verdict_score(record: Record, params: Params) -> Iterator[Reward]:
     """-(p - c)^2 for the seat that was asked whether the answer is right: p its probability, c 1 or 0 as it is."""
     assert record.score is not None, "the verifier has not spoken"
