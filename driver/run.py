@@ -153,10 +153,10 @@ class Run:
         """The learner of a policy, started when first needed, on the weights in `base` or those of the policy."""
         if name not in self.learners:
             policy = self.config.policies[name]
-            remote_code = policy.model.trust_remote_code
             learner = LearnerGroup(
-                name, base or self.models[name], policy.learner, self.config.seed, trust_remote_code=remote_code
-            )
+                name, base or self.models[name], policy.learner, self.config.seed,
+                trust_remote_code=policy.model.trust_remote_code, plugins=self.config.plugins,
+            )  # fmt: skip
             await learner.ready()
             self.learners[name] = learner
         return self.learners[name]

@@ -54,7 +54,7 @@ class Words:
 class Checksum:
     """A learner whose weights are a checksum of its samples, in order. A step that is no number changes nothing."""
 
-    def __init__(self, policy: str, model_dir: str, config: Any, seed: int = 0, trust_remote_code: bool = False):
+    def __init__(self, policy: str, model_dir: str, config: Any, seed: int = 0, **settings: Any):
         self.config = config
         self.weights = hashlib.sha256(policy.encode()).hexdigest()
 
