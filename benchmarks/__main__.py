@@ -22,7 +22,7 @@ from benchmarks.harness import page
 from benchmarks.harness.measure import ROOT, Json, circumstances
 
 NAMES = ("driver", "orchestrator", "learner", "bubbles", "prefix", "saturation", "overlap", "peer")
-"""Modules with a `main(quick)` that returns settings, targets, measured and figures."""
+"""Modules with a `main(quick)` that returns settings, targets, measured and metrics."""
 
 
 def main() -> int:

@@ -111,7 +111,7 @@ async def measure(model_dir: str, quick: bool) -> Json:
                for name, values in seconds.items()},
             **{f"tokens sampled in the last repeat, {name}": count for name, count in tokens.items()},
         },
-        "figures": [figure("bars", "Episodes per second", {
+        "metrics": [figure("bars", "Episodes per second", {
             name: rounded(episodes / statistics.median(values)) for name, values in seconds.items()})],
     }  # fmt: skip
 

@@ -100,7 +100,7 @@ def main(quick: bool = False) -> Json:
         ],
         "measured": {f"turns per second, {name}": {f"{n:,} episodes": spread(values) for n, values in runs.items()}
                      for name, runs in found.items()},
-        "figures": [figure("lines", "Turns per second and core", {
+        "metrics": [figure("lines", "Turns per second and core", {
             name: [[n, rounded(statistics.median(values))] for n, values in runs.items()]
             for name, runs in found.items()}, "concurrent episodes", "turns/s", log_x=True)],
     }  # fmt: skip

@@ -1,13 +1,13 @@
 """What a league is for: two games in which self-play goes in circles, with exact exploitability.
 
-    python benchmarks/league_cycle.py [--out FOLDER]     # about ten seconds; pictures as SVG, figures on screen
+    python benchmarks/league_cycle.py [--out FOLDER]     # about ten seconds; pictures as SVG, metrics on screen
 
 The learner is a table of logits that follows the exact policy gradient, so nothing here is noise. Snapshots, opponents
 and their results go through the league that training uses (actors/league/pool.py), ratings through
 actors/league/ratings.py.
 
     self-play   the table against itself
-    league      half self-play, half past selves out of a pool (pfsp or uniform)
+    league      half self-play, half opponent checkpoints out of a pool (pfsp or uniform)
     magnet      self-play with a KL penalty towards a moving average of the table's logits
 
 The average of a pool is the policy that draws one of its members for each play.
@@ -144,17 +144,18 @@ class Kuhn(Game):
 
 
 class Curves:
-    """Exploitability over steps, of the newest weights and of the average of the past selves kept."""
+    """Exploitability over steps, of the newest weights and of the average of the opponent checkpoints kept."""
 
     def __init__(self) -> None:
         self.last: list[tuple[float, float]] = []
         self.average: list[tuple[float, float]] = []
         self.tables: dict[str, Floats] = {}
-        """Past selves that are kept, by name."""
+        """Opponent checkpoints that are kept, by name."""
 
 
 def train(game: Game, mix: Mapping[str, float], kl: float = 0.0, steps: int = STEPS, seed: int = 0) -> Curves:
-    """A table against itself and past selves, in the shares of `mix`, as `stages.X.opponents` would have it."""
+    """A table against itself and opponent checkpoints, in the shares of `mix`, as `stages.X.opponents` would have
+    it."""
     league, rng, curves = League(), random.Random(seed), Curves()
     logits, magnet = game.start.copy(), game.start.copy()
     tables: dict[str, Floats] = {}
@@ -182,7 +183,7 @@ def train(game: Game, mix: Mapping[str, float], kl: float = 0.0, steps: int = ST
 
 
 def cross_play(game: Game, tables: Mapping[str, Floats], plays: int = 3000, seed: int = 0) -> Results:
-    """Drawn plays of every pair of past selves; a play is won with the chance that its mean value says."""
+    """Drawn plays of every pair of opponent checkpoints; a play is won with the chance that its mean value says."""
     rng, results, names = np.random.default_rng(seed), Results(), list(tables)
     for i, one in enumerate(names):
         for other in names[:i]:
@@ -221,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept = dict(list(found[name].tables.items())[-12:])
             says = table(cross_play(game, kept))
             circle = " beats ".join(says["cycles"][0]) if says["cycles"] else "none"
-            print(f"  last twelve past selves of {name}: cyclic share {says['cyclic_share']:.2f}, cycle: {circle}")
+            print(f"  last twelve checkpoints of {name}: cyclic share {says['cyclic_share']:.2f}, cycle: {circle}")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ async def measure(model_dir: str, quick: bool) -> Json:
                      "skewed lengths": f"{len(skewed)} sequences, lognormal, 16 to 512 tokens",
                      "micro_tokens": CONFIG.micro_tokens},
         "targets": targets, "measured": measured,
-        "figures": [figure("bars", "Seconds per step", {
+        "metrics": [figure("bars", "Seconds per step", {
             name: rounded(statistics.median(values)) for name, values in seconds.items()})],
     }  # fmt: skip
 
@@ -130,8 +130,8 @@ async def steps(model_dir: str, samples: list[Sample], repeats: int) -> dict[str
 
 async def step_seconds(group: LearnerGroup, samples: list[Sample]) -> float:
     begun = time.perf_counter()
-    figures = await group.step(samples)
-    assert figures["updates"] == 1 and not figures["skipped"], figures
+    metrics = await group.step(samples)
+    assert metrics["updates"] == 1 and not metrics["skipped"], metrics
     return time.perf_counter() - begun
 
 

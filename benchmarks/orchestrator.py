@@ -186,6 +186,6 @@ def report(found: dict[str, list[Found]], sizes: tuple[int, int]) -> Json:
             "KiB of driver memory per waiting episode": rounded(per_episode / 1024),
             f"with {many:,} episodes": crowd.counts,
         },
-        "figures": [figure("bars", "Driver CPU per turn (microseconds)", {
+        "metrics": [figure("bars", "Driver CPU per turn (microseconds)", {
             names[what]: rounded(statistics.median(costs[what])) for what in names})],
     }  # fmt: skip

@@ -71,10 +71,10 @@ def train(folder: Path, overrides: list[str]) -> None:
 
 def stage_seconds(run: Path, stage: str = "debate") -> float:
     """Of all learner steps together, waiting included."""
-    return float(sum(step["step_s"] for step in stage_figures(run, stage)))
+    return float(sum(step["step_s"] for step in stage_metrics(run, stage)))
 
 
-def stage_figures(run: Path, stage: str) -> list[dict[str, Any]]:
+def stage_metrics(run: Path, stage: str) -> list[dict[str, Any]]:
     """The figures of every learner step of a stage."""
     return [line["values"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == f"rollout/{stage}"]
 

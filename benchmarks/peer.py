@@ -34,7 +34,7 @@ import yaml
 from actors.players.chat import ChatCodec
 from actors.rollout.loop import training_task
 from benchmarks.harness.measure import PROTOCOLS, ROOT, Json, figure, ratios, rounded, spread, target
-from benchmarks.overlap import stage_figures
+from benchmarks.overlap import stage_metrics
 from configs.load import load_protocol, load_task_source
 from protocols.types import TurnRequest
 from reporting.tracker import read_metrics
@@ -144,7 +144,7 @@ def ours(folder: Path, protocol: Path, model: Path, steps: int, batch: int, seed
     stage = {"protocol": "attempt", "roles": {"solver": "solver"}, "steps": steps, "plays_per_step": batch,
              "repeats": REPEATS, "max_staleness": 1}  # fmt: skip
     run(folder, protocol, {"policies": {"solver": policy}, "stages": {STAGE: stage}}, seed)
-    figures = stage_figures(folder, STAGE)
+    figures = stage_metrics(folder, STAGE)
     return list(zip(accumulate(step["step_s"] for step in figures), (step["score/attempt"] for step in figures)))
 
 

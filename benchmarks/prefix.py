@@ -95,7 +95,7 @@ def report(found: dict[str, Case], sizes: dict[str, int], plays: int) -> Json:
                 for i, name in enumerate(("prompt tokens computed per request", "prefix hit rate", "seconds"))}
                for case, ways in found.items()},
         },
-        "figures": [figure("bars", "Prompt tokens computed per request", {
+        "metrics": [figure("bars", "Prompt tokens computed per request", {
             f"{way}, {case}": rounded(statistics.median(values))
             for case, ways in computed.items() for way, values in ways.items()})],
     }  # fmt: skip

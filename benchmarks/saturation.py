@@ -141,7 +141,7 @@ async def measure(folder: Path, quick: bool) -> Json:
         "targets": [target(f"tokens per second, system over bare vLLM, {name}", statistics.median(values),
                            at_least=0.85, repeats=values) for name, values in shares.items()],
         "measured": {case.name: told(case) for case in cases},
-        "figures": [figure("bars", "Tokens per second (prompts and replies)", {
+        "metrics": [figure("bars", "Tokens per second (prompts and replies)", {
             f"{case.name}, {who}": rounded(statistics.median([n / s for n, s in zip(case.tokens, seconds)]))
             for case in cases for who, seconds in (("system", case.ours_s), ("bare vLLM", case.bare_s))})],
     }  # fmt: skip

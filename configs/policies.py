@@ -11,7 +11,7 @@ PAST = "past"
 
 
 def as_served(policies: Mapping[str, PolicyConfig], policy: PolicyConfig) -> PolicyConfig:
-    """What the engines of a policy serve: of past selves, the model and sampling of the policies they were."""
+    """What the engines of a policy serve: of opponent checkpoints, the model and sampling of the policies they were."""
     origin = policies.get(policy.of[0]) if policy.kind == PAST and policy.of else None
     if origin is None:
         return policy
@@ -19,7 +19,7 @@ def as_served(policies: Mapping[str, PolicyConfig], policy: PolicyConfig) -> Pol
 
 
 def rules_of(opponents: OpponentsConfig) -> dict[str, float]:
-    """The shares of the mix that are past selves."""
+    """The shares of the mix that are opponent checkpoints."""
     return {rule: share for rule, share in opponents.mix.items() if rule in OPPONENT_RULES and share > 0}
 
 

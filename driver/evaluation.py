@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 
-from actors.evaluation.arms import arm_figures, heldout_tasks, play_arm, score, score_by
+from actors.evaluation.arms import arm_metrics, heldout_tasks, play_arm, score, score_by
 from actors.evaluation.ceiling import ceiling
 from actors.evaluation.nash import average_nash_conv, nash_conv, strategy
 from configs.schema.run import ArmConfig, StageConfig
@@ -31,7 +31,7 @@ async def measure_arms(run: Run, when: str) -> None:
             plays = await run.or_stop(heldout_plays(run, name, arm, arm.episodes))
             run.accuracy[name] = score(plays, run.source.cluster).as_dict()
             run.buckets[name] = score_by(plays, run.source.bucket)
-            run.health[name] = arm_figures(plays)
+            run.health[name] = arm_metrics(plays)
             run.tracker.log(f"eval/{name}", run.updates, run.accuracy[name] | run.health[name])
             run.tracker.screen.note(f"{name}: {run.accuracy[name]['mean']:.3f} of {len(plays)} held-out plays")
 
@@ -64,14 +64,14 @@ async def measure_progress(run: Run, stage: StageConfig) -> None:
         await measure_exact(run, stage.eval_arm, arm)
         return
     plays = await heldout_plays(run, f"{stage.eval_arm}@{run.updates}", arm, stage.eval_episodes)
-    figures = {"score": score(plays, run.source.cluster).mean, **arm_figures(plays)}
-    run.measured = {(stage.eval_arm, run.updates): figures["score"]}
-    run.log(f"eval/{stage.eval_arm}", run.updates, figures)
+    metrics = {"score": score(plays, run.source.cluster).mean, **arm_metrics(plays)}
+    run.measured = {(stage.eval_arm, run.updates): metrics["score"]}
+    run.log(f"eval/{stage.eval_arm}", run.updates, metrics)
 
 
 async def measure_exact(run: Run, name: str, arm: ArmConfig) -> None:
-    """The exact NashConv of an arm's policies as they are now, of past selves that of their average: a point of its
-    curve."""
+    """The exact NashConv of an arm's policies as they are now, of opponent checkpoints that of their average: a
+    point of its curve."""
     await run.serve(arm.roles.values())
     protocol, task = run.protocols[arm.protocol], run.source.train(random.Random(0))
     if plays_past(run, arm):

@@ -1,4 +1,4 @@
-"""Guards: alarms on figures, and what they ask for. Pure: the loop sees to it that it is done.
+"""Guards: alarms on metrics, and what they ask for. Pure: the loop sees to it that it is done.
 
 A guard is told every figure that is logged. It sounds when `steps` values in a row were outside its bounds, and not
 again before one was inside. Missing and non-finite values are no news: they neither sound nor end an alarm.
@@ -22,7 +22,7 @@ class Alarm:
     against: str
     value: float
     step: int
-    """As the figure counts: steps of the stage, or updates for held-out figures."""
+    """As the figure counts: steps of the stage, or updates for held-out metrics."""
     action: str
     """What was asked for: warn, stop or roll_back; `roll_back` becomes stop when it has been done often enough."""
 
@@ -43,7 +43,7 @@ class _State:
 
 
 class Guards:
-    """All guards of a run. `tell` them figures, then `take` what they ask for."""
+    """All guards of a run. `tell` them metrics, then `take` what they ask for."""
 
     def __init__(self, configs: Sequence[GuardConfig]) -> None:
         self.configs = list(configs)
@@ -59,11 +59,11 @@ class Guards:
 
     @property
     def unseen(self) -> list[str]:
-        """Guarded figures that never came up."""
+        """Guarded metrics that never came up."""
         return [config.metric for config, state in zip(self.configs, self.states) if not state.seen]
 
-    def tell(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """The figures `kind`/name of one moment, as the tracker logs them."""
+    def log(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """The metrics `kind`/name of one moment, as the tracker logs them."""
         for config, state in zip(self.configs, self.states):
             for name in (config.against, config.metric):  # the one that is watched last
                 value = values.get(name.removeprefix(f"{kind}/")) if name.startswith(f"{kind}/") else None

@@ -1,11 +1,12 @@
-"""StageLeague: what opponents add to a stage. Joins the league (actors), engines for past selves, and learners.
+"""StageLeague: what opponents add to a stage. Joins the league (actors), engines for opponent checkpoints, and
+learners.
 
     begin ─► snapshots of the weights so far, engines, who is held
-    after each step ─► results into the league; a snapshot when due; other past selves take the engines
-    end ─► a snapshot of the result          later: cross_play, and arms in which past selves have a role
+    after each step ─► results into the league; a snapshot when due; other opponent checkpoints take the engines
+    end ─► a snapshot of the result          later: cross_play, and arms in which opponent checkpoints have a role
 
-Past selves are kept as folders, which outlive learners and interruptions. They reach their engines through Ray's
-object store like any other weights, but out of the folder: the driver reads it.
+Opponent checkpoints are kept as folders, which outlive learners and interruptions. They reach their engines
+through Ray's object store like any other weights, but out of the folder: the driver reads it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from actors.concurrency import gather_or_cancel
 from actors.evaluation.arms import heldout_tasks
-from actors.league.opponents import Holder, Opponents
+from actors.league.opponents import Opponents, OpponentSlot
 from actors.league.pool import Snapshot, meetings
 from actors.league.ratings import Results, table
 from actors.players.base import AtTemperature, PastPlayer, Seated
@@ -47,16 +48,16 @@ class StageLeague:
             return
         run, settings = self.run, self.settings
         past_of = run.config.policies[settings.past].of if rules_of(settings) else []
-        holders = await start_holders(run, settings.past) if past_of else []
+        slots = await start_slots(run, settings.past) if past_of else []
         await run.serve(settings.fixed)
         fixed = run.system.players({name: name for name in settings.fixed})
         self.opponents = Opponents(
-            self.name, settings, run.league, holders, fixed, self.learners, past_of, run.config.seed
+            self.name, settings, run.league, slots, fixed, self.learners, past_of, run.config.seed
         )
         self.past_of = past_of
         for policy in past_of if step == 0 else ():
             await snapshot(run, policy, settings.keep)
-        if holders:
+        if slots:
             await self.opponents.redraw(step)
 
     @asynccontextmanager
@@ -70,7 +71,7 @@ class StageLeague:
 
     async def after(self, step: int, plays: Sequence[Sequence[Episode]]) -> None:
         """When `step` steps have been learned and the engines have the result, before the next plays begin. Waits for
-        plays under way against past selves that are exchanged."""
+        plays under way against opponent checkpoints that are exchanged."""
         if self.settings is None or self.opponents is None:
             return
         opponents, league = self.opponents, self.run.league
@@ -78,31 +79,31 @@ class StageLeague:
         for episode in (episode for play in plays for episode in play):
             for learner, opponent, score in meetings(episode, self.learners, names):
                 league.record(learner, opponent, score)
-        self.run.log(f"league/{self.name}", step, self._figures(sorted(names)))
+        self.run.log(f"league/{self.name}", step, self._metrics(sorted(names)))
         due = step % self.settings.every == 0
         for policy in self.past_of if due else ():
             await snapshot(self.run, policy, self.settings.keep)
-        if opponents.holders and step < self.steps and (due or step % self.settings.redraw_every == 0):
+        if opponents.slots and step < self.steps and (due or step % self.settings.redraw_every == 0):
             await opponents.redraw(step)
 
-    def _figures(self, names: Sequence[str]) -> dict[str, float]:
+    def _metrics(self, names: Sequence[str]) -> dict[str, float]:
         """The learners' recent score against everybody whom they may meet: one half is even."""
         rates = {
             f"{learner}/{name}": self.run.league.win_rate(learner, name) for learner in self.learners for name in names
         }
-        figures = {f"win_rate/{pair}": rate for pair, rate in rates.items()}
-        figures |= {"win_rate_mean": sum(rates.values()) / len(rates), "win_rate_lowest": min(rates.values())}
-        return figures | {"past_selves": float(len(self.run.league.pool))}
+        metrics = {f"win_rate/{pair}": rate for pair, rate in rates.items()}
+        metrics |= {"win_rate_mean": sum(rates.values()) / len(rates), "win_rate_lowest": min(rates.values())}
+        return metrics | {"opponent_checkpoints": float(len(self.run.league.pool))}
 
     async def end(self) -> None:
-        """Before learners are dismissed: what they ended as is a past self too."""
+        """Before learners are dismissed: what they ended as is an opponent checkpoint too."""
         if self.settings is not None:
             for policy in self.past_of:
                 await snapshot(self.run, policy, self.settings.keep)
 
 
 async def snapshot(run: Run, policy: str, keep: int) -> None:
-    """The weights of a policy as they are now become a past self, unless they are one already."""
+    """The weights of a policy as they are now become an opponent checkpoint, unless they are one already."""
     version, own = run.versions.get(policy, 0), run.league.of([policy])
     if own and own[-1].version >= version:
         return
@@ -113,7 +114,7 @@ async def snapshot(run: Run, policy: str, keep: int) -> None:
     run.league.add(Snapshot(policy, version, os.path.relpath(folder, run.dir)), keep)
 
 
-async def start_holders(run: Run, past: str) -> list[Holder]:
+async def start_slots(run: Run, past: str) -> list[OpponentSlot]:
     """The engines of a policy of kind past, started where they have not been: each is served under a name of its own,
     because each holds weights of its own."""
     policies = run.config.policies
@@ -121,30 +122,30 @@ async def start_holders(run: Run, past: str) -> list[Holder]:
     config = replace(as_served(policies, policies[past]), engine=replace(engine, replicas=1))
     names = [f"{past}.{index}" for index in range(engine.replicas)]
     await gather_or_cancel([
-        # Engines of equal seeds would draw alike, and a past self must not know what the learner draws.
+        # Engines of equal seeds would draw alike, and an opponent checkpoint must not know what the learner draws.
         run.system.serve(name, run.models[origin], run.codecs[origin], config=config,
                          seed=(run.config.seed + zlib.crc32(name.encode())) % 2**31)
         for name in names if name not in run.system.served
     ])  # fmt: skip
-    return [Holder(_loader(run, name)) for name in names]
+    return [OpponentSlot(_loader(run, name)) for name in names]
 
 
-def _loader(run: Run, holder: str):  # type: ignore[no-untyped-def]
+def _loader(run: Run, slot: str):  # type: ignore[no-untyped-def]
     async def load(one: Snapshot) -> Seated:
         import ray
 
-        served = run.system.served[holder]
+        served = run.system.served[slot]
         buckets = await asyncio.to_thread(read_folder, run.dir / one.folder)
         # Engines take no older version than they have, so theirs counts exchanges.
-        await run.system.push(holder, served.version + 1, ray.put(buckets))
+        await run.system.push(slot, served.version + 1, ray.put(buckets))
         return Seated(one.name, PastPlayer(served.player, one.version), run.config.deterministic)
 
     return load
 
 
 async def cross_play(run: Run, seed: int) -> None:
-    """Every past self of a stage against every other on the same held-out tasks, each half of the plays in either
-    seat: what ratings and the payoff matrix rest on. Pairs that have met stand (a resumed run)."""
+    """Every opponent checkpoint of a stage against every other on the same held-out tasks, each half of the plays
+    in either seat: what ratings and the payoff matrix rest on. Pairs that have met stand (a resumed run)."""
     name = run.config.eval.cross_play
     if not name:
         return
@@ -152,7 +153,7 @@ async def cross_play(run: Run, seed: int) -> None:
     assert stage.opponents is not None, "checked: a stage with opponents"
     past = stage.opponents.past
     await run.serve(stage.roles.values())
-    one, other = (await start_holders(run, past))[:2]
+    one, other = (await start_slots(run, past))[:2]
     pool = run.league.of(run.config.policies[past].of)
     plays = max(1, run.config.eval.cross_play_episodes // 2)
     tasks = heldout_tasks(run.source, run.protocols[stage.protocol], plays, seed)
@@ -163,13 +164,15 @@ async def cross_play(run: Run, seed: int) -> None:
                 await other.hold(second)
                 await run.or_stop(_match(run, stage, tasks, (one, other), seed))
     found = table(run.league.results)
-    figures = {f"rating/{player}": rating["points"] for player, rating in found["ratings"].items()}
-    figures |= {"cycles": float(len(found["cycles"])), "cyclic_share": found["cyclic_share"]}
-    run.tracker.log("league/cross_play", run.updates, figures)
-    run.tracker.screen.note(f"league: {len(pool)} past selves, {len(found['cycles'])} cycles among them")
+    metrics = {f"rating/{player}": rating["points"] for player, rating in found["ratings"].items()}
+    metrics |= {"cycles": float(len(found["cycles"])), "cyclic_share": found["cyclic_share"]}
+    run.tracker.log("league/cross_play", run.updates, metrics)
+    run.tracker.screen.note(f"league: {len(pool)} opponent checkpoints, {len(found['cycles'])} cycles among them")
 
 
-async def _match(run: Run, stage: StageConfig, tasks: Sequence[Task], pair: tuple[Holder, Holder], seed: int) -> None:
+async def _match(
+    run: Run, stage: StageConfig, tasks: Sequence[Task], pair: tuple[OpponentSlot, OpponentSlot], seed: int
+) -> None:
     """Plays of one pair; both orders meet the same tasks and draws. Noted together or, when stopped, not at all."""
     assert stage.opponents is not None
     players, found = run.system.players(stage.roles), []
@@ -188,13 +191,14 @@ async def _match(run: Run, stage: StageConfig, tasks: Sequence[Task], pair: tupl
 
 
 def plays_past(run: Run, arm: ArmConfig) -> bool:
-    """Whether past selves have a role in an arm."""
+    """Whether opponent checkpoints have a role in an arm."""
     return any(run.config.policies[policy].kind == PAST for policy in arm.roles.values())
 
 
 async def arm_with_past(run: Run, name: str, arm: ArmConfig, tasks: Sequence[Task], seed: int) -> list[list[Episode]]:
-    """An arm in which past selves have a role: each plays an equal share of the tasks, so the arm measures their
-    average. Drawing one past self per play is playing the average of their strategies (Kuhn 1953)."""
+    """An arm in which opponent checkpoints have a role: each plays an equal share of the tasks, so the arm
+    measures their
+    average. Drawing one opponent checkpoint per play is playing the average of their strategies (Kuhn 1953)."""
     plays: list[list[Episode]] = []
     async for share, shares, players in each_past(run, arm):
         only = range(share, len(tasks), shares)
@@ -203,10 +207,10 @@ async def arm_with_past(run: Run, name: str, arm: ArmConfig, tasks: Sequence[Tas
 
 
 async def each_past(run: Run, arm: ArmConfig) -> AsyncIterator[tuple[int, int, dict[str, Seated]]]:
-    """(number, of how many, role -> who plays it), with one past self after another in its role. Between stages only:
-    nobody may be playing against past selves."""
+    """(number, of how many, role -> who plays it), with one opponent checkpoint after another in its role. Between
+    stages only: nobody may be playing against opponent checkpoints."""
     past = [policy for policy in dict.fromkeys(arm.roles.values()) if run.config.policies[policy].kind == PAST]
-    holders = {policy: (await start_holders(run, policy))[0] for policy in past}
+    slots = {policy: (await start_slots(run, policy))[0] for policy in past}
     for learner in (learner for policy in past for learner in run.config.policies[policy].of):
         if not run.league.of([learner]):
             await snapshot(run, learner, 1)
@@ -215,11 +219,11 @@ async def each_past(run: Run, arm: ArmConfig) -> AsyncIterator[tuple[int, int, d
     shares = max(map(len, pools.values()))
     for share in range(shares):
         players = run.system.players(bound, arm.temperature)
-        for policy, holder in holders.items():
-            await holder.hold(pools[policy][share % len(pools[policy])])
+        for policy, slot in slots.items():
+            await slot.hold(pools[policy][share % len(pools[policy])])
         for role, policy in arm.roles.items():
-            if policy in holders:
-                async with holders[policy].playing() as seated:
+            if policy in slots:
+                async with slots[policy].playing() as seated:
                     player = seated.player
                     if arm.temperature is not None:
                         player = AtTemperature(player, arm.temperature)

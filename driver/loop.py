@@ -17,7 +17,7 @@ from pathlib import Path
 from actors.concurrency import gather_or_cancel
 from actors.rollout.audit import audit_of
 from actors.rollout.loop import Rollouts
-from actors.rollout.metrics import step_figures
+from actors.rollout.metrics import step_metrics
 from configs.load import load_task_source
 from configs.schedule import due_in
 from configs.schema.run import StageConfig
@@ -119,7 +119,8 @@ class Trainer:
 
     async def learn_loop(self, name: str, stage: StageConfig, rollouts: Rollouts, league: StageLeague) -> None:
         """Consumes finished groups from the ledger. Waits for a step's worth of them. Unblocks the rollouts once
-        every engine has acknowledged the new weights. Produces policy versions, and past selves for the league."""
+        every engine has acknowledged the new weights. Produces policy versions, and opponent checkpoints for the
+        league."""
         trained = self.run.trained_in(stage)
         done, tried = self.run.progress[name], False
         if done.updates_before is None:
@@ -178,8 +179,8 @@ class Trainer:
                 learned: dict[str, dict[str, float]], figures: dict[str, float]) -> None:  # fmt: skip
         """Figures of one step to the tracker; the live line; a sample of transcripts now and then."""
         episodes = [episode for play in plays for episode in play]
-        means = step_figures(episodes)
-        figures = figures | means | rollouts.figures()
+        means = step_metrics(episodes)
+        figures = figures | means | rollouts.metrics()
         for policy in self.run.system.served.values():
             figures |= policy.router.counters.metrics(policy.name)
         figures["episodes"] = float(self.run.ledger.counts["episodes"])

@@ -175,9 +175,9 @@ class Run:
         return stage.trained(self.config.policies)
 
     def log(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Figures for the tracker, and for the guards."""
+        """Metrics for the tracker, and for the guards."""
         self.tracker.log(kind, step, values)
-        self.guards.tell(kind, step, values)
+        self.guards.log(kind, step, values)
 
     async def save(self) -> None:
         """A checkpoint: every trained policy in Hugging Face format with its optimizer, and where the run is."""
@@ -256,7 +256,8 @@ def settle(run: Run, going_on: Iterable[str]) -> None:
 
 
 def sweep(run: Run, checkpoints: Path) -> None:
-    """Removes the weights of past selves that have left, unless a run resumed from a checkpoint would need them."""
+    """Removes the weights of opponent checkpoints that have left, unless a run resumed from a checkpoint would
+    need them."""
     states = [RunState.read(folder) for folder in checkpoint.checkpoints(checkpoints)]
     pools = [run.league.state()["pool"], *(state.league.get("pool", []) for state in states)]
     kept = {(run.dir / entry["folder"]).resolve() for pool in pools for entry in pool}

@@ -108,7 +108,7 @@ def _warmed(run: Run, name: str, step: int, metrics: dict[str, float]) -> None:
     run.tracker.log(f"warm/{name}", step, metrics)
     steps = run.config.policies[name].warm_start.steps  # type: ignore[union-attr]
     if step % 50 == 0 or step == steps:
-        run.tracker.screen.progress(Progress(f"warm {name}", step, steps, figures={"loss": metrics["loss"]}))
+        run.tracker.screen.progress(Progress(f"warm {name}", step, steps, metrics={"loss": metrics["loss"]}))
 
 
 async def lessons(run: Run, name: str, warm: WarmStartConfig) -> AsyncIterator[Sample]:

@@ -14,7 +14,7 @@ KEEP = 3
 
 
 def dump(
-    folder: Path | str, policy: str, step: int, samples: Sequence[Sample], figures: Mapping[str, float]
+    folder: Path | str, policy: str, step: int, samples: Sequence[Sample], metrics: Mapping[str, float]
 ) -> Path | None:
     """Writes the batch that `policy` was to learn from at `step`; None where there are KEEP dumps of it already.
 
@@ -28,7 +28,7 @@ def dump(
     content = {
         "policy": policy,
         "step": step,
-        "figures": dict(figures),
+        "metrics": dict(metrics),
         "samples": [dataclasses.asdict(sample) for sample in samples],
     }
     path.write_text(json.dumps(_plain(content), allow_nan=False))

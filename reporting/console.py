@@ -43,7 +43,7 @@ class Progress:
     episodes: int = 0
     episodes_per_s: float = 0.0
     tokens_per_s: float = 0.0
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     """What matters now, by name: {"judge accuracy": 0.83}."""
     seconds_left: float | None = None
     """None: estimated from the steps of this stage so far."""
@@ -117,7 +117,7 @@ class Screen:
             parts.append(f"{now.tokens_per_s:,.0f} tok/s")
         for part in parts:
             line.append(f"  {part}", "dim")
-        for name, value in now.figures.items():
+        for name, value in now.metrics.items():
             line.append(f"  {name} ").append(f"{value:.3f}", "bold")
         if left is not None and now.step < now.steps:
             line.append(f"  {duration(left)} left", "dim")

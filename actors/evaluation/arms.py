@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from actors.evaluation.stats import Interval, health_figures, proportion
+from actors.evaluation.stats import Interval, health_metrics, proportion
 from actors.players.base import Seated
 from actors.rollout.loop import play_all
-from actors.rollout.metrics import step_figures
+from actors.rollout.metrics import step_metrics
 from protocols.base import Protocol
 from protocols.kinds.propose_solve import ProposeSolve
 from protocols.types import Episode, Task
@@ -28,12 +28,12 @@ def heldout_tasks(source: TaskSource, protocol: Protocol, n: int, seed: int) -> 
     return source.derived_heldout(n, seed)
 
 
-def arm_figures(plays: Sequence[Sequence[Episode]]) -> dict[str, float]:
+def arm_metrics(plays: Sequence[Sequence[Episode]]) -> dict[str, float]:
     """What an arm tells besides its score: the mean of each reward by role (the players' objectives), and how the
-    judges did (`stats.health_figures`), over the plays and their sub-plays."""
+    judges did (`stats.health_metrics`), over the plays and their sub-plays."""
     episodes = [episode for play in plays for episode in play if episode.status == "ok"]
-    rewards = {name: value for name, value in step_figures(episodes).items() if name.startswith("reward/")}
-    return rewards | health_figures(episodes)
+    rewards = {name: value for name, value in step_metrics(episodes).items() if name.startswith("reward/")}
+    return rewards | health_metrics(episodes)
 
 
 def score(plays: Sequence[Sequence[Episode]], cluster: Callable[[Task], str]) -> Interval:

@@ -275,7 +275,7 @@ def _agree(one: Sequence[float], two: Sequence[float]) -> float:
     return len(tops[0] & tops[1]) / (len(tops[0]) * len(tops[1]))
 
 
-def health_figures(episodes: Sequence[Episode]) -> dict[str, float]:
+def health_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Of `judge_health` and `beside`, the plain numbers: for metrics and the summary. Empty where nobody judged."""
     health = judge_health(episodes)
     found = {

@@ -1,8 +1,9 @@
-"""Who sits in the opponent's place: engines that hold one past self at a time, and whom each play meets.
+"""Who sits in the opponent's place: engines that hold one opponent checkpoint at a time, and whom each play meets.
 
-    redraw (learn_loop, between steps) ──► holders ──► seating (rollout_loop, one per group of plays)
+    redraw (learn_loop, between steps) ──► slots ──► seating (rollout_loop, one per group of plays)
 
-A past self is exchanged only when no play is under way against it: `redraw` waits for those plays, and plays that
+An opponent checkpoint is exchanged only when no play is under way against it: `redraw` waits for those plays, and
+plays that
 begin meanwhile wait for `redraw`. So every play meets one opponent from beginning to end, at any staleness.
 """
 
@@ -20,11 +21,11 @@ from configs.policies import rules_of
 from configs.schema.run import OpponentsConfig
 
 Load = Callable[[Snapshot], Awaitable[Seated]]
-"""Brings the weights of a past self to an engine; returns who plays it."""
+"""Brings the weights of an opponent checkpoint to an engine; returns who plays it."""
 
 
-class Holder:
-    """One engine, and the past self that it holds."""
+class OpponentSlot:
+    """One engine, and the opponent checkpoint that it holds."""
 
     def __init__(self, load: Load):
         self._load = load
@@ -36,11 +37,11 @@ class Holder:
 
     @property
     def held(self) -> str:
-        """The name of the past self held."""
+        """The name of the opponent checkpoint held."""
         return "" if self.snapshot is None else self.snapshot.name
 
     async def hold(self, snapshot: Snapshot) -> None:
-        """Waits until nobody plays against the past self held now, then holds another."""
+        """Waits until nobody plays against the opponent checkpoint held now, then holds another."""
         if snapshot == self.snapshot:
             return
         self._closed = True
@@ -56,11 +57,11 @@ class Holder:
 
     @asynccontextmanager
     async def playing(self) -> AsyncIterator[Seated]:
-        """The past self held, for as long as the block lasts. Waits while another is being brought."""
+        """The opponent checkpoint held, for as long as the block lasts. Waits while another is being brought."""
         async with self._turnstile:
             await self._turnstile.wait_for(lambda: not self._closed)
             self._playing += 1
-        assert self._seated is not None, "an engine for past selves holds none yet"
+        assert self._seated is not None, "an engine for opponent checkpoints holds none yet"
         try:
             yield self._seated
         finally:
@@ -77,30 +78,30 @@ class Opponents:
         stage: str,
         settings: OpponentsConfig,
         league: League,
-        holders: Sequence[Holder],
+        slots: Sequence[OpponentSlot],
         fixed: Mapping[str, Seated],
         learners: Sequence[str],
         past_of: Sequence[str],
         seed: int,
     ):
-        """`fixed`: policy -> who plays it. `learners`: policies that learn here. `past_of`: whose past selves there
-        are."""
-        self.stage, self.settings, self.league, self.holders = stage, settings, league, holders
+        """`fixed`: policy -> who plays it. `learners`: policies that learn here. `past_of`: whose opponent
+        checkpoints there are."""
+        self.stage, self.settings, self.league, self.slots = stage, settings, league, slots
         self.fixed, self.learners, self.seed = dict(fixed), list(learners), seed
         self.policies = settings.against or list(past_of)
         self.rules = rules_of(settings)
 
     @property
     def candidates(self) -> list[Snapshot]:
-        """Past selves that may be met, oldest first."""
+        """Opponent checkpoints that may be met, oldest first."""
         return self.league.of(self.policies)
 
     async def redraw(self, step: int) -> None:
-        """Gives every engine for past selves one to hold, drawn independently."""
+        """Gives every engine for opponent checkpoints one to hold, drawn independently."""
         rng = random.Random(f"{self.seed}/{self.stage}/held/{step}")
         power, candidates = self.settings.power, self.candidates
-        drawn = [self.league.draw(rng, self.rules, self.learners, candidates, power) for _ in self.holders]
-        await gather_or_cancel([holder.hold(one) for holder, one in zip(self.holders, drawn)])
+        drawn = [self.league.draw(rng, self.rules, self.learners, candidates, power) for _ in self.slots]
+        await gather_or_cancel([slot.hold(one) for slot, one in zip(self.slots, drawn)])
 
     @asynccontextmanager
     async def seating(self, group: int) -> AsyncIterator[dict[str, Seated]]:
@@ -112,7 +113,7 @@ class Opponents:
         shares = {"self": mix.get("self", 0.0), "fixed": mix.get("fixed", 0.0), "past": sum(self.rules.values())}
         (kind,) = rng.choices(list(shares), list(shares.values()))
         if kind == "past":
-            async with rng.choice(self.holders).playing() as opponent:
+            async with rng.choice(self.slots).playing() as opponent:
                 yield {seat: opponent}
         elif kind == "fixed":
             yield {seat: self.fixed[rng.choice(sorted(self.fixed))]}

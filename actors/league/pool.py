@@ -1,4 +1,4 @@
-"""League: past selves of the policies that learn, how each learner fares against them, and who is met next.
+"""League: opponent checkpoints of the policies that learn, how each learner fares against them, and who is met next.
 
 Pure bookkeeping: weights and engines are elsewhere (driver/league.py, actors/league/opponents.py). Axis N:
 candidates, oldest first.
@@ -61,26 +61,28 @@ def pfsp_even(rates_N: Sequence[float], power: float) -> list[float]:
 Rule = Callable[[Sequence[float], float], list[float]]
 
 RULES: dict[str, Rule] = {"latest": latest, "uniform": uniform, "pfsp": pfsp, "pfsp_even": pfsp_even}
-"""How past selves are chosen, by the names in `opponents.mix`; `self` and `fixed`, its other two, need no past."""
+"""How opponent checkpoints are chosen, by the names in `opponents.mix`; `self` and `fixed`, its other two, need no
+past."""
 
 
 class League:
-    """The past selves of a run and every learner's luck against them."""
+    """The opponent checkpoints of a run and every learner's luck against them."""
 
     def __init__(self) -> None:
         self.pool: list[Snapshot] = []
         """Oldest first."""
         self.results = Results()
-        """Plays of past selves against each other, all with weights that no longer change: what ratings rest on."""
+        """Plays of opponent checkpoints against each other, all with weights that no longer change: what ratings
+        rest on."""
         self._tallies: dict[tuple[str, str], list[float]] = {}
         """(learner, opponent) -> [won, played], both fading by DECAY."""
 
     def of(self, policies: Collection[str]) -> list[Snapshot]:
-        """The past selves of these policies, oldest first."""
+        """The opponent checkpoints of these policies, oldest first."""
         return [snapshot for snapshot in self.pool if snapshot.policy in policies]
 
     def add(self, snapshot: Snapshot, keep: int) -> list[Snapshot]:
-        """A new past self; returns those of the same policy that leave, so that `keep` are left.
+        """A new opponent checkpoint; returns those of the same policy that leave, so that `keep` are left.
 
         The first and the newest stay. Of the others, whoever leaves the smallest gap: what is kept is spread evenly
         over the run, because a strategy that was beaten long ago is the first to be forgotten. Raises ValueError
@@ -132,7 +134,7 @@ class League:
     ) -> Snapshot:
         """One candidate, by a rule drawn according to `shares` (rule -> weight). IndexError without candidates."""
         if not candidates:
-            raise IndexError("there is no past self to draw")
+            raise IndexError("there is no opponent checkpoint to draw")
         (rule,) = rng.choices(list(shares), list(shares.values()))
         return rng.choices(candidates, self.chances(rule, learners, candidates, power))[0]
 

@@ -133,7 +133,8 @@ class Seated:
 
 
 class PastPlayer:
-    """A past self: replies are recorded under the version that it had, not the count of its engine's updates."""
+    """An opponent checkpoint: replies are recorded under the version that it had, not the count of its engine's
+    updates."""
 
     def __init__(self, player: Player, version: int):
         self.player, self.version = player, version
@@ -142,7 +143,7 @@ class PastPlayer:
         reply = await self.player(request, history)
         if reply.trace is None:
             return reply
-        assert len(set(reply.trace.versions_T)) <= 1, "a past self was exchanged while it was playing"
+        assert len(set(reply.trace.versions_T)) <= 1, "an opponent checkpoint was exchanged while it was playing"
         versions_T = (self.version,) * len(reply.trace.versions_T)
         return replace(reply, trace=replace(reply.trace, versions_T=versions_T))
 

@@ -34,7 +34,7 @@ class Audit:
         self.counts: Counter[str] = Counter()
         """audits: with a result; audits_failed: unreadable, lost, or of a task that cannot be told."""
         self._disagreed: dict[str, list[float]] = defaultdict(list)
-        """Origin of the task -> 1 less the score of each audit since the last figures."""
+        """Origin of the task -> 1 less the score of each audit since the last metrics."""
         self._running: set[asyncio.Task[None]] = set()
 
     def begin(self, root: Episode, task: Task, proposal: str, origin: str, number: int = 0) -> None:
@@ -69,7 +69,7 @@ class Audit:
         self.counts["audits"] += 1
         self._disagreed[origin].append(1.0 - outcome.score)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """audit_disagreement/ORIGIN: mean over the audits that ended since the last call; and how many so far."""
         found = {name: float(self.counts[name]) for name in ("audits", "audits_failed")}
         found |= {f"audit_disagreement/{origin}": sum(s) / len(s) for origin, s in self._disagreed.items()}

@@ -31,7 +31,7 @@ class Filter:
         """Groups refused, by kind; and those kept without a score."""
         self._since_step = 0
         self._rates: list[float] = []
-        """Mean scores of the groups that ended since the last figures, refused ones too."""
+        """Mean scores of the groups that ended since the last metrics, refused ones too."""
 
     def reason(self, plays: Sequence[Play]) -> str:
         """Why the group does not reach a learner; empty where it does."""
@@ -54,7 +54,7 @@ class Filter:
         """A step has its groups."""
         self._since_step = 0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`filtered_groups` so far and why; `solve_rate_before_filter` of all groups that ended since the last call:
         what reaches the learner is a choice of them, whose own score says little."""
         refused = {f"filtered_{kind}": float(self.counts[kind]) for kind in KINDS}

@@ -94,7 +94,7 @@ class Rollouts:
         self.distinct = None if stage.distinct is None else Distinct(stage.distinct, known)
         self.audit: Audit | None = None
         self._rates: dict[str, list[float]] = defaultdict(list)
-        """Origin of a task -> solve rates since the last figures."""
+        """Origin of a task -> solve rates since the last metrics."""
         self.next_group: int = state["group"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
         self._open: dict[int, int] = {}
@@ -180,12 +180,12 @@ class Rollouts:
         """Which groups are still to come, for a checkpoint."""
         return {"group": self.next_group, "again": sorted(self._open)}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """How plays have ended so far, and what the archive holds."""
         found = {f"plays_{status}": float(n) for status, n in self.statuses.items()}
-        found |= {} if self.filter is None else self.filter.figures()
+        found |= {} if self.filter is None else self.filter.metrics()
         found |= {"lag_max": float(self._lag)} | ({"cancelled_groups": float(self._cancelled)} if self.spare else {})
-        found |= {} if self.audit is None else self.audit.figures()
+        found |= {} if self.audit is None else self.audit.metrics()
         found |= {} if self.distinct is None else {"proposals_refused": float(self.distinct.refused)}
         found |= {f"solve_rate/{origin}": sum(rates) / len(rates) for origin, rates in self._rates.items()}
         self._rates.clear()

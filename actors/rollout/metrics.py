@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from protocols.types import Episode
 
 
-def step_figures(episodes: Sequence[Episode]) -> dict[str, float]:
+def step_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Means over the plays of one learner step: score per protocol, reward per role and turn, protocol metrics,
     share of rejected or truncated turns and tokens of a turn per role, and how many steps the newest weights are
     ahead of each token's."""

@@ -25,7 +25,7 @@ def write(results: Json, folder: Path) -> None:
     parts = [HEAD]
     for name, found in results.items():
         files = []
-        for number, figure in enumerate(found.get("figures", [])):
+        for number, figure in enumerate(found.get("metrics", [])):
             files.append(f"{name}{number or ''}.svg")
             (pictures / files[-1]).write_text(draw(figure))
         parts.append(section(name, found, files))
@@ -43,7 +43,7 @@ def section(name: str, found: Json, files: list[str]) -> str:
         low_high = f"{entry['low']:g} to {entry['high']:g} ({entry['repeats']} runs)" if "low" in entry else ""
         met = "yes" if entry["met"] else "**no**"
         lines.append(f"| {entry['what']} | {bound(entry)} | {entry['measured']:g} | {low_high} | {met} |")
-    lines += ["", *(f"![{found['figures'][i]['title']}](benchmarks/{file})" for i, file in enumerate(files)), ""]
+    lines += ["", *(f"![{found['metrics'][i]['title']}](benchmarks/{file})" for i, file in enumerate(files)), ""]
     lines += [found["remark"], ""] if "remark" in found else []
     lines += ["| measured | |", "|---|---|", *rows(found["measured"]), ""]
     lines += ["| setting | |", "|---|---|", *rows(found["settings"]), ""]

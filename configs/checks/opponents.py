@@ -1,4 +1,4 @@
-"""Past selves and other opponents: what is wrong with their settings, and what serves them."""
+"""Opponent checkpoints and other opponents: what is wrong with their settings, and what serves them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def past_problems(config: RunConfig, name: str) -> Iterator[Problem]:
     """Mistakes in a policy of kind past."""
     policies, policy = config.policies, config.policies[name]
     if not any(stage.opponents is not None and stage.opponents.past == name for stage in config.stages.values()):
-        yield "kind", "has no past selves: no stage has it among its opponents", "stages.NAME.opponents.past"
+        yield "kind", "has no opponent checkpoints: no stage has it among its opponents", "stages.NAME.opponents.past"
     learners = [other for other, found in policies.items() if found.kind == "lm" and found.trained]
     if not policy.of:
-        yield "of", "names no policy whose past selves it plays", _list(learners)
+        yield "of", "names no policy whose opponent checkpoints it plays", _list(learners)
     for index, other in enumerate(policy.of):
         if other not in learners:
             yield f"of.{index}", f"{other!r} is no trained policy: it has no past", _list(learners)
@@ -43,7 +43,7 @@ def _alike(one: PolicyConfig, other: PolicyConfig) -> bool:
 def idle(opponents: OpponentsConfig) -> Iterator[tuple[str, str]]:
     """(setting, why it has no effect)"""
     rules = rules_of(opponents)
-    yield from ((key, "without past selves in the mix") for key in _PAST_ONLY if not rules)
+    yield from ((key, "without opponent checkpoints in the mix") for key in _PAST_ONLY if not rules)
     if "pfsp" not in rules:
         yield "power", "without pfsp in the mix"
     if not opponents.mix.get("fixed"):
@@ -59,8 +59,8 @@ def opponents_problems(config: RunConfig, stage: StageConfig, protocol: Protocol
     arm = config.eval.arms.get(stage.eval_arm) if stage.eval_every else None
     for name in arm.roles.values() if arm else ():
         if name in config.policies and config.policies[name].kind == PAST:
-            message = f"{name!r} plays in it: while past selves are opponents, their engines cannot be measured"
-            yield "eval_arm", message, "an arm without past selves"
+            message = f"{name!r} plays in it: while it has opponent checkpoints, their engines cannot be measured"
+            yield "eval_arm", message, "an arm without opponent checkpoints"
     if stage.opponents is not None:
         for key, message, valid in _opponents(stage, stage.opponents, config.policies, protocol):
             yield f"opponents.{key}", message, valid
@@ -94,7 +94,7 @@ def _past(opponents: OpponentsConfig, policies: Mapping[str, PolicyConfig]) -> I
     for index, name in enumerate(opponents.against):
         if name not in policies[opponents.past].of:
             valid = _list(policies[opponents.past].of)
-            yield f"against.{index}", f"{opponents.past!r} has no past selves of {name!r}", valid
+            yield f"against.{index}", f"{opponents.past!r} has no opponent checkpoints of {name!r}", valid
 
 
 def _fixed(opponents: OpponentsConfig, policies: Mapping[str, PolicyConfig]) -> Iterator[Problem]:
@@ -126,16 +126,16 @@ def cross_play_problems(config: RunConfig) -> Iterator[Problem]:
     name = config.eval.cross_play
     there = [key for key, stage in config.stages.items() if stage.opponents is not None and rules_of(stage.opponents)]
     if name not in there:
-        yield "cross_play", f"{name!r} is no stage with past selves among its opponents", _list(there)
+        yield "cross_play", f"{name!r} is no stage with opponent checkpoints among its opponents", _list(there)
         return
     opponents = config.stages[name].opponents
     assert opponents is not None
     if len(opponents.seats) != 2:
-        message = f"past selves play each other in two seats, and stages.{name}.opponents.seats has"
+        message = f"opponent checkpoints play each other in two seats, and stages.{name}.opponents.seats has"
         yield "cross_play", f"{message} {len(opponents.seats)}", "a stage with two"
     past = config.policies.get(opponents.past)
     if past is not None and past.engine.replicas < 2:
-        message = f"two past selves at once need two engines, {opponents.past!r} has one"
+        message = f"two opponent checkpoints at once need two engines, {opponents.past!r} has one"
         yield "cross_play", message, f"policies.{opponents.past}.engine.replicas: 2"
 
 

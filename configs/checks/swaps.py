@@ -15,7 +15,7 @@ def no_swap(config: RunConfig, name: str) -> Iterator[tuple[str, KeyPath]]:
     no engines of their own: there every setting of the engine is refused."""
     policy, policies = config.policies[name], config.policies
     if policy.kind == PAST:
-        yield "on past selves: they are exchanged when nobody plays against them", ("policies", name, "kind")
+        yield "on opponent checkpoints: they are exchanged when nobody plays against them", ("policies", name, "kind")
         return
     if policy.kind != "lm" or policy.engine.share:
         return

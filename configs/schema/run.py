@@ -135,9 +135,9 @@ class PolicyConfig:
 
     kind: Literal["lm", "uniform", "remote", "past"] = "lm"
     """lm: a language model on vLLM. uniform: picks among the legal choices at random (a control). remote: a model
-    behind a URL, never trained. past: the past selves of the policies `of`, on engines of its own."""
+    behind a URL, never trained. past: the opponent checkpoints of the policies `of`, on engines of its own."""
     of: list[str] = field(default_factory=list)
-    """past: trained policies, all with the same model. Each engine replica holds one past self at a time."""
+    """past: trained policies, all with the same model. Each engine replica holds one opponent checkpoint at a time."""
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
@@ -171,7 +171,7 @@ class UpdateConfig:
 
 
 OPPONENT_RULES = ("latest", "uniform", "pfsp", "pfsp_even")
-"""How past selves are chosen (actors.league.pool.RULES)."""
+"""How opponent checkpoints are chosen (actors.league.pool.RULES)."""
 
 
 @dataclass
@@ -183,19 +183,21 @@ class OpponentsConfig:
     one in self-play."""
     mix: dict[str, float] = field(default_factory=lambda: {"self": 0.5, "pfsp": 0.5})
     """What share of plays is against whom: self (the newest weights; both sides learn), fixed (one of the policies
-    `fixed`), or past selves: latest, uniform, pfsp (those that are hard to beat), pfsp_even (those about as strong)."""
+    `fixed`), or opponent checkpoints: latest, uniform, pfsp (those that are hard to beat), pfsp_even (those about
+    as strong)."""
     past: str = ""
     """Policy of kind past that plays them."""
     against: list[str] = field(default_factory=list)
-    """Policies whose past selves are met; empty: all that `past` is of. An exploiter names the one that it exploits."""
+    """Policies whose opponent checkpoints are met; empty: all that `past` is of. An exploiter names the one that
+    it exploits."""
     fixed: list[str] = field(default_factory=list)
     """Policies that learn nothing here: controls, other models."""
     every: int = 20
     """Learner steps between snapshots."""
     keep: int = 8
-    """Past selves of a policy that are kept: the first, the newest, and others spread evenly between."""
+    """Opponent checkpoints of a policy that are kept: the first, the newest, and others spread evenly between."""
     redraw_every: int = 1
-    """Learner steps after which other past selves take the engines of `past`."""
+    """Learner steps after which other opponent checkpoints take the engines of `past`."""
     power: float = 1.0
     """pfsp: exponent of the chance to lose."""
 
@@ -208,7 +210,7 @@ class StageConfig:
     roles: dict[str, str] = field(default_factory=dict)
     """role -> policy"""
     opponents: OpponentsConfig | None = None
-    """Past selves and others in the opponent's place. Unset: every seat is played as `roles` says."""
+    """Opponent checkpoints and others in the opponent's place. Unset: every seat is played as `roles` says."""
     tasks: dict[str, Any] = field(default_factory=dict)
     """Settings of the task source that differ in this stage."""
     train: list[str] = field(default_factory=list)
@@ -278,7 +280,7 @@ class EvalConfig:
     """Protocol whose exact minimax value is computed on the judge; empty: none."""
     ceiling_episodes: int = 500
     cross_play: str = ""
-    """Stage whose past selves play each other at the end, for ratings and a payoff matrix; empty: none."""
+    """Stage whose opponent checkpoints play each other at the end, for ratings and a payoff matrix; empty: none."""
     cross_play_episodes: int = 64
     """Plays of each pair, half of them with seats exchanged."""
 

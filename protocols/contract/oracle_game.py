@@ -55,10 +55,10 @@ class GameOracle:
         found = []
         for player in range(self.game.seats):
             cards = [self.game.card(player, outcome) for outcome in range(CARDS)]
-            holders = [seat for seat, text in first.items() if any(card in text for card in cards)]
-            if len(holders) != 1:
-                self.found.append(f"the card of player {player} is shown to {holders}")
-            found += holders
+            slots = [seat for seat, text in first.items() if any(card in text for card in cards)]
+            if len(slots) != 1:
+                self.found.append(f"the card of player {player} is shown to {slots}")
+            found += slots
         if not self.found and self.raw.get("order", "fixed") == "fixed" and found != [*self.raw["seats"]]:
             self.found.append(f"players are {found}, not in the order of seats")
         return found

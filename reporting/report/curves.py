@@ -37,7 +37,7 @@ CHARTS: Mapping[str, Sequence[Chart]] = {
               "solve_rate|proposal_valid|duplicate_share|proposal_duplicates", "rollout"),
         Chart("Rejected and truncated", "share of turns or plays",
               "(rejected|illegal|truncated|unreadable)(_share|_rate|_turns)?", "rollout"),
-        Chart("Against past selves", "recent score of the learner; .5 is even", "win_rate_(mean|lowest)", "league"),
+        Chart("Against checkpoints", "recent score of the learner; .5 is even", "win_rate_(mean|lowest)", "league"),
         Chart("Plays without a result", "so far in the stage", "(plays_)?(invalid|lost|filtered|cancelled)", "rollout"),
     ),
     "Learning": (

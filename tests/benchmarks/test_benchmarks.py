@@ -46,7 +46,7 @@ def entry() -> dict:
         **circumstances(), "seconds": 3, "settings": {"seed": 0},
         "targets": [target("fast", 2.0, at_least=3.0, repeats=[1.0, 2.0]), target("small", 1.0, at_most=2.0)],
         "measured": {"turns": spread([1.0, 2.0, 3.0]), "by size": {"10": 4.5}},
-        "figures": [figure("bars", "Bars", {"a": 1.0, "b": 2.0}), figure("lines", "Lines", {"a": [[1, 2], [2, 3]]})],
+        "metrics": [figure("bars", "Bars", {"a": 1.0, "b": 2.0}), figure("lines", "Lines", {"a": [[1, 2], [2, 3]]})],
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What is refused about past selves and opponents, and what they ask of the machine."""
+"""What is refused about opponent checkpoints and opponents, and what they ask of the machine."""
 
 from __future__ import annotations
 
@@ -79,16 +79,16 @@ OPPONENTS = "stages.main.opponents"
     (f"{OPPONENTS}.mix={{fixed: 1}}", f"{OPPONENTS}.fixed", "names no policy | judge"),
     (f"{OPPONENTS}.past=debater", f"{OPPONENTS}.past", "'debater' is no policy of kind past | past"),
     (f"{OPPONENTS}.past=''", f"{OPPONENTS}.past", "names no policy of kind past | past"),
-    (f"{OPPONENTS}.against=[judge]", f"{OPPONENTS}.against.0", "'past' has no past selves of 'judge' | debater"),
+    (f"{OPPONENTS}.against=[judge]", f"{OPPONENTS}.against.0", "no opponent checkpoints of 'judge' | debater"),
     (f"{OPPONENTS}.seats=[carol]", f"{OPPONENTS}.seats.0", "has no seat 'carol' | alice, bob, judge"),
     (f"{OPPONENTS}.seats=[]", f"{OPPONENTS}.seats", "names no seat that an opponent takes"),
     (f"{OPPONENTS}.keep=0", f"{OPPONENTS}.keep", "0 is out of range | 1 or more"),
     ("policies.past.of=[judge]", "policies.past.of.0", "'judge' is no trained policy: it has no past | debater"),
-    ("policies.past.of=[]", "policies.past.of", "names no policy whose past selves it plays | debater"),
+    ("policies.past.of=[]", "policies.past.of", "names no policy whose opponent checkpoints it plays | debater"),
     ("policies.judge.of=[debater]", "policies.judge.of", "has no effect on a policy that is not past"),
     ("stages.main.roles.debater=past", "stages.main.roles.debater", "takes a seat of the opponents"),
-    ("eval.cross_play=other", "eval.cross_play", "no stage with past selves among its opponents | main"),
-    ("policies.past.engine.replicas=1", "eval.cross_play", "two past selves at once need two engines"),
+    ("eval.cross_play=other", "eval.cross_play", "no stage with opponent checkpoints among its opponents | main"),
+    ("policies.past.engine.replicas=1", "eval.cross_play", "two opponent checkpoints at once need two engines"),
     (f"{OPPONENTS}.seats=[bob]", "eval.cross_play", "stages.main.opponents.seats has 1"),
 ])  # fmt: skip
 def test_what_is_refused(tmp_path: Path, override: str, key: str, says: str) -> None:
@@ -107,8 +107,8 @@ def test_settings_without_effect(tmp_path: Path) -> None:
     assert "without pfsp in the mix" in mistakes(tmp_path, base=fixed)["stages.main.opponents.power"]
     alone = BASE.replace("mix: {self: 0.5, pfsp: 0.4, latest: 0.1}", "mix: {fixed: 1}\n      fixed: [judge]")
     found = mistakes(tmp_path, base=alone)
-    assert "without past selves in the mix" in found["stages.main.opponents.past"]
-    assert "no stage with past selves" in found["eval.cross_play"]
+    assert "without opponent checkpoints in the mix" in found["stages.main.opponents.past"]
+    assert "no stage with opponent checkpoints" in found["eval.cross_play"]
 
 
 def test_somebody_must_be_left_who_learns(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_somebody_must_be_left_who_learns(tmp_path: Path) -> None:
     assert "nobody is left who learns | judge" in found["stages.main.opponents.seats[0]"]
 
 
-def test_past_selves_of_two_policies_share_engines_only_if_alike(tmp_path: Path) -> None:
+def test_opponent_checkpoints_of_two_policies_share_engines_only_if_alike(tmp_path: Path) -> None:
     """An exploiter with a seed of its own is alike; one of another width is not."""
     exploiter = "  exploiter: {trained: true, model: {seed: 1}, learner: {advantage: {kind: reinforce}}}\n"
     stage = (
@@ -133,7 +133,7 @@ def test_past_selves_of_two_policies_share_engines_only_if_alike(tmp_path: Path)
     assert "'exploiter' has another model than 'debater'" in found["policies.past.of[1]"]
 
 
-def test_past_selves_are_not_measured_while_they_are_opponents(tmp_path: Path) -> None:
+def test_opponent_checkpoints_are_not_measured_while_they_are_opponents(tmp_path: Path) -> None:
     text = BASE.replace("    opponents:\n", "    eval_every: 1\n    eval_arm: mean\n    opponents:\n")
     text = text.replace("cross_play: main", "arms: {mean: {protocol: debate, roles: {debater: past, judge: judge}}}")
     assert "their engines cannot be measured" in mistakes(tmp_path, base=text)["stages.main.eval_arm"]

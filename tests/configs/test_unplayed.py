@@ -49,7 +49,7 @@ def test_a_base_may_lose_a_policy_and_a_new_one_may_be_played(overrides: list[st
     assert not [found for found in mistakes(MAIN, *overrides) if "nobody plays" in found]
 
 
-def test_whose_engines_or_past_selves_are_played_is_used(tmp_path: Path) -> None:
+def test_whose_engines_or_opponent_checkpoints_are_played_is_used(tmp_path: Path) -> None:
     assert mistakes(ROOT / "configs" / "kuhn_league.yaml") == []
     text = (
         "policies:\n"

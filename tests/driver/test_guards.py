@@ -1,4 +1,4 @@
-"""Alarms on figures: when they sound, what they ask for, and what a run does about it. Dumps of broken batches."""
+"""Alarms on metrics: when they sound, what they ask for, and what a run does about it. Dumps of broken batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def actions(guards: Guards, *values: float, kind: str = "learner/debater", name:
     """What is asked for after each value; "" for nothing."""
     found = []
     for step, value in enumerate(values):
-        guards.tell(kind, step, {name: value})
+        guards.log(kind, step, {name: value})
         found.append(",".join(alarm.action for alarm in guards.take()))
     return found
 
@@ -50,8 +50,8 @@ def test_alarms_are_the_runs_of_values_outside(values: list[float], steps: int) 
 
 def test_other_figures_missing_ones_and_nan_are_no_news() -> None:
     guards = Guards([GuardConfig(KL, above=0.1, steps=2)])
-    guards.tell("learner/proposer", 0, {"approx_kl": 9.0})
-    guards.tell("learner/debater", 0, {"loss": 9.0, "learner/debater/approx_kl": 9.0})
+    guards.log("learner/proposer", 0, {"approx_kl": 9.0})
+    guards.log("learner/debater", 0, {"loss": 9.0, "learner/debater/approx_kl": 9.0})
     assert guards.take() == [] and guards.unseen == [KL]
     assert actions(guards, 0.2, math.nan, math.inf, 0.2) == ["", "", "", "warn"]
     assert guards.unseen == []
@@ -68,11 +68,11 @@ def test_reward_that_rises_faster_than_accuracy() -> None:
     reward, right = "rollout/main/reward/debater/win_probability", "eval/trained/score"
     guards = Guards([GuardConfig(reward, against=right, above=0.25)])
     told = []
-    figures = [(0.9, None), (0.1, 0.7), (0.3, None), (0.3, 0.6), (0.4, None), (0.4, 0.9)]
-    for step, (paid, accuracy) in enumerate(figures):
+    metrics = [(0.9, None), (0.1, 0.7), (0.3, None), (0.3, 0.6), (0.4, None), (0.4, 0.9)]
+    for step, (paid, accuracy) in enumerate(metrics):
         if accuracy is not None:
-            guards.tell("eval/trained", step, {"score": accuracy})
-        guards.tell("rollout/main", step, {"reward/debater/win_probability": paid})
+            guards.log("eval/trained", step, {"score": accuracy})
+        guards.log("rollout/main", step, {"reward/debater/win_probability": paid})
         told.append([round(alarm.value, 9) for alarm in guards.take()])
     # Both are known from step 1 on: reward 0.1, accuracy 0.7. Step 3: +0.2 against -0.1. Step 5: +0.3 against +0.2.
     assert told == [[], [], [], [0.3], [], []]
@@ -82,7 +82,7 @@ def test_two_figures_of_one_line_are_compared_with_each_other() -> None:
     own, other = "rollout/main/belief", "rollout/main/belief/auditor"
     guards = Guards([GuardConfig(own, against=other, above=0.5)])
     for step, (one, two) in enumerate([(0.0, 0.0), (1.0, 0.9), (1.0, 0.0)]):
-        guards.tell("rollout/main", step, {"belief": one, "belief/auditor": two})
+        guards.log("rollout/main", step, {"belief": one, "belief/auditor": two})
         assert bool(guards.take()) == (step == 2)
 
 
@@ -132,7 +132,7 @@ def test_what_is_heeded(asked: list[Any], raised: type[Exception] | None) -> Non
     run: Any = Quiet()
     run.tracker = run
     run.guards = Guards([GuardConfig(KL, above=0.1, action=action) for action in asked])
-    run.guards.tell("learner/debater", 7, {"approx_kl": 0.25})
+    run.guards.log("learner/debater", 7, {"approx_kl": 0.25})
     if raised is None:
         apply_alerts(run)
     else:
@@ -156,7 +156,7 @@ def test_a_dump_gives_back_the_batch(tmp_path: Path) -> None:
     path = dump(tmp_path / "dumps", "debater", 3, samples, {"skipped": 1.0, "loss": math.nan})
     assert path is not None and load(path) == samples
     found = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert (found["policy"], found["step"], found["figures"]["loss"]) == ("debater", 3, "nan")
+    assert (found["policy"], found["step"], found["metrics"]["loss"]) == ("debater", 3, "nan")
     (sample,) = load(dump(tmp_path, "debater", 3, [broken(math.nan)], {}) or "")
     assert math.isnan(sample.advantages_L[0])
 

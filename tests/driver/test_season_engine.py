@@ -1,4 +1,5 @@
-"""Past selves on a real engine: what it says after an exchange is what an engine started on that snapshot says."""
+"""Opponent checkpoints on a real engine: what it says after an exchange is what an engine started on that snapshot
+says."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from actors.league.pool import Snapshot
 from actors.players.chat import ChatCodec
 from actors.system import System, start_ray
 from configs.schema.run import ClusterConfig, EngineConfig, ModelConfig, PolicyConfig
-from driver.league import start_holders
+from driver.league import start_slots
 from learners.models.tiny import materialise
 from protocols.types import Message, TurnRequest
 
@@ -39,11 +40,11 @@ async def scenario(folder: Path) -> None:
         models={"p": str(folders[0])}, codecs={"p": codec},
     )  # fmt: skip
     try:
-        (holder,) = await start_holders(run, "past")
+        (slot,) = await start_slots(run, "past")
         found = []
         for version in (1, 2, 1):  # back to an older one, too
-            await holder.hold(Snapshot("p", version, f"m{version}"))
-            async with holder.playing() as past:
+            await slot.hold(Snapshot("p", version, f"m{version}"))
+            async with slot.playing() as past:
                 assert past.policy == f"p@{version}"
                 found.append((await past.player(READ, ())).probs)
                 moved = await past.player(MOVE, ())
@@ -57,7 +58,7 @@ async def scenario(folder: Path) -> None:
         await asyncio.sleep(0.1)
 
 
-def test_an_engine_says_what_the_past_self_that_it_holds_would_say(
+def test_an_engine_says_what_the_opponent_checkpoint_that_it_holds_would_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray

@@ -180,7 +180,7 @@ def test_plain_lines_every_n_steps_when_not_a_terminal():
     for step in range(26):
         made.progress(
             Progress(
-                "selfplay", step, 25, episodes=step * 8, tokens_per_s=1234.5, figures={"judge accuracy": 0.83}
+                "selfplay", step, 25, episodes=step * 8, tokens_per_s=1234.5, metrics={"judge accuracy": 0.83}
             )
         )
     steps = re.findall(r"selfplay +(\d+)/25", out.getvalue())

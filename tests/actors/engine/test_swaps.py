@@ -250,7 +250,7 @@ def test_keep_waits_for_nobody() -> None:
     assert world.results[0][0].versions == [0, 1000, 1000]
 
 
-# ---- figures and settings ----------------------------------------------------------------------------------
+# ---- metrics and settings ----------------------------------------------------------------------------------
 
 
 def test_a_push_says_how_long_the_slowest_engine_drained() -> None:
@@ -319,9 +319,9 @@ def test_shared_engines_swap_what_their_guests_learn() -> None:
     assert switch == ("policies", "judge", "trained")
 
 
-def test_engines_of_past_selves_never_swap_under_play(tmp_path: Path) -> None:
+def test_engines_of_opponent_checkpoints_never_swap_under_play(tmp_path: Path) -> None:
     file = tmp_path / "league.yaml"
     past = "past: {kind: past, of: [player], engine: {swap: drain}}"
     file.write_text(f"extends: [{SMOKE.parent / 'kuhn_league.yaml'}]\npolicies: {{{past}}}\n")
-    with pytest.raises(ConfigErrors, match=r"past\.engine\.swap: has no effect on past selves"):
+    with pytest.raises(ConfigErrors, match=r"past\.engine\.swap: has no effect on opponent checkpoints"):
         load(file, [], machine=LAPTOP)

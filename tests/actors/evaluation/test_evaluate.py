@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.evaluation.arms import arm_figures, heldout_tasks, score, score_by
+from actors.evaluation.arms import arm_metrics, heldout_tasks, score, score_by
 from configs.load import load_protocol
 from protocols.types import Episode, Judgment, Outcome, Reward, Task, Turn
 from tasks.kinds.lists import Lists
@@ -59,10 +59,10 @@ def test_an_arm_tells_the_players_objectives_and_how_good_its_judge_was() -> Non
                    Outcome("ok", rewards=(Reward("pro", 0, 0.75, "learnability"),), score=1.0))  # fmt: skip
     child = Episode("arm-0/0", "debate", task, 0, turns, outcome, parent="arm-0")
     lost = Episode("arm-1", "proposed", task, 0, (), Outcome("lost"))
-    figures = arm_figures([[root, child], [lost]])
-    assert figures["reward/debater/belief_change"] == pytest.approx(0.2)
-    assert figures["reward/proposer/learnability"] == 0.75
-    assert figures["brier"] == pytest.approx(0.04)
+    metrics = arm_metrics([[root, child], [lost]])
+    assert metrics["reward/debater/belief_change"] == pytest.approx(0.2)
+    assert metrics["reward/proposer/learnability"] == 0.75
+    assert metrics["brier"] == pytest.approx(0.04)
 
 
 def test_a_proposer_is_measured_on_root_tasks() -> None:

@@ -159,8 +159,8 @@ def test_moves_are_compared_within_their_information_state() -> None:
     plays = asyncio.run(play_all(kuhn(), [TASK] * 300, players, "t", seed=0))
     episodes = [replace(play[0]) for play in plays]
     advantage = read().config.policies["player"].learner.advantage
-    samples, figures = build_samples(episodes, "player", advantage)
-    assert figures["groups"] == 12
+    samples, metrics = build_samples(episodes, "player", advantage)
+    assert metrics["groups"] == 12
     paid: dict[str, list[float]] = {}
     for episode in episodes:
         returns = {reward.seat: reward.value for reward in episode.outcome.rewards}

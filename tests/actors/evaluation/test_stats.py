@@ -216,9 +216,9 @@ def test_unreadable_verdicts_of_a_held_out_judge_are_missing():
 
 
 def test_figures_of_judges_are_plain_numbers():
-    figures = stats.health_figures([audited(0.9, 0.8, 0, "i1"), audited(0.3, 0.4, 0, "i2")])
+    figures = stats.health_metrics([audited(0.9, 0.8, 0, "i1"), audited(0.3, 0.4, 0, "i2")])
     assert figures["brier"] == pytest.approx((0.1**2 + 0.7**2) / 2)
     assert figures["auditor/agreement"] == 1.0 and figures["auditor/accuracy"] == 0.5
     assert "swap_flip_rate" not in figures, "only one order was asked"
-    assert stats.health_figures([debate(0.8, 0, reads=[(0.8, 0.2), (0.8, 0.2)])])["swap_flip_rate"] == 1.0
-    assert stats.health_figures([]) == {}
+    assert stats.health_metrics([debate(0.8, 0, reads=[(0.8, 0.2), (0.8, 0.2)])])["swap_flip_rate"] == 1.0
+    assert stats.health_metrics([]) == {}

@@ -63,7 +63,7 @@ def test_policies_do_not_crowd_each_other_out() -> None:
     assert [one.name for one in found.of(["exploiter"])] == ["exploiter@0"]
 
 
-def test_a_past_self_is_newer_than_the_last() -> None:
+def test_a_opponent_checkpoint_is_newer_than_the_last() -> None:
     with pytest.raises(ValueError, match="p@3 is not newer than p@3"):
         league(3, 3)
 
@@ -189,13 +189,13 @@ def test_what_says_nothing() -> None:
 
 
 def test_a_learner_learns_from_its_own_turns_and_is_compared_per_opponent() -> None:
-    """The baseline's `opponent` is the past self by name; in self-play it is the policy itself."""
+    """The baseline's `opponent` is the opponent checkpoint by name; in self-play it is the policy itself."""
     plays = [play({"a": "p", "b": "p@3"}, [("a", 1.0), ("b", -1.0)]),
              play({"a": "p@3", "b": "p"}, [("a", 1.0), ("b", -1.0)]),
              play({"a": "p", "b": "p"}, [("a", 1.0), ("b", -1.0)])]  # fmt: skip
     config = AdvantageConfig("role_ema", baseline_by=["opponent"], decay=0.5)
     baselines: dict[str, float] = {}
-    samples, figures = build_samples(plays, "p", config, baselines)
-    assert [sample.tags["seat"] for sample in samples] == ["a", "b", "a", "b"] and figures["turns"] == 4
+    samples, metrics = build_samples(plays, "p", config, baselines)
+    assert [sample.tags["seat"] for sample in samples] == ["a", "b", "a", "b"] and metrics["turns"] == 4
     assert [sample.advantages_L for sample in samples] == [[1.0], [-1.5], [1.0], [-1.5]]
     assert baselines == {"p@3": -0.25, "p": -0.25}

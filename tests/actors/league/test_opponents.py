@@ -1,4 +1,4 @@
-"""Opponents: one past self per engine and play, exchanged between plays only; and what a season keeps."""
+"""Opponents: one opponent checkpoint per engine and play, exchanged between plays only; and what a season keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.league.opponents import Holder, Opponents
+from actors.league.opponents import Opponents, OpponentSlot
 from actors.league.pool import League, Snapshot
 from actors.players.base import PastPlayer, ScriptedPlayer, Seated
 from actors.rollout.ledger import Ledger
@@ -62,7 +62,7 @@ def snap(version: int) -> Snapshot:
     return Snapshot("p", version, f"past-{version}")
 
 
-def holder() -> tuple[Holder, list[str]]:
+def slot() -> tuple[OpponentSlot, list[str]]:
     engine, log = Slow(), []
 
     async def load(one: Snapshot) -> Seated:
@@ -71,13 +71,13 @@ def holder() -> tuple[Holder, list[str]]:
         log.append(one.name)
         return Seated(one.name, engine)
 
-    return Holder(load), log
+    return OpponentSlot(load), log
 
 
-def opponents(league: League, holders: list[Holder], **settings: Any) -> Opponents:
+def opponents(league: League, slots: list[OpponentSlot], **settings: Any) -> Opponents:
     config = OpponentsConfig(**{"seats": ["left", "right"], "past": "past", **settings})
     fixed = {name: Seated(name, ScriptedPlayer(lambda request: "lose")) for name in config.fixed}
-    return Opponents("s", config, league, holders, fixed, ["p"], ["p"], seed=3)
+    return Opponents("s", config, league, slots, fixed, ["p"], ["p"], seed=3)
 
 
 def league(*versions: int) -> League:
@@ -101,7 +101,7 @@ async def sat(subject: Opponents, groups: int) -> list[tuple[str, str]]:
 
 def test_seats_take_turns_and_shares_are_kept() -> None:
     async def scenario() -> None:
-        engine, _ = holder()
+        engine, _ = slot()
         mix = {"self": 0.5, "fixed": 0.25, "pfsp": 0.25}
         subject = opponents(league(0), [engine], mix=mix, fixed=["a", "b"])
         await subject.redraw(0)
@@ -118,7 +118,7 @@ def test_seats_take_turns_and_shares_are_kept() -> None:
 
 def test_engines_hold_independent_draws_of_the_rules() -> None:
     async def scenario() -> None:
-        engines = [holder()[0] for _ in range(2)]
+        engines = [slot()[0] for _ in range(2)]
         subject = opponents(league(0, 1, 2), engines, mix={"latest": 0.5, "uniform": 0.5})
         held: Counter[tuple[str, ...]] = Counter()
         for step in range(300):
@@ -134,11 +134,11 @@ def test_engines_hold_independent_draws_of_the_rules() -> None:
 # ---- exchange
 
 
-def test_a_past_self_is_exchanged_between_plays_only() -> None:
+def test_a_opponent_checkpoint_is_exchanged_between_plays_only() -> None:
     """While one play is under way the exchange waits, and the next play waits for the exchange."""
 
     async def scenario() -> None:
-        engine, log = holder()
+        engine, log = slot()
         await engine.hold(snap(0))
         seen: list[str] = []
 
@@ -171,7 +171,7 @@ def test_a_load_that_fails_is_raised_and_nobody_waits_for_ever() -> None:
                 raise OSError("gone")
             return Seated(one.name, Slow())
 
-        engine = Holder(load)
+        engine = OpponentSlot(load)
         await engine.hold(snap(0))
         with pytest.raises(OSError):
             await engine.hold(snap(1))
@@ -181,7 +181,7 @@ def test_a_load_that_fails_is_raised_and_nobody_waits_for_ever() -> None:
     asyncio.run(scenario())
 
 
-def test_a_past_self_is_recorded_under_its_own_version() -> None:
+def test_a_opponent_checkpoint_is_recorded_under_its_own_version() -> None:
     def replies(*versions: int) -> Reply:
         return Reply("x", trace=TokenTrace((1,), (2, 3), (-1.0, -1.0), versions))
 
@@ -200,10 +200,10 @@ def test_a_past_self_is_recorded_under_its_own_version() -> None:
 
 def test_siblings_meet_one_opponent_in_one_seat_and_redraw_never_cuts_in(tmp_path: Path) -> None:
     """Plays of groups of two at staleness 1 while the engine is exchanged again and again: within a play, and a group,
-    the opponent and its replies are of one past self."""
+    the opponent and its replies are of one opponent checkpoint."""
 
     async def scenario() -> None:
-        engine, log = holder()
+        engine, log = slot()
         subject = opponents(league(*range(9)), [engine], mix={"self": 0.3, "uniform": 0.7})
         await subject.redraw(0)
         stage = StageConfig(plays_per_step=4, repeats=2, max_staleness=1, steps=30)
@@ -308,13 +308,13 @@ def test_weights_stay_while_a_checkpoint_names_them(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "models" / "p").iterdir()) == ["past-0", "past-2"]
 
 
-def test_after_a_step_results_count_and_past_selves_change(tmp_path: Path) -> None:
+def test_after_a_step_results_count_and_opponent_checkpoints_change(tmp_path: Path) -> None:
     async def scenario() -> None:
         run: Any = FakeRun(tmp_path)
         await snapshot(run, "p", 8)
         settings = OpponentsConfig(seats=["left", "right"], past="past", mix={"uniform": 1.0}, every=2)
         season = StageLeague(run, "s", StageConfig(opponents=settings, steps=4))
-        engine, log = holder()
+        engine, log = slot()
         season.past_of, season.opponents = ["p"], opponents(run.league, [engine], mix={"uniform": 1.0})
         await season.opponents.redraw(0)
         players = {"player": Seated("p", ScriptedPlayer(lambda request: "win"))}
@@ -324,7 +324,7 @@ def test_after_a_step_results_count_and_past_selves_change(tmp_path: Path) -> No
             run.versions["p"] = step
             await season.after(step, plays)
         assert [one.version for one in run.league.pool] == [0, 2, 4]
-        assert [figures["past_selves"] for figures in run.logged] == [1, 1, 2, 2]
+        assert [metrics["opponent_checkpoints"] for metrics in run.logged] == [1, 1, 2, 2]
         assert run.logged[0]["win_rate/p/p@0"] == pytest.approx(2 / 3), "one win, and one of each made up"
         assert run.logged[-1]["win_rate_lowest"] >= 0.5
         assert set(log) <= {"p@0", "p@2"}, "the last step needs no opponents"

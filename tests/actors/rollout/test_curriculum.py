@@ -144,7 +144,7 @@ def test_a_proposer_that_repeats_itself_is_fined_and_nobody_plays(tmp_path: Path
         assert (len(first), len(again), player.counts["solver"]) == (1, 3, 2)
         fines = [sum(reward.value for reward in play[0].outcome.rewards) for play in again]
         assert all(fine < 0 for fine in fines) and all(len(play) == 1 for play in again)
-        assert subject.figures()["proposals_refused"] == 3 and len(subject.archive) == 1
+        assert subject.metrics()["proposals_refused"] == 3 and len(subject.archive) == 1
 
     run(tmp_path, scenario)
 
@@ -176,7 +176,7 @@ def test_real_tasks_beside_proposed_ones(tmp_path: Path) -> None:
         only = stage(ledger, player, real=1.0)
         async with Running(only, ledger):
             await only.batch()
-        figures = only.figures()
+        figures = only.metrics()
         assert player.counts["proposer"] == 0 and len(only.archive) == 0, "real tasks are no proposals"
         assert figures["solve_rate/real"] == 0.5 and "solve_rate/proposed" not in figures
 
@@ -224,12 +224,12 @@ def test_audits_tell_how_often_another_policy_disagrees(tmp_path: Path, share: f
         async with Running(subject, ledger) as running:
             plays = await subject.batch()
             await running.settle()
-            figures = subject.figures()
+            figures = subject.metrics()
         if share < 1:
             assert figures["audits"] == 0 and "audit_disagreement/proposed" not in figures
             return
         assert (figures["audits"], figures["audit_disagreement/proposed"]) == (8, 0.25)
-        assert "audit_disagreement/proposed" not in subject.figures(), "each audit is told once"
+        assert "audit_disagreement/proposed" not in subject.metrics(), "each audit is told once"
         audits = [one for one in records.read(ledger.path) if one.id.startswith("audit-")]
         assert {one.meta["audits"] for one in audits} == {play[0].id for play in plays}
         assert all(one.meta["arm"] == "audit@s" and one.turns[0].policy == "auditor" for one in audits)
@@ -267,10 +267,10 @@ def test_audits_that_fail_are_missing_data(tmp_path: Path) -> None:
             async with Running(subject, subject.ledger) as running:
                 await subject.batch()
                 await running.settle()
-                figures = subject.figures()
+                figures = subject.metrics()
                 assert (figures["audits"], figures["audits_failed"]) == (0, at_once)
                 assert not any(name.startswith("audit_disagreement") for name in figures)
-            assert subject.figures()["audits_failed"] == 4, "those under way at the end too"
+            assert subject.metrics()["audits_failed"] == 4, "those under way at the end too"
             subject.ledger.close()
 
     run(tmp_path, scenario)

@@ -95,11 +95,11 @@ def test_the_band_of_solve_rates() -> None:
     assert reason(1, 1) == "solve rate 1 is not in [0.25, 0.75]" and reason(0, 0, 1, 0, 0)
     assert reason(None, None) == "", "what nobody scored is not known to be hard"
     assert solve_rate(group(episode(score=1), episode(score=None))) == 1.0
-    assert subject.figures() == {
+    assert subject.metrics() == {
         "filtered_groups": 2.0, "filtered_alike": 0.0, "filtered_easy": 1.0, "filtered_hard": 1.0,
         "unscored_groups": 1.0, "solve_rate_before_filter": pytest.approx((0.5 + 0.25 + 0.75 + 1.0 + 0.2) / 5),
     }  # fmt: skip
-    assert "solve_rate_before_filter" not in subject.figures(), "each group is told once"
+    assert "solve_rate_before_filter" not in subject.metrics(), "each group is told once"
 
 
 # ---- while a stage runs --------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def test_filtered_groups_are_replaced_at_once_and_recorded(tmp_path: Path, keep:
             assert subject.state() == {"group": 4, "again": [1, 3]}
             subject.release(plays)
         assert subject.statuses == {"ok": 16, "filtered": 8}
-        figures = subject.figures()
-        assert figures["filtered_groups"] == 2 and figures["solve_rate_before_filter"] == 0.5
+        metrics = subject.metrics()
+        assert metrics["filtered_groups"] == 2 and metrics["solve_rate_before_filter"] == 0.5
         recorded = {one.meta["index"]: one for one in records.read(ledger.path)}
         assert {index for index, one in recorded.items() if one.status == "filtered"} == {*range(4), *range(8, 12)}
         assert all(one.outcome.reason and one.outcome.score is not None and one.turns
@@ -200,7 +200,7 @@ def test_filtered_groups_stay_filtered_when_the_run_is_taken_up(tmp_path: Path) 
             plays = await ledger.batch(2)
             assert sorted(play[0].meta["index"] for play in plays) == [*range(4, 12)]
             assert all(play[0].status == "ok" for play in plays)
-            assert player.asked[easy[0]] == 0 and subject.figures()["filtered_groups"] == 1
+            assert player.asked[easy[0]] == 0 and subject.metrics()["filtered_groups"] == 1
             assert ledger.counts["duplicates"] == 0
 
     run(tmp_path, second)

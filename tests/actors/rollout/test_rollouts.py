@@ -15,7 +15,7 @@ import pytest
 from actors.rollout import records
 from actors.rollout.ledger import Ledger
 from actors.rollout.loop import MAX_ATTEMPTS, TooManyInvalid
-from actors.rollout.metrics import step_figures
+from actors.rollout.metrics import step_metrics
 from actors.serving.messages import EngineLost
 from protocols.types import Episode, Outcome, Reply, Task, TokenTrace, Turn, TurnRequest
 from tests.support.rollout_stage import DEBATE, Running, Scripted, Uniform, rollouts, run
@@ -251,5 +251,5 @@ def test_lengths_are_of_what_was_sampled() -> None:
         return Turn("a", role, "p", 0, "", (), "x", read=read, trace=trace)
 
     turns = (said(2), said(4), said(9, read=True), said(1, "other"), replace(said(7), trace=None))
-    figures = step_figures([Episode("e", "p", Task("t", "?"), 0, turns, Outcome())])
+    figures = step_metrics([Episode("e", "p", Task("t", "?"), 0, turns, Outcome())])
     assert figures["length/r"] == 3.0 and figures["length/other"] == 1.0

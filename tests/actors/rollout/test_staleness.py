@@ -141,7 +141,7 @@ def test_a_slow_play_is_waited_for_before_it_lags_too_much(tmp_path: Path) -> No
         player.held[slow] = asyncio.Event()
         async with Running(subject, ledger) as running:
             first = await subject.batch()
-            assert 3 not in {play[0].meta["index"] for play in first} and subject.figures()["lag_max"] == 0
+            assert 3 not in {play[0].meta["index"] for play in first} and subject.metrics()["lag_max"] == 0
             subject.release(first)
             await running.settle()
             assert ledger.waiting == 7, "enough for a step, but play 3 has to be part of it"
@@ -152,7 +152,7 @@ def test_a_slow_play_is_waited_for_before_it_lags_too_much(tmp_path: Path) -> No
             second = await waiting
             indices = [{play[0].meta["index"] for play in plays} for plays in (first, second)]
             assert set.union(*indices) == {*range(8)}, "all that began at first"
-            assert subject.figures()["lag_max"] == 1
+            assert subject.metrics()["lag_max"] == 1
             subject.release(second)
             for _ in range(3):
                 subject.release(await subject.batch())
@@ -196,13 +196,13 @@ def test_what_is_oversampled_is_cancelled_and_recorded(tmp_path: Path, staleness
                 begun = running.started
                 await running.settle()
                 assert running.started == begun, "a play began before the weights had arrived"
-                assert len(plays) == 8 and subject.figures()["lag_max"] <= staleness
+                assert len(plays) == 8 and subject.metrics()["lag_max"] <= staleness
                 seen.update(play[0].meta["index"] // 2 for play in plays)
                 subject.release(plays)
                 await running.settle()
-            figures = subject.figures()
+            metrics = subject.metrics()
         assert 1 not in seen and len(seen) == 16 and set(seen.values()) == {2}
-        assert figures["cancelled_groups"] >= 1 and subject.statuses["cancelled"] == 2 * figures["cancelled_groups"]
+        assert metrics["cancelled_groups"] >= 1 and subject.statuses["cancelled"] == 2 * metrics["cancelled_groups"]
         recorded = list(records.read(ledger.path))
         assert len({one.id for one in recorded}) == len(recorded) == 2 * subject.next_group, "each once"
         fates = {one.meta["index"] // 2: one.status for one in recorded}
@@ -247,7 +247,7 @@ def test_filtered_and_oversampled_groups_together(tmp_path: Path) -> None:
                 assert len(plays) == 8
                 subject.release(plays)
                 await running.settle()
-            assert subject.figures()["filtered_groups"] == 1 and subject.figures()["cancelled_groups"] == 2
+            assert subject.metrics()["filtered_groups"] == 1 and subject.metrics()["cancelled_groups"] == 2
         statuses = Counter(one.status for one in records.read(ledger.path))
         assert statuses == {"ok": 16, "filtered": 4, "cancelled": 8}
 

@@ -86,10 +86,10 @@ def chat(*outputs: tuple[int, ...], **fields: Any) -> list[Any]:
 
 
 def test_a_turn_is_paid_at_its_last_token() -> None:
-    ((sample,), figures) = paid(chat((7, 8), (9, 9, 9)), {("alice", 0): 1.0, ("alice", 1): -2.0})
+    ((sample,), metrics) = paid(chat((7, 8), (9, 9, 9)), {("alice", 0): 1.0, ("alice", 1): -2.0})
     assert sample.positions_L == [2, 3, 5, 6, 7] and sample.rewards_L == [0, 1.0, 0, 0, -2.0]
-    assert sample.segments_L == [0, 0, 1, 1, 1] and figures["turns_trained"] == 2
-    assert figures["credit_mean/debater"] == -1.5, "what is still to come: -1 and -2"
+    assert sample.segments_L == [0, 0, 1, 1, 1] and metrics["turns_trained"] == 2
+    assert metrics["credit_mean/debater"] == -1.5, "what is still to come: -1 and -2"
 
 
 def test_a_reward_for_the_episode_is_paid_at_its_end() -> None:
@@ -98,16 +98,16 @@ def test_a_reward_for_the_episode_is_paid_at_its_end() -> None:
 
 
 def test_turns_after_the_last_reward_are_missing_not_zero() -> None:
-    ((sample,), figures) = paid(chat((7,), (8,), (9,)), {("alice", 1): 2.0})
+    ((sample,), metrics) = paid(chat((7,), (8,), (9,)), {("alice", 1): 2.0})
     assert sample.positions_L == [2, 4] and sample.rewards_L == [0, 2.0]
-    assert figures["turns_without_reward"] == 1
+    assert metrics["turns_without_reward"] == 1
     assert paid(chat((7,)), {})[0] == []
 
 
 def test_what_a_turn_without_a_choice_was_paid_belongs_to_the_choice_before() -> None:
     turns = chat((7,), (8,), (9,), allowed={0: ((7, 8),), 1: ((8,),), 2: ((8, 9),)})
-    ((sample,), figures) = paid(turns, {("alice", 0): 1.0, ("alice", 1): 10.0, ("alice", 2): 100.0})
-    assert sample.positions_L == [2, 6] and sample.rewards_L == [11.0, 100.0] and figures["turns_forced"] == 1
+    ((sample,), metrics) = paid(turns, {("alice", 0): 1.0, ("alice", 1): 10.0, ("alice", 2): 100.0})
+    assert sample.positions_L == [2, 6] and sample.rewards_L == [11.0, 100.0] and metrics["turns_forced"] == 1
 
 
 def test_other_kinds_carry_no_rewards_and_lengths_are_checked() -> None:
@@ -130,7 +130,7 @@ def plain(rewards: list[float], **tags: str) -> Sample:
 def test_a_batch_by_hand() -> None:
     # gamma = lam = 1: advantages are rewards to go less values: (1 - .5, 1 - 0), (-1 - .5).
     samples = [plain([0.0, 1.0]), plain([-1.0])]
-    done, figures = with_advantages(samples, [[0.5, 0.0], [0.5]], of(gamma=1.0, lam=1.0))
+    done, metrics = with_advantages(samples, [[0.5, 0.0], [0.5]], of(gamma=1.0, lam=1.0))
     assert [s.returns_L for s in done] == [[1.0, 1.0], [-1.0]] and [s.values_L for s in done] == [[0.5, 0.0], [0.5]]
     # .5 1 -1.5: mean 0, mean square 3.5 / 3.
     std = math.sqrt(3.5 / 3)
@@ -138,14 +138,14 @@ def test_a_batch_by_hand() -> None:
     assert done[1].advantages_L == pytest.approx([-1.5 / std], abs=1e-5)
     assert samples[0].advantages_L == [0.0, 0.0], "the samples given are left as they are"
     # Returns 1 1 -1: variance 8/9; returns less values as above: 3.5 / 3.
-    assert figures == pytest.approx(
+    assert metrics == pytest.approx(
         {"value_mean": 1 / 3, "return_mean": 1 / 3, "advantage_std": std, "explained_variance": 1 - 3.5 / 3 * 9 / 8}
     )
 
 
 def test_returns_that_are_all_alike_leave_nothing_to_explain() -> None:
-    done, figures = with_advantages([plain([1.0])], [[0.5]], of(gamma=1.0, lam=1.0))
-    assert done[0].advantages_L == [0.0] and done[0].returns_L == [1.0] and "explained_variance" not in figures
+    done, metrics = with_advantages([plain([1.0])], [[0.5]], of(gamma=1.0, lam=1.0))
+    assert done[0].advantages_L == [0.0] and done[0].returns_L == [1.0] and "explained_variance" not in metrics
     assert with_advantages([], [], of(gamma=1.0, lam=1.0)) == ([], {})
 
 
@@ -250,7 +250,7 @@ def value(model: TokenModel, sample: Sample, position: int) -> Tensor:
 def test_gradient_of_a_step_is_that_of_both_losses(micro_tokens: int, normalise: str) -> None:
     samples = with_returns(make_samples(9))
     learner = rank(replace(CONFIG, micro_tokens=micro_tokens, loss=LossConfig("reinforce", normalise=normalise)))
-    figures = learner.step(samples).result()
+    metrics = learner.step(samples).result()
     model, policy, values = critical(), [], []
     replies = sum(len(set(s.segments_L or ())) for s in samples)
     tokens = sum(len(s.positions_L) for s in samples)
@@ -267,8 +267,8 @@ def test_gradient_of_a_step_is_that_of_both_losses(micro_tokens: int, normalise:
     (torch.stack(policy).sum() + 0.3 * critic).backward()
     expected = flat([p.grad for p in model.parameters()])
     torch.testing.assert_close(learner.engine.steps[0], expected, rtol=1e-4, atol=1e-6)
-    assert figures["value_loss"] == pytest.approx(float(critic.detach()), rel=1e-5)
-    assert 0 < figures["value_clip_fraction"] < 1
+    assert metrics["value_loss"] == pytest.approx(float(critic.detach()), rel=1e-5)
+    assert 0 < metrics["value_clip_fraction"] < 1
 
 
 def test_values_are_those_before_each_token() -> None:
@@ -287,8 +287,8 @@ def test_a_critic_learns_what_it_is_told() -> None:
         samples.append(replace(s, rewards_L=[float(h.detach()) for h in hidden], tags={"episode": str(i)}))
     explained = []
     for _ in range(200):
-        lessons, figures = with_advantages(samples, learner.values(samples), of(gamma=0.0, lam=0.0))
-        explained.append(figures["explained_variance"])
+        lessons, metrics = with_advantages(samples, learner.values(samples), of(gamma=0.0, lam=0.0))
+        explained.append(metrics["explained_variance"])
         learner.step([replace(s, advantages_L=[0.0] * len(s.advantages_L)) for s in lessons])
     assert explained[0] < 0 and explained[-1] > 0.95
 
@@ -296,9 +296,9 @@ def test_a_critic_learns_what_it_is_told() -> None:
 def test_a_warm_start_leaves_the_critic_alone() -> None:
     learner = rank(CONFIG)
     before = [p.clone() for p in learner.engine.model.value_head.parameters()]
-    figures = learner.step([replace(s, advantages_L=[1.0] * len(s.advantages_L)) for s in make_samples(5)], loss="sft")
+    metrics = learner.step([replace(s, advantages_L=[1.0] * len(s.advantages_L)) for s in make_samples(5)], loss="sft")
     after = list(learner.engine.model.value_head.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, after)) and "value_loss" not in figures.result()
+    assert all(torch.equal(a, b) for a, b in zip(before, after)) and "value_loss" not in metrics.result()
     # Every parameter has a gradient nevertheless: on ranks that only keep step with others as on those that learn.
     assert learner.engine.steps[0].numel() == sum(p.numel() for p in learner.engine.model.parameters())
 
@@ -337,11 +337,11 @@ def test_a_group_compares_over_all_its_ranks() -> None:
     group.config, group.seed, group.dead, group.ranks = CONFIG, 0, "", [Remote(), Remote()]
     samples = [replace(s, rewards_L=[1.0 * i] * len(s.positions_L), tags={"episode": f"e{i // 2}", "seat": "a"})
                for i, s in enumerate(make_samples(8))]  # fmt: skip
-    figures = asyncio.run(group.step(samples))
+    metrics = asyncio.run(group.step(samples))
     expected, about = with_advantages(samples, rank(CONFIG).values(samples), of(gamma=1.0, lam=0.95))
     learned = [sample for remote in group.ranks for sample in remote.lessons]
     assert all(remote.lessons for remote in group.ranks) and len(learned) == 8
-    assert {n: figures[n] for n in about} == pytest.approx(about) and "value_loss" in figures
+    assert {n: metrics[n] for n in about} == pytest.approx(about) and "value_loss" in metrics
     for sample in expected:
         (found,) = [one for one in learned if one.token_ids_S == sample.token_ids_S]
         assert found.advantages_L == pytest.approx(sample.advantages_L, abs=1e-4)

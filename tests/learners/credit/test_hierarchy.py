@@ -141,11 +141,11 @@ def test_turns_are_compared_after_the_very_same_history() -> None:
     # All four begin alike. Two go on after 5, two after 6.
     ends = {"a": (5, (1.0, 0.0)), "b": (5, (1.0, 4.0)), "c": (6, (3.0, 10.0)), "d": (6, (3.0, 30.0))}
     plays = [branch(id, *end) for id, end in ends.items()]
-    samples, figures = build_samples(plays, "p", PROMPT)
+    samples, metrics = build_samples(plays, "p", PROMPT)
     found = {s.tags["episode"]: dict(zip(s.positions_L, s.advantages_L)) for s in samples}
     found = {id: [by_position.get(2), by_position.get(4)] for id, by_position in found.items()}
     assert found == {"a": [-1.0, -2.0], "b": [-1.0, 2.0], "c": [1.0, -10.0], "d": [1.0, 10.0]}
-    assert figures["groups"] == 3
+    assert metrics["groups"] == 3
     # The turn's number alone would compare the second turns of all four: mean 11.
     by_turn = AdvantageConfig(kind="dr_grpo", group_by=["task", "role", "turn"])
     samples, _ = build_samples(plays, "p", by_turn)
@@ -154,13 +154,13 @@ def test_turns_are_compared_after_the_very_same_history() -> None:
 
 def test_a_prefix_that_nothing_rewards_does_not_train_only_the_branching_turn_does() -> None:
     plays = [branch("a", 5, (None, 0.0)), branch("b", 5, (None, 4.0))]
-    samples, figures = build_samples(plays, "p", PROMPT)
+    samples, metrics = build_samples(plays, "p", PROMPT)
     assert [(s.positions_L, s.advantages_L) for s in samples] == [([4], [-2.0]), ([4], [2.0])]
-    assert figures["turns_without_reward"] == 2
+    assert metrics["turns_without_reward"] == 2
 
 
 def test_one_token_more_or_another_order_is_another_prompt() -> None:
     prompts = [(1, 2), (1, 2, 0), (2, 1), (12,), (258,)]
     plays = [episode([turn(prompt=p)], {("alice", 0): 1.0}, id=str(i)) for i, p in enumerate(prompts)]
-    _, figures = build_samples(plays, "p", PROMPT)
-    assert figures["groups"] == figures["singleton_groups"] == 5
+    _, metrics = build_samples(plays, "p", PROMPT)
+    assert metrics["groups"] == metrics["singleton_groups"] == 5

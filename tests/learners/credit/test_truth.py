@@ -39,12 +39,12 @@ def learn(*turns: Turn, consistency: float = 0.0, **answers: Any) -> tuple[list[
 
 
 def test_the_right_choice_is_a_sample_of_the_prompt_that_was_seen() -> None:
-    (sample,), figures = learn(poll(0, (0.8, 0.2), "B"))
+    (sample,), metrics = learn(poll(0, (0.8, 0.2), "B"))
     assert sample.token_ids_S == [1, 2, 3, 8] and sample.positions_L == [3]
     assert sample.allowed_L == [(7, 8)] and sample.advantages_L == [1.0] and sample.versions_L == [4]
     assert sample.logprobs_L == [pytest.approx(math.log(0.2))] and sample.segments_L == [0]
     assert sample.tags == {"episode": "e", "seat": "jay", "role": "judge"}
-    assert figures["polls"] == figures["polls_trained"] == figures["samples"] == figures["loss_tokens"] == 1
+    assert metrics["polls"] == metrics["polls_trained"] == metrics["samples"] == metrics["loss_tokens"] == 1
 
 
 def test_the_brier_score_is_taught_every_choice() -> None:
@@ -71,8 +71,8 @@ def test_choices_of_several_tokens_train_where_there_was_a_choice() -> None:
     ],
 )
 def test_what_cannot_teach_is_counted(turn: Turn, counted: str) -> None:
-    samples, figures = learn(turn)
-    assert samples == [] and figures[counted] == 1 == figures["polls"]
+    samples, metrics = learn(turn)
+    assert samples == [] and metrics[counted] == 1 == metrics["polls"]
 
 
 def test_other_policies_sampled_turns_and_unreadable_verdicts_teach_nothing() -> None:
@@ -104,11 +104,11 @@ def test_nothing_of_an_untrusted_task_reaches_the_judge(tasks: list[tuple[int, i
         episode(poll(0, (0.6, 0.4), "B"), id=str(i), task=f"img{image}/{lie}", parent=f"img{image}")
         for i, (image, lie) in enumerate(tasks)
     ]
-    samples, figures = truth_samples(plays, "j", 0.0, Answers(trusted=share, encode=encode))
+    samples, metrics = truth_samples(plays, "j", 0.0, Answers(trusted=share, encode=encode))
     known = [str(i) for i, (image, _) in enumerate(tasks) if trusted(f"img{image}", share)]
     assert [sample.tags["episode"] for sample in samples] == known, "lies about one image are trusted together"
-    assert figures["polls"] == len(tasks) and figures["polls_trained"] == len(known)
-    assert ("accuracy/others" in figures) == (len(known) < len(tasks)), "the others are measured all the same"
+    assert metrics["polls"] == len(tasks) and metrics["polls_trained"] == len(known)
+    assert ("accuracy/others" in metrics) == (len(known) < len(tasks)), "the others are measured all the same"
 
 
 def votes(value: dict[int, float], task: str) -> Episode:
@@ -122,13 +122,13 @@ def test_rewards_for_votes_never_reach_untrusted_tasks() -> None:
     names = [f"t{i}" for i in range(40)]
     plays = [votes({0: 1.0, 1: 0.0}, name) for name in names]
     config = AdvantageConfig(kind="reinforce")
-    samples, figures = build_samples(plays, "j", config, answers=Answers(trusted=0.3))
+    samples, metrics = build_samples(plays, "j", config, answers=Answers(trusted=0.3))
     inside = {name for name in names if trusted(name, 0.3)}
     assert 0 < len(inside) < 40
     assert {sample.tags["episode"] for sample in samples} == inside
-    assert figures["turns_without_reward"] == figures["rewards_untrusted"] == 2 * (40 - len(inside))
-    everywhere, figures = build_samples(plays, "j", config)
-    assert {sample.tags["episode"] for sample in everywhere} == set(names) and figures["rewards_untrusted"] == 0
+    assert metrics["turns_without_reward"] == metrics["rewards_untrusted"] == 2 * (40 - len(inside))
+    everywhere, metrics = build_samples(plays, "j", config)
+    assert {sample.tags["episode"] for sample in everywhere} == set(names) and metrics["rewards_untrusted"] == 0
 
 
 # -- both orders
@@ -140,14 +140,14 @@ def pair(given: tuple[float, ...], reversed_: tuple[float, ...], target: str, ot
 
 def test_figures_by_hand() -> None:
     # The first claim is A when given, B when reversed: .7 for it, then .4.
-    _, figures = learn(*pair((0.7, 0.3), (0.6, 0.4), "A", "B"))
-    assert figures["accuracy/trusted"] == 0.5 and figures["swap_flip_rate"] == 1.0
-    assert figures["swap_gap"] == pytest.approx(0.3)
-    assert figures["log_score/trusted"] == pytest.approx(-(math.log(0.7) + math.log(0.4)) / 2)
-    assert figures["brier/trusted"] == pytest.approx((0.3**2 + 0.6**2) / 2)
-    assert "accuracy/others" not in figures
-    _, figures = learn(*pair((0.5, 0.5), (0.5, 0.5), "A", "B"))
-    assert figures["accuracy/trusted"] == 0.5, "a tie is a guess"
+    _, metrics = learn(*pair((0.7, 0.3), (0.6, 0.4), "A", "B"))
+    assert metrics["accuracy/trusted"] == 0.5 and metrics["swap_flip_rate"] == 1.0
+    assert metrics["swap_gap"] == pytest.approx(0.3)
+    assert metrics["log_score/trusted"] == pytest.approx(-(math.log(0.7) + math.log(0.4)) / 2)
+    assert metrics["brier/trusted"] == pytest.approx((0.3**2 + 0.6**2) / 2)
+    assert "accuracy/others" not in metrics
+    _, metrics = learn(*pair((0.5, 0.5), (0.5, 0.5), "A", "B"))
+    assert metrics["accuracy/trusted"] == 0.5, "a tie is a guess"
 
 
 def test_consistency_draws_each_order_to_the_other() -> None:

@@ -173,13 +173,13 @@ def config_of(kind: str, micro_tokens: int = 10_000, sft: float = 0.0, **fields:
 def test_gradients_are_those_of_the_formula_for_any_micro_batch(kind: str, micro_tokens: int) -> None:
     pairs = make_pairs(7)
     learner = rank(config_of(kind, micro_tokens))
-    figures = learner.step(pairs).result()
+    metrics = learner.step(pairs).result()
     (found,) = learner.engine.steps
     loss, gradient = expected(kind, pairs)
     torch.testing.assert_close(found, gradient, rtol=1e-3, atol=2e-5)
-    assert figures["loss"] == pytest.approx(loss, rel=1e-4)
-    assert figures["sequences"] == 14 and figures["updates"] == 1
-    assert figures["tokens"] == sum(len(sample.positions_L) for sample in sequences(pairs))
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
+    assert metrics["sequences"] == 14 and metrics["updates"] == 1
+    assert metrics["tokens"] == sum(len(sample.positions_L) for sample in sequences(pairs))
 
 
 @pytest.mark.parametrize("kind", PREFERENCE_LOSSES)
@@ -204,28 +204,28 @@ def test_ranks_average_to_the_gradient_of_the_whole_batch(kind: str) -> None:
 def test_an_auxiliary_imitation_of_the_chosen_reply() -> None:
     pairs = make_pairs(5, seed=1)
     learner = rank(config_of("smoothed_dpo", sft=0.2))
-    figures = learner.step(pairs).result()
+    metrics = learner.step(pairs).result()
     loss, gradient = expected("smoothed_dpo", pairs, sft=0.2)
     torch.testing.assert_close(learner.engine.steps[0], gradient, rtol=1e-3, atol=2e-5)
-    assert figures["loss"] == pytest.approx(loss, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-4)
     nll = [-whole(moved(), pair.chosen).item() / len(pair.chosen.positions_L) for pair in pairs]
-    assert figures["chosen_nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+    assert metrics["chosen_nll"] == pytest.approx(np.mean(nll), rel=1e-5)
 
 
 def test_what_is_measured_by_the_formulas() -> None:
     pairs = make_pairs(6, seed=2)
-    figures = rank(config_of("kto")).step(pairs).result()
+    metrics = rank(config_of("kto")).step(pairs).result()
     now, start = moved(), TokenModel(Base())
 
     def ratios(samples: list[Sample]) -> np.ndarray:
         return np.array([whole(now, one).item() - whole(start, one).item() for one in samples])
 
     chosen, rejected = ratios([p.chosen for p in pairs]), ratios([p.rejected for p in pairs])
-    assert figures["chosen_logratio"] == pytest.approx(chosen.mean(), abs=1e-5)
-    assert figures["rejected_logratio"] == pytest.approx(rejected.mean(), abs=1e-5)
-    assert figures["preference_margin"] == pytest.approx((chosen - rejected).mean(), abs=1e-5)
-    assert figures["preference_accuracy"] == pytest.approx((chosen > rejected).mean())
-    assert figures["kto_drift"] == pytest.approx(ratios(mismatches(pairs)).mean(), abs=1e-5)
+    assert metrics["chosen_logratio"] == pytest.approx(chosen.mean(), abs=1e-5)
+    assert metrics["rejected_logratio"] == pytest.approx(rejected.mean(), abs=1e-5)
+    assert metrics["preference_margin"] == pytest.approx((chosen - rejected).mean(), abs=1e-5)
+    assert metrics["preference_accuracy"] == pytest.approx((chosen > rejected).mean())
+    assert metrics["kto_drift"] == pytest.approx(ratios(mismatches(pairs)).mean(), abs=1e-5)
 
 
 def test_kto_without_other_prompts_measures_no_drift() -> None:
@@ -263,8 +263,8 @@ def test_a_loss_that_is_no_number_skips_the_step() -> None:
     pairs[1] = replace(pairs[1], probability=math.nan)
     learner = rank(config_of("smoothed_dpo"))
     learner.engine.was_step_applied = lambda: bool(torch.isfinite(learner.engine.steps[-1]).all())
-    figures = learner.step(pairs).result()
-    assert (figures["skipped"], figures["updates"]) == (1, 0) and "loss" not in figures
+    metrics = learner.step(pairs).result()
+    assert (metrics["skipped"], metrics["updates"]) == (1, 0) and "loss" not in metrics
 
 
 def test_settings_that_a_file_left_over_do_not_disturb() -> None:

@@ -210,7 +210,7 @@ def test_gradient_of_a_step_is_that_of_the_formula(estimator: str, micro_tokens:
     start = TokenModel(Base())
     for _ in range(2):  # in the first step policy and reference are the same
         now = copy.deepcopy(learner.engine.model)
-        figures = learner.step(samples).result()
+        metrics = learner.step(samples).result()
     losses, terms = [], []
     for sample in samples:
         for i in range(len(sample.positions_L)):
@@ -222,7 +222,7 @@ def test_gradient_of_a_step_is_that_of_the_formula(estimator: str, micro_tokens:
     torch.stack(losses).mean().backward()
     expected = flat([p.grad for p in now.parameters()])
     torch.testing.assert_close(learner.engine.steps[1], expected, rtol=1e-3, atol=1e-5)
-    assert figures["reference_kl"] == pytest.approx(float(torch.stack(terms).mean().detach()), rel=1e-4)
+    assert metrics["reference_kl"] == pytest.approx(float(torch.stack(terms).mean().detach()), rel=1e-4)
 
 
 def test_the_divergence_holds_the_policy_at_its_reference() -> None:
@@ -236,10 +236,10 @@ def test_the_divergence_holds_the_policy_at_its_reference() -> None:
         ((start,),) = learner.logprobs(samples)
         drawn = [replace(s, logprobs_L=[start]) for s in samples]
         for _ in range(200):
-            figures = learner.step(drawn).result()
+            metrics = learner.step(drawn).result()
         ((end,),) = learner.logprobs(samples)
         moved[kl] = end - start
-        assert ("reference_kl" in figures) == (kl > 0)
+        assert ("reference_kl" in metrics) == (kl > 0)
     assert moved[4.0] == pytest.approx(0.25, abs=1e-3) and moved[0.0] > 1.0
 
 

@@ -83,7 +83,7 @@ def work(rank: int, world: int, folder: str, config: LearnerConfig) -> None:
         return [samples[i] for i in balance(samples, world)[rank]]
 
     assert not any(v for values in learner.values(mine(batch(9))) for v in values), "a new head says zero"
-    figures = [learner.step(mine(batch(step))).result() for step in range(STEPS)]
+    metrics = [learner.step(mine(batch(step))).result() for step in range(STEPS)]
     buckets = learner.export()
     values = learner.values(mine(batch(9)))
     (at / "state").mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def work(rank: int, world: int, folder: str, config: LearnerConfig) -> None:
     warm = [replace(s, values_L=None, returns_L=None) for s in batch(6)]
     learner.step(mine(warm[:1]), loss="sft")
     index = balance(batch(9), world)[rank]
-    seen = {"index": index, "values": values, "figures": figures, "after": after[0][0]}
+    seen = {"index": index, "values": values, "metrics": metrics, "after": after[0][0]}
     torch.save(seen, at / f"seen-{rank}")
     if rank == 0:
         torch.save(dict(pair for bucket in buckets for pair in unpack(bucket)), at / "weights")
@@ -125,7 +125,7 @@ def run(folder: Path, world: int, config: LearnerConfig) -> dict[str, Any]:
     torch.multiprocessing.spawn(work, (world, str(folder), config), nprocs=world)
     seen = [torch.load(folder / f"seen-{rank}") for rank in range(world)]
     joined = {name: {i: v for one in seen for i, v in zip(one["index"], one[name])} for name in ("values", "after")}
-    return {"weights": torch.load(folder / "weights"), "figures": seen[0]["figures"], **joined}
+    return {"weights": torch.load(folder / "weights"), "metrics": seen[0]["metrics"], **joined}
 
 
 @pytest.mark.engine
@@ -142,7 +142,7 @@ def test_steps_equal_plain_adamw_with_two_groups(stage: int, world: int, tmp_pat
         assert found["values"][i] == pytest.approx(expected, abs=2e-4)
     saved = load_file(tmp_path / "hf" / "model.safetensors")
     assert saved.keys() == trained.keys()
-    assert all("value_loss" in figures and figures["updates"] == 1 for figures in found["figures"])
+    assert all("value_loss" in metrics and metrics["updates"] == 1 for metrics in found["metrics"])
 
 
 @pytest.mark.engine

@@ -56,11 +56,11 @@ def test_five_steps_equal_plain_adamw(rig: Rig) -> None:
     for step in range(5):
         samples = make_samples(13, seed=step)
         expected = reference_step(model, optimizer, samples)
-        figures = rig(group.step(samples, seed=step))
+        metrics = rig(group.step(samples, seed=step))
         for name, value in expected.items():
-            assert figures[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (step, name)
-        assert figures["tokens"] == sum(len(s.positions_L) for s in samples)
-        assert figures["grad_norm"] > CONFIG.grad_clip, "clipping must be part of what is compared"
+            assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (step, name)
+        assert metrics["tokens"] == sum(len(s.positions_L) for s in samples)
+        assert metrics["grad_norm"] > CONFIG.grad_clip, "clipping must be part of what is compared"
     moved = dict(tiny_model().named_parameters())
     trained = rig.weights()
     for name, parameter in model.named_parameters():
@@ -116,11 +116,11 @@ def test_a_step_that_is_not_finite_changes_nothing(rig: Rig, bad: float) -> None
     broken = make_samples(6, 2)
     broken[0].advantages_L[0] = bad
     before = rig.weights()
-    figures = rig(group.step(broken))
-    assert figures["skipped"] == 1 and figures["updates"] == 0 and "loss" not in figures
+    metrics = rig(group.step(broken))
+    assert metrics["skipped"] == 1 and metrics["updates"] == 0 and "loss" not in metrics
     assert same(before, rig.weights())
-    figures = rig(group.step(good))
-    assert figures["skipped"] == 0 and figures["updates"] == 1
+    metrics = rig(group.step(good))
+    assert metrics["skipped"] == 0 and metrics["updates"] == 1
     after = rig.weights()
     rig.fresh()
     rig(group.step(good))
@@ -155,11 +155,11 @@ def test_logprobs_and_gap(rig: Rig) -> None:
     rig.fresh()
     samples[0].logprobs_L[0] -= 0.25  # version 0
     samples[1].logprobs_L[0] += 0.5  # version 1
-    figures = rig(group.step(samples, version=0))
+    metrics = rig(group.step(samples, version=0))
     tokens = sum(len(s.positions_L) for s in samples[::2])
-    assert figures["sampler_gap_max"] == pytest.approx(0.25, abs=1e-5)
-    assert figures["sampler_gap"] == pytest.approx(0.25 / tokens, abs=1e-5)
-    assert figures["ratio_max"] == pytest.approx(np.exp(0.25), abs=1e-4)
+    assert metrics["sampler_gap_max"] == pytest.approx(0.25, abs=1e-5)
+    assert metrics["sampler_gap"] == pytest.approx(0.25 / tokens, abs=1e-5)
+    assert metrics["ratio_max"] == pytest.approx(np.exp(0.25), abs=1e-4)
 
 
 @pytest.mark.engine
@@ -190,20 +190,20 @@ def test_schedule_and_roles(loop: asyncio.AbstractEventLoop, model_dir: Path) ->
     rig = Rig(loop, model_dir, 0, 1, epochs=2, minibatches=3, warmup_steps=10)
     group = rig.group
     samples = make_samples(9)
-    figures = rig(group.step(samples))
-    assert figures["updates"] == 6 and figures["tokens"] == 2 * sum(len(s.positions_L) for s in samples)
-    assert figures["lr"] == pytest.approx(1e-3 * (1 + 2 + 3 + 4 + 5 + 6) / 10 / 6)
+    metrics = rig(group.step(samples))
+    assert metrics["updates"] == 6 and metrics["tokens"] == 2 * sum(len(s.positions_L) for s in samples)
+    assert metrics["lr"] == pytest.approx(1e-3 * (1 + 2 + 3 + 4 + 5 + 6) / 10 / 6)
     assert rig(group.step(samples))["lr"] == pytest.approx(1e-3 * (7 + 8 + 9 + 10 + 10 + 10) / 10 / 6)
-    figures = rig(group.step(samples, loss="sft", lr=5e-4))
-    assert figures["lr"] == pytest.approx(5e-4) and figures["updates"] == 1
+    metrics = rig(group.step(samples, loss="sft", lr=5e-4))
+    assert metrics["lr"] == pytest.approx(5e-4) and metrics["updates"] == 1
     weights = {"alice": 0, "bob": 0}
     for sample in samples:
         weights[sample.tags["role"]] += len(sample.positions_L)
-    mixed = sum(figures[f"entropy/{role}"] * weight for role, weight in weights.items()) / sum(
+    mixed = sum(metrics[f"entropy/{role}"] * weight for role, weight in weights.items()) / sum(
         weights.values()
     )
-    assert mixed == pytest.approx(figures["entropy"], rel=1e-5)
-    assert figures["entropy/alice"] != pytest.approx(figures["entropy/bob"], rel=1e-3)
+    assert mixed == pytest.approx(metrics["entropy"], rel=1e-5)
+    assert metrics["entropy/alice"] != pytest.approx(metrics["entropy/bob"], rel=1e-3)
     rig(group.reset_optimizer())
     assert rig(group.step(samples[:1]))["lr"] == pytest.approx(1e-3 * (1 + 2) / 10 / 2)
     group.stop()
@@ -250,12 +250,12 @@ def test_a_divergence_holds_the_policy_at_its_reference(
         rig = Rig(loop, model_dir, stage, ranks, lr=2e-5, loss=LossConfig(kind="reinforce", kl=kl))
         start = rig(rig.group.logprobs(samples))
         drawn = [replace(s, logprobs_L=p) for s, p in zip(samples, start)]
-        figures = follow(rig, drawn, 30)
+        metrics = follow(rig, drawn, 30)
         end = rig(rig.group.logprobs(samples))
         moved[kl] = np.mean([abs(e - s) for ends, starts in zip(end, start) for e, s in zip(ends, starts)])
         if kl:
-            assert figures[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6), "equal weights, equal log-probabilities"
-            assert 0.0005 < figures[-1]["reference_kl"] < 0.005  # 0.0013 at log r = 0.05
+            assert metrics[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6), "equal weights, equal log-probabilities"
+            assert 0.0005 < metrics[-1]["reference_kl"] < 0.005  # 0.0013 at log r = 0.05
         rig.group.stop()
     assert moved[20.0] == pytest.approx(1 / 20, abs=0.02) and moved[0.0] > 0.5
 
@@ -323,9 +323,9 @@ def test_steps_on_pairs_equal_plain_adamw(
     for step in range(4):
         pairs = make_pairs(5, seed=step)
         expected = reference_pair_step(model, start, optimizer, pairs, 0.2)
-        figures = rig(rig.group.step(pairs, seed=step))
-        assert figures["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5), step
-        assert figures["sequences"] == 10 and figures["updates"] == 1
+        metrics = rig(rig.group.step(pairs, seed=step))
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5), step
+        assert metrics["sequences"] == 10 and metrics["updates"] == 1
     one = rig(rig.group.step(make_pairs(1, seed=9)))  # fewer pairs than ranks
     assert one["updates"] == 1 and one["preference_accuracy"] in (0.0, 1.0)
     rig.group.stop()

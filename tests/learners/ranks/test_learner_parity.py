@@ -46,9 +46,9 @@ def five_steps(rig: Rig, model: Any) -> None:
     for step in range(5):
         samples = make_samples(13, seed=step)
         expected = reference_step(model, optimizer, samples)
-        figures = rig(rig.group.step(samples, seed=step))
+        metrics = rig(rig.group.step(samples, seed=step))
         for name, value in expected.items():
-            assert figures[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (step, name)
+            assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (step, name)
 
 
 def compare(rig: Rig, plain: Any, tolerance: float, moved: float) -> None:

@@ -206,6 +206,6 @@ def test_a_loss_that_is_no_number_reaches_the_gradient_and_is_counted(kind: str,
     config = LossConfig(kind=kind, correction=correction, normalise="sequence")
     learner = rank(LearnerConfig(loss=config))
     learner.engine.was_step_applied = lambda: bool(torch.isfinite(learner.engine.steps[-1]).all())
-    figures = learner.step(samples).result()
+    metrics = learner.step(samples).result()
     assert math.isnan(learner.engine.get_global_grad_norm()), "all ranks must see that this step is broken"
-    assert (figures["skipped"], figures["updates"]) == (1, 0) and "loss" not in figures
+    assert (metrics["skipped"], metrics["updates"]) == (1, 0) and "loss" not in metrics
