@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from driver.run_folder import UsageError, continue_folder, failures_logged, fresh_folder
+from driver.run_folder import (
+    UsageError,
+    check_run,
+    continue_folder,
+    failures_logged,
+    fresh_folder,
+    locked,
+    set_aside,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +31,8 @@ def train(config: Path, overrides: Sequence[str] = (), address: str | None = Non
     directory, which brings its own configuration. Raises UserError, and RunFailed for any other failure."""
     from configs.load import to_yaml
 
+    if resume and config.name == "config.yaml" and (config.parent / "checkpoints").is_dir():
+        config = config.parent  # the run that the file belongs to, wherever it has been moved
     saved = config / "config.yaml"
     if config.is_dir() and not (resume and saved.is_file()):
         raise UsageError(f"{config} is a folder: name a YAML file, or a run directory with --resume")
@@ -32,13 +42,13 @@ def train(config: Path, overrides: Sequence[str] = (), address: str | None = Non
     from driver import experiment
 
     if resume:
-        continue_folder(folder, text)
-    else:
-        moved = fresh_folder(folder, text)
-        if moved:
-            print(f"{folder} held an earlier run: it is now {moved} (to continue a run: --resume)")
-    with failures_logged(folder, "train", f"python launch.py train {folder} --resume"):
-        return experiment.train(loaded.config, folder, resume=resume)
+        check_run(folder)
+    elif moved := set_aside(folder):
+        print(f"{folder} held an earlier run: it is now {moved} (to continue a run: --resume)")
+    with locked(folder):
+        (continue_folder if resume else fresh_folder)(folder, text)
+        with failures_logged(folder, "train", f"python launch.py train {folder} --resume"):
+            return experiment.train(loaded.config, folder, resume=resume)
 
 
 def evaluate(folder: Path, overrides: Sequence[str] = (), address: str | None = None, best: bool = False) -> int:
@@ -49,7 +59,7 @@ def evaluate(folder: Path, overrides: Sequence[str] = (), address: str | None = 
     loaded = load(saved, overrides, address)
     from driver import experiment
 
-    with failures_logged(folder, "eval"):
+    with locked(folder), failures_logged(folder, "eval"):
         return experiment.evaluate(loaded.config, folder, best)
 
 

@@ -22,7 +22,7 @@ from configs.schema.run import RunConfig
 from driver import checkpoint
 from driver.checkpoint import CHECKPOINTS
 from driver.loop import Trainer
-from driver.run import Run, Stopped
+from driver.run import RUN_DIR, Run, Stopped, stored
 from protocols.errors import UserError
 from reporting.console import Seating
 from reporting.tracker import Tracker
@@ -64,7 +64,7 @@ async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
     from reporting.report.page import write_report
 
     begun = time.monotonic()
-    run = _open(config, folder)
+    run = _open(config, folder, folder)
     screen = run.tracker.screen
     screen.start(config.name, str(folder), _seatings(config), run.tracker.wandb_line)
     finished = False
@@ -85,14 +85,14 @@ async def _train(config: RunConfig, folder: Path, resume: Path | None) -> int:
     write_report(folder)
     commands = {"replay": f"python launch.py replay {folder}"}
     if not finished and run.warmed:
-        commands["resume"] = f"python launch.py train {folder}/config.yaml --resume"
+        commands["resume"] = f"python launch.py train {folder} --resume"
     screen.final(config.name, summary, str(folder), commands)
     return 0 if finished else 130
 
 
 async def _evaluate(config: RunConfig, folder: Path, found: Path) -> int:
     begun = time.monotonic()
-    run = _open(config, folder / "eval")
+    run = _open(config, folder / "eval", folder)
     finished = False
     try:
         await Trainer(run).measure(found)
@@ -108,15 +108,16 @@ async def _evaluate(config: RunConfig, folder: Path, found: Path) -> int:
     return 0 if finished else 130
 
 
-def _open(config: RunConfig, folder: Path) -> Run:
-    """Everything a run needs, started in the order that Ray's signal handling asks for."""
+def _open(config: RunConfig, folder: Path, run_dir: Path) -> Run:
+    """Everything a run needs, started in the order that Ray's signal handling asks for. `folder`: where it records.
+    `run_dir`: where its models and checkpoints are."""
     garbage.settle()
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder / "config.yaml"
     tracker = Tracker(folder, config, saved.read_text() if saved.exists() else "")
     ledger = Ledger(folder)
     start_ray(config.cluster, actors=2 + sum(1 + policy.engine.replicas for policy in config.policies.values()))
-    run = Run(config, tracker, ledger)
+    run = Run(config, tracker, ledger, run_dir)
     _stop_on_signals(run.stop)
     return run
 
@@ -141,7 +142,7 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
         "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
         "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": {name: asdict(done) for name, done in run.progress.items()},
-        "policies": {name: {"model": path} for name, path in run.models.items()},
+        "policies": {name: {"model": _named(path, run.dir)} for name, path in run.models.items()},
     }  # fmt: skip
     if any(run.health.values()):
         found["arms"] = run.health
@@ -154,6 +155,12 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
     if any(run.buckets.values()):
         found["accuracy_by_length"] = run.buckets
     return found
+
+
+def _named(model: str, run_dir: Path) -> str:
+    """A model as the summary names it: inside the run directory as "RUN/models/...", else as it is."""
+    inside = stored(model, run_dir)
+    return inside.replace(RUN_DIR, run_dir.resolve().name, 1) if inside.startswith(f"{RUN_DIR}/") else model
 
 
 def _seatings(config: RunConfig) -> list[Seating]:

@@ -35,7 +35,13 @@ class Stopped(Exception):
     """Ctrl-C, SIGTERM or a guard: end cleanly, saved."""
 
 
+class MissingModel(UserError):
+    """A model that a checkpoint names is not there any more."""
+
+
 FILE = "run.json"
+RUN_DIR = "${run_dir}"
+"""In `run.json`: the folder that the run lies in now."""
 Metrics = dict[str, dict[str, float]]
 
 
@@ -66,7 +72,7 @@ class RunState:
     """What a resumed run needs besides weights. Fields without a default stand in every `run.json` ever written."""
 
     models: dict[str, str]
-    """policy -> the folder or name that its engines and its learner load."""
+    """policy -> the folder or name that its engines and its learner load, as `stored` writes it."""
     versions: dict[str, int]
     """policy -> optimizer steps behind its weights."""
     updates: int
@@ -81,6 +87,8 @@ class RunState:
     buckets: Metrics
     baselines: Metrics = field(default_factory=dict)
     exact: Metrics = field(default_factory=dict)
+    bases: dict[str, str] = field(default_factory=dict)
+    """policy with an adapter -> the model that its adapter belongs to."""
     skipped: int = 0
     guards: dict[str, Any] = field(default_factory=dict)
     health: Metrics = field(default_factory=dict)
@@ -108,11 +116,12 @@ class RunState:
 class Run:
     """One training run: everything that lives from its first second to its last."""
 
-    def __init__(self, config: RunConfig, tracker: Tracker, ledger: Ledger):
+    def __init__(self, config: RunConfig, tracker: Tracker, ledger: Ledger, folder: Path | None = None):
+        """`folder`: the run directory, wherever it lies now; None: where `config.run_dir` says."""
         self.config, self.tracker, self.ledger = config, tracker, ledger
         self.protocols: dict[str, Any] = dict(build_protocols(config))
         self.source: TaskSource = load_task_source(config.tasks)
-        self.dir = Path(self.config.run_dir)
+        self.dir = Path(self.config.run_dir) if folder is None else folder
         self.system = System(self.config.policies, self.config.seed, self.config.deterministic)
         self.learners: dict[str, LearnerGroup] = {}
         self.codecs: dict[str, ChatCodec] = {}
@@ -200,9 +209,12 @@ class Run:
 
     def state(self) -> RunState:
         """What a resumed run needs besides weights."""
+        bases = {name: one.model_dir for name, one in self.learners.items() if one.config.lora is not None}
         return RunState(
-            models=self.models, versions=self.versions, updates=self.updates, progress=self.progress,
-            accuracy=self.accuracy, archives={name: archive.state() for name, archive in self.archives.items()},
+            models={name: stored(model, self.dir) for name, model in self.models.items()}, versions=self.versions,
+            bases={name: stored(base, self.dir) for name, base in bases.items()}, updates=self.updates,
+            progress=self.progress, accuracy=self.accuracy,
+            archives={name: archive.state() for name, archive in self.archives.items()},
             learners=self.learning(), buckets=self.buckets, baselines=self.baselines, exact=self.exact,
             skipped=self.skipped, guards=self.guards.state(), health=self.health, league=self.league.state(),
         )  # fmt: skip
@@ -214,7 +226,8 @@ class Run:
     async def restore(self, folder: Path, learners: bool = True) -> None:
         """Takes up where the checkpoint in `folder` was written; without learners: to measure it."""
         state = RunState.read(folder)
-        self.models, self.versions, self.progress = state.models, state.versions, state.progress
+        self.versions, self.progress = state.versions, state.progress
+        self.models = {name: self._located(model) for name, model in state.models.items() if name not in state.learners}
         self.updates, self.skipped, self.baselines = state.updates, state.skipped, state.baselines
         self.accuracy, self.buckets, self.health, self.exact = state.accuracy, state.buckets, state.health, state.exact
         self.guards.restore(state.guards)
@@ -224,10 +237,35 @@ class Run:
         for name in state.learners:
             # Out of the checkpoint, which is removed when newer ones have been written.
             copy = self.dir / "models" / name / f"resumed-{self.updates}"
-            base = take_out(folder / name, copy, self.config.policies[name].model.trust_remote_code)
+            trust = self.config.policies[name].model.trust_remote_code
+            base = take_out(folder / name, copy, self._located(state.bases.get(name, "")), trust)
             self.models[name] = base if adapter_of(self.config.policies, name) else str(copy)
             if learners:
                 await (await self.learner(name, base)).load(str(folder / name / "state"), str(self.dir))
+
+    def _located(self, model: str) -> str:
+        return located(model, self.dir, self.config.run_dir)
+
+
+def stored(model: str, run_dir: Path) -> str:
+    """How `run.json` names a model: a folder inside the run directory relative to it ("${run_dir}/models/p/init"), so
+    that the run can be moved and copied; anything else as it is."""
+    inside = Path(model).resolve()
+    if inside.is_relative_to(run_dir.resolve()):
+        return f"{RUN_DIR}/{inside.relative_to(run_dir.resolve()).as_posix()}"
+    return model
+
+
+def located(model: str, run_dir: Path, old_run_dir: str = "") -> str:
+    """What `stored` wrote, for a run directory that is `run_dir` now. Versions before wrote the path below
+    `old_run_dir`, the `run_dir` of the config. Raises MissingModel where an absolute path leads nowhere."""
+    for prefix in filter(None, (RUN_DIR, old_run_dir)):
+        if model.startswith(f"{prefix}/"):
+            model = str(run_dir / model.removeprefix(f"{prefix}/"))
+    if Path(model).is_absolute() and not Path(model).exists():
+        raise MissingModel(f"{model} is missing: the run in {run_dir} needs this model")
+    return model
+
 
 async def serve(run: Run, names: Iterable[str]) -> None:
     """Starts the engines of these policies where they have not started yet: first those whose engines others share.

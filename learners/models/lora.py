@@ -137,12 +137,14 @@ def save_plain(lm: Any, folder: Path, state: dict[str, Tensor], source: str) -> 
     copy_tokenizer(source, folder)
 
 
-def take_out(folder: Path, out: Path, trust_remote_code: bool = False) -> str:
+def take_out(folder: Path, out: Path, base: str = "", trust_remote_code: bool = False) -> str:
     """The weights of one policy in a checkpoint, as a Hugging Face folder `out`; returns what its learner starts from
-    before it loads the state: with an adapter the plain model that it belongs to, else `out`."""
+    before it loads the state: with an adapter the plain model that it belongs to (`base`, else as the checkpoint
+    names it), else `out`."""
     facts = json.loads((folder / "state" / "learner.json").read_text())
     if facts.get("lora"):
-        merge(facts["base"], folder / "state" / ADAPTER, out, trust_remote_code)
-        return str(facts["base"])
+        base = base or str(facts["base"])
+        merge(base, folder / "state" / ADAPTER, out, trust_remote_code)
+        return base
     shutil.copytree(folder / "hf", out, dirs_exist_ok=True)
     return str(out)

@@ -80,7 +80,7 @@ class LearnerGroup:
     ) -> None:
         import ray
 
-        self.policy, self.config, self.seed = policy, config, seed
+        self.policy, self.config, self.seed, self.model_dir = policy, config, seed, str(model_dir)
         self.device = resolve_device(config)
         deepspeed_json(config, self.device)  # raises here rather than in an actor
         resources = {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": CPU_SHARE}

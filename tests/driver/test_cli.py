@@ -197,11 +197,12 @@ def test_a_users_mistake_in_a_run_stays_one_message(
 
 def test_a_finished_run_is_moved_aside(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "demo"
-    assert run_folder.fresh_folder(folder, "a: 1\n") is None
-    assert run_folder.fresh_folder(folder, "a: 2\n") is None  # nothing was played in it
+    run_folder.fresh_folder(folder, "a: 1\n")
+    assert run_folder.set_aside(folder) is None  # nothing was played in it
     for number in (1, 2):
         (folder / "episodes.jsonl").write_text(f"{number}\n")
-        assert run_folder.fresh_folder(folder, "a: 3\n") == tmp_path / "runs" / f"demo.{number}"
+        assert run_folder.set_aside(folder) == tmp_path / "runs" / f"demo.{number}"
+        run_folder.fresh_folder(folder, "a: 3\n")
     assert (tmp_path / "runs" / "demo.1" / "episodes.jsonl").read_text() == "1\n"
     assert (tmp_path / "runs" / "demo.2" / "episodes.jsonl").read_text() == "2\n"
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]

@@ -140,10 +140,14 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     async def no_words(*anything: Any) -> list[str]:
         return []
 
+    def made(model: Any, words: Any, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     monkeypatch.setattr(loop, "System", Engines)
     monkeypatch.setattr(loop, "LearnerGroup", Learner)
     monkeypatch.setattr(loop, "words_in_play", no_words)
-    monkeypatch.setattr(loop, "materialise", lambda model, words, folder: folder)
+    monkeypatch.setattr(loop, "materialise", made)
     monkeypatch.setattr(loop, "ChatCodec", MagicMock())
     monkeypatch.setattr(ray, "put", lambda value: value)
 
