@@ -17,10 +17,12 @@ from configs.machine import Machine
 from configs.reading.build import Builder, Kinds
 from configs.reading.errors import ConfigError, ConfigErrors, Mark
 from configs.reading.source import KeyPath, Source, override, read
+from configs.rehearsal import Purpose, Rehearsal, Rehearse, rehearse
 from configs.schema.run import RunConfig
 from protocols.base import Protocol
 from protocols.errors import UserError
 from protocols.extension import load_plugins
+from protocols.kinds.propose_solve import ProposeSolve
 from protocols.registry import KINDS
 from tasks.base import TaskSource, real_task
 from tasks.registry import SOURCES
@@ -74,7 +76,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, machine: Machine | 
     _examples(builder, config)
     _heldout(builder, config)
     _games(builder, config, protocols)
-    Checker(config, source, protocols, machine, errors).run()
+    Checker(config, source, protocols, machine, errors, _rehearsals(config, protocols)).run()
     if errors:
         raise ConfigErrors(_sorted(errors))
     sound = {name: protocol for name, protocol in protocols.items() if protocol is not None}
@@ -210,6 +212,27 @@ def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol
         elif path[0] == "eval" and config.eval.arms[path[-1]].measure == "nash_conv":
             if problem := source.exact_problem():
                 builder.error((*path, "measure"), f"NashConv of these tasks: {problem}")
+
+
+def _rehearsals(config: RunConfig, protocols: Mapping[str, Protocol | None]) -> Rehearse:
+    """Plays each protocol on the tasks that it is for, once, when a check asks."""
+    done: dict[tuple[str, str, Purpose], Rehearsal | None] = {}
+
+    def seen(name: str, own: Mapping[str, Any], purpose: Purpose) -> Rehearsal | None:
+        key = (name, repr(own), purpose)
+        if key not in done:
+            done[key] = None
+            try:
+                source = load_task_source(config.tasks, own)
+            except ConfigErrors:
+                return None  # noted already
+            protocol = protocols.get(name)
+            needy = purpose != "heldout" and source.needs_proposer() and not isinstance(protocol, ProposeSolve)
+            if protocol is not None and not needy and not (purpose == "heldout" and source.heldout_problem()):
+                done[key] = rehearse(protocol, source, purpose)
+        return done[key]
+
+    return seen
 
 
 def _checked(builder: Builder, kinds: Kinds, raw: Any, path: KeyPath) -> Any:

@@ -6,6 +6,8 @@ import random
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from protocols.base import Protocol
+from protocols.kinds.propose_solve import ProposeSolve
 from protocols.proposals import carried_proposal, with_proposal
 from protocols.types import EXAMPLE, Task
 
@@ -77,3 +79,14 @@ def real_task(source: TaskSource, rng: random.Random) -> Task:
     return with_proposal(task, example.text if example else rng.choice(task.proposals))
 
 
+def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, warm: bool = False) -> Task:
+    """A task that `protocol` can be played on: a root task where a proposer comes first or where there is nothing to
+    derive from, else one derived from it with the proposal it carries, its example, or (claims) a uniform one."""
+    task = source.warm(rng) if warm else source.train(rng)
+    example = task.hidden.get(EXAMPLE)
+    playable = task.domain is None or not (task.proposals or example or carried_proposal(task))
+    if isinstance(protocol, ProposeSolve) or playable:
+        return task
+    assert task.domain is not None
+    proposal = carried_proposal(task) or (example.text if example else rng.choice(task.proposals))
+    return task.domain.derive(task, proposal)

@@ -32,9 +32,9 @@ from protocols.base import Protocol
 from protocols.errors import UserError
 from protocols.kinds.propose_solve import ProposeSolve
 from protocols.proposals import carried_proposal, with_proposal
-from protocols.types import EXAMPLE, Episode, Outcome, Status, Task
+from protocols.types import Episode, Outcome, Status, Task
 from tasks.archive import Archive
-from tasks.base import TaskSource, real_task
+from tasks.base import TaskSource, real_task, training_task as training_task
 from tasks.distinct import Distinct
 from tasks.trusted import trusted
 
@@ -363,19 +363,6 @@ def trusted_task(source: TaskSource, protocol: Protocol, rng: random.Random, sha
         if trusted(source.cluster(task), share):
             return task
     raise NoTrustedTask(f"none of {MAX_DRAWS:,} tasks drawn is in the trusted slice of {share:g}; raise `trusted`")
-
-
-def training_task(source: TaskSource, protocol: Protocol, rng: random.Random, warm: bool = False) -> Task:
-    """A task that `protocol` can be played on: a root task where a proposer comes first or where there is nothing to
-    derive from, else one derived from it with the proposal it carries, its example, or (claims) a uniform one."""
-    task = source.warm(rng) if warm else source.train(rng)
-    example = task.hidden.get(EXAMPLE)
-    playable = task.domain is None or not (task.proposals or example or carried_proposal(task))
-    if isinstance(protocol, ProposeSolve) or playable:
-        return task
-    assert task.domain is not None
-    proposal = carried_proposal(task) or (example.text if example else rng.choice(task.proposals))
-    return task.domain.derive(task, proposal)
 
 
 async def play_all(

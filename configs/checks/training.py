@@ -5,37 +5,45 @@ Each mistake is (path, message, what would be valid). A protocol of a kind that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from configs.checks.groups import repeated_roles, updated
 from configs.methods import SIGNALS, comparing
 from configs.reading.source import KeyPath
+from configs.rehearsal import Rehearsal, Rehearse
 from configs.schedule import ALWAYS, due
-from configs.schema.run import GuardConfig, PolicyConfig, RunConfig, StageConfig
+from configs.schema.run import GuardConfig, PolicyConfig, RunConfig, StageConfig, WarmStartConfig
 from protocols.base import Protocol
 from protocols.judges.reading import JudgeRules
-from protocols.kinds.propose_solve import ProposeSolve
 from protocols.phased.interpreter import Phased
-from protocols.rewards.record import RewardTerm
-from protocols.rewards.registry import REWARDS
 
 Mistake = tuple[KeyPath, str, str]
 Protocols = Mapping[str, Protocol | None]
 
 
-def training_problems(config: RunConfig, protocols: Protocols) -> Iterator[Mistake]:
+def training_problems(config: RunConfig, protocols: Protocols, rehearse: Rehearse) -> Iterator[Mistake]:
     for name, stage in config.stages.items():
         yield from _schedule(config, stage, ("stages", name, "update"))
-        protocol = protocols.get(stage.protocol)
-        for player in updated(config, stage) if protocol is not None else ():
-            yield from _learns(config, protocol, stage, player, ("stages", name, "roles"))
-        yield from _held_out(protocol, stage.roles, ("stages", name, "roles"))
+        seen = rehearse(stage.protocol, stage.tasks, "train")
+        if seen is not None and seen.refusal:
+            yield ("stages", name, "protocol"), seen.refusal, ""
+        if seen is not None:
+            for player in updated(config, stage):
+                yield from _learns(config, stage, seen, player, ("stages", name, "roles"))
+        yield from _held_out(protocols.get(stage.protocol), stage.roles, ("stages", name, "roles"))
     for arm, plays in config.eval.arms.items():
+        seen = rehearse(plays.protocol, {}, "heldout") if plays.measure == "score" else None
+        if seen is not None and seen.refusal:
+            yield ("eval", "arms", arm, "protocol"), seen.refusal, ""
         yield from _held_out(protocols.get(plays.protocol), plays.roles, ("eval", "arms", arm, "roles"))
     for name, policy in config.policies.items():
         if policy.kind == "lm" and (policy.trained or policy.warm_start):
             yield from _unread(config, protocols, name, policy)
             yield from _flat(config, protocols, name, policy)
+            warm = policy.warm_start
+            seen = None if warm is None else rehearse(warm.protocol, warm.tasks, "warm")
+            if warm is not None and seen is not None:
+                yield from _warm(seen, warm, ("policies", name, "warm_start"))
     for i, guard in enumerate(config.guards):
         yield from _guard(config, guard, ("guards", i))
 
@@ -72,54 +80,54 @@ def judges(protocol: Protocol) -> Iterator[tuple[Mapping[str, str], JudgeRules]]
 
 
 def read_roles(protocol: Protocol) -> dict[str, JudgeRules]:
-    """Roles that are only asked for probabilities: nothing of theirs is sampled."""
+    """Roles of judges whose probabilities are read: nothing of theirs is sampled."""
     return {
-        seats[seat]: rules for seats, rules in judges(protocol) if not rules.votes for seat in rules.seats
+        seats[seat]: rules for seats, rules in judges(protocol) if not rules.samples for seat in rules.seats
     }
 
 
-def paid_roles(protocol: Protocol) -> set[str] | None:
-    """Roles that a reward can reach; None where that is not known."""
-    if isinstance(protocol, ProposeSolve):
-        child = paid_roles(protocol.child)
-        return None if child is None else child | {protocol.role for _ in protocol.rewards}
-    if not isinstance(protocol, Phased):
-        return None
-    roles = {role for term in protocol.rewards for role in _payees(protocol, term)}
-    for phase in protocol.phases:
-        if phase.delegate is not None and phase.delegate.protocol is not None:
-            roles |= paid_roles(phase.delegate.protocol) or set()
-    return roles
-
-
-def _payees(protocol: Phased, term: RewardTerm) -> set[str]:
-    deciding = () if protocol.judge is None else protocol.judge.deciding
-    speaking = {seat for phase in protocol.phases for seat in phase.seats}
-    seats = {
-        "beliefs": set(protocol.sides), "final belief": set(protocol.sides), "verdicts": set(deciding)
-    }.get(REWARDS[term.name].needs, speaking)  # fmt: skip
-    roles = protocol.seats
-    return {roles[seat] for seat in seats if not term.to or {seat, roles[seat]} & {*term.to}}
-
-
 def _learns(
-    config: RunConfig, protocol: Protocol | None, stage: StageConfig, name: str, path: KeyPath
+    config: RunConfig, stage: StageConfig, seen: Rehearsal, name: str, path: KeyPath
 ) -> Iterator[Mistake]:
-    """A policy that would go through a whole stage without one sample."""
-    assert protocol is not None
+    """A policy that would go through a whole stage without one sample, as far as a rehearsal can tell: roles that it
+    never met are taken to be fine."""
     roles = {role for role, policy in stage.roles.items() if policy == name}
-    read, paid = read_roles(protocol), paid_roles(protocol)
+    if seen.ended == 0 or not roles & (seen.read | seen.sampled):
+        return
     signal = config.policies[name].learner.signal.kind
     if "polls" in SIGNALS.needs(signal):
-        if not roles & {*read}:
-            message = f"policy {name!r} learns from the signal {signal}, and none of its roles is read"
-            yield path, message, f"a role out of: {', '.join(sorted(read)) or 'none in this protocol'}"
-    elif roles <= {*read}:
+        learns = f"policy {name!r} learns from the signal {signal}"
+        if not roles & seen.read:
+            valid = f"a role out of: {', '.join(sorted(seen.read)) or 'none in this protocol'}"
+            yield path, f"{learns}, and none of its roles is read", valid
+        elif not roles & seen.answered:
+            message = f"{learns}, and to none of the questions that it is asked is a right answer known"
+            valid = f"a role out of: {', '.join(sorted(seen.answered)) or 'none in this protocol'}"
+            yield path, message, valid
+    elif not roles & seen.sampled:
         message = f"policy {name!r} would learn nothing: it is only asked for probabilities, and nothing is sampled"
         yield path, message, f"policies.{name}.learner: {{signal: {{kind: truth}}, loss: {{kind: log_score}}}}"
-    elif paid is not None and not roles & paid:
+    elif not roles & seen.paid:
         message = f"policy {name!r} would learn nothing: no reward of protocol {stage.protocol!r} is for its roles"
-        yield path, message, f"rewards for {', '.join(sorted(roles))}; there are some for: {', '.join(sorted(paid))}"
+        yield path, message, f"rewards for {', '.join(sorted(roles))}; there are some for: {_names(seen.paid)}"
+
+
+def _warm(seen: Rehearsal, warm: WarmStartConfig, path: KeyPath) -> Iterator[Mistake]:
+    """A warm start whose teachers could not reply, or would show nothing."""
+    if seen.refusal:
+        yield (*path, "protocol"), seen.refusal, ""
+    elif seen.untaught:
+        message = f"role {min(seen.untaught)!r} is asked for free text whose right reply nobody knows"
+        yield (*path, "protocol"), message, "a protocol whose turns list their choices or have a right reply"
+    met = seen.taught | seen.read | seen.sampled
+    for index, role in enumerate(warm.roles if not seen.untaught else ()):
+        if role in met - seen.taught:
+            message = f"role {role!r} takes no turn that a teacher could show: it is read, and no right answer is known"
+            yield (*path, "roles", index), message, _names(seen.taught)
+
+
+def _names(roles: Iterable[str]) -> str:
+    return ", ".join(sorted(roles)) or "none"
 
 
 def _flat(config: RunConfig, protocols: Protocols, name: str, policy: PolicyConfig) -> Iterator[Mistake]:

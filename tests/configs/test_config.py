@@ -69,9 +69,10 @@ def test_extends_merges_in_order_and_relative_to_the_file(write: Callable[..., P
 
 
 def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]) -> None:
-    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: lists, sampler: uniform}").config
+    prose = f"protocols.debate={CONFIGS}/protocol/debate.yaml"
+    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: toys}", prose).config
     assert config.policies["judge"] == PolicyConfig(kind="uniform")
-    assert config.tasks == {"kind": "lists", "sampler": "uniform"}
+    assert config.tasks == {"kind": "toys"}
 
 
 def test_saved_copy_stands_alone_and_means_the_same(write: Callable[..., Path], tmp_path: Path) -> None:
