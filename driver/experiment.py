@@ -138,7 +138,7 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
     counts = run.ledger.counts
     found: dict[str, Any] = {
         "name": run.config.name, "seed": run.config.seed, "finished": finished, "wall_s": round(seconds, 1),
-        "judge_accuracy" if judged else "accuracy": run.accuracy,
+        "judge_accuracy" if judged else "accuracy": run.accuracy, "scores": _scores(run),
         "episodes": counts["episodes"], "tokens": counts["tokens"], "policy_updates": run.updates,
         "skipped_updates": run.skipped, "lost_episodes": counts["lost"], "invalid_episodes": counts["invalid"],
         "stages": {name: asdict(done) for name, done in run.progress.items()},
@@ -161,6 +161,14 @@ def _named(model: str, run_dir: Path) -> str:
     """A model as the summary names it: inside the run directory as "RUN/models/...", else as it is."""
     inside = stored(model, run_dir)
     return inside.replace(RUN_DIR, run_dir.resolve().name, 1) if inside.startswith(f"{RUN_DIR}/") else model
+
+
+def _scores(run: Run) -> dict[str, str]:
+    """Arm -> what its score says."""
+    found = {name: run.protocols[arm.protocol].success for name, arm in run.config.eval.arms.items()}
+    if run.config.eval.ceiling:
+        found["minimax_ceiling"] = run.protocols[run.config.eval.ceiling].success
+    return {name: words for name, words in found.items() if name in run.accuracy}
 
 
 def _seatings(config: RunConfig) -> list[Seating]:

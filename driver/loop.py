@@ -70,7 +70,7 @@ class Trainer:
     async def train_stage(self, name: str) -> None:
         """rollout_loop and learn_loop of one stage side by side, until its steps are done."""
         stage = self.run.config.stages[name]
-        done = self.run.progress.setdefault(name, StageProgress())
+        done = self.run.begin(name)
         if done.step >= stage.steps:
             return
         playing = [*stage.roles.values(), *(stage.audit.roles.values() if stage.audit else ())]

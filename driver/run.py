@@ -179,6 +179,14 @@ class Run:
         """Starts the engines of these policies, where they have not started yet."""
         await serve(self, names)
 
+    def begin(self, name: str) -> StageProgress:
+        """How far a stage has come. One that begins takes over the archive that it is to begin with."""
+        if name not in self.progress:
+            self.progress[name] = StageProgress()
+            if other := self.config.stages[name].archive_of:
+                self.archives[name] = Archive.restore(self.archives[other].state())
+        return self.progress[name]
+
     def trained_in(self, stage: StageConfig) -> list[str]:
         """The policies that a stage updates."""
         return stage.trained(self.config.policies)

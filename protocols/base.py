@@ -48,6 +48,11 @@ class Protocol(ABC):
     def literal_texts(self) -> list[str]:
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""
 
+    @property
+    def success(self) -> str:
+        """What a score of 1 says, in words that can stand above a column of means."""
+        return "score"
+
     def problems(self) -> list[tuple[str, str]]:
         """What is wrong with this definition: (path of the YAML key, message). Empty when sound."""
         return []

@@ -136,11 +136,11 @@ class Screen:
         self.stop()
         blocks: list[Any] = []
         arms = summary.get("judge_accuracy") or summary.get("accuracy") or {}
-        if arms:
-            blocks += [_arms(arms), Text()]
-        for name, curve in (summary.get("nash_conv") or {}).items():
+        for says, some in by_score(arms, summary.get("scores") or {}).items():
+            blocks += [_arms(says, some), Text()]
+        for arm, curve in (summary.get("nash_conv") or {}).items():
             late = f"{curve['last']:.4f}, mean of the last quarter {curve['last_quarter']:.4f}"
-            blocks += [Text(f"NashConv of {arm_label(name)}: {late}", "bold"), Text()]
+            blocks += [Text(f"NashConv of {arm_label(arm)}: {late}", "bold"), Text()]
         blocks += [_facts(summary), Text()]
         table = Table.grid(padding=(0, 2))
         table.add_row(Text("report", "bold"), Text(f"{run_dir}/report.html"))
@@ -229,11 +229,25 @@ def _verdict(episode: Episode) -> Text:
     return line
 
 
-def _arms(arms: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for header in ("judge is right", "", "95% interval", "n"):
-        table.add_column(header, justify="left" if header in ("judge is right", "95% interval") else "right")
+Arms = Mapping[str, Mapping[str, float]]
+
+
+def by_score(arms: Arms, scores: Mapping[str, str]) -> dict[str, dict[str, Mapping[str, float]]]:
+    """What a score says -> the arms whose scores say that: only those can be compared."""
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
     for name, entry in arms.items():
+        found.setdefault(scores.get(name, "score"), {})[name] = entry
+    return found
+
+
+def _arms(says: str, arms: Arms) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for header in (says, "", "95% interval", "n"):
+        table.add_column(header, justify="left" if header in (says, "95% interval") else "right")
+    for name, entry in arms.items():
+        if not entry.get("n", 1):
+            table.add_row(Text(arm_label(name)), Text("no score", "dim"))
+            continue
         table.add_row(
             Text(arm_label(name), "bold green" if name == "trained" else ""),
             Text(f"{entry['mean']:.1%}", "bold"),

@@ -16,18 +16,19 @@ from typing import Any
 
 @dataclass(slots=True)
 class ArchivedProposal:
-    """One proposal. `solve_rate` is in [0, 1] and the newest one; `count` is how often it was proposed."""
+    """One proposal. `solve_rate` is in [0, 1] and the newest one, None where its sub-plays have no score; `count`
+    is how often it was proposed."""
 
     task_id: str
     """The root task that it was proposed for."""
     proposal: str
-    solve_rate: float
+    solve_rate: float | None
     count: int = 1
 
     @property
     def learnability(self) -> float:
-        """4p(1-p): 1 where half the attempts succeed, 0 where all or none do."""
-        return 4 * self.solve_rate * (1 - self.solve_rate)
+        """4p(1-p): 1 where half the attempts succeed, 0 where all or none do; 1 where that is not known."""
+        return 1.0 if self.solve_rate is None else 4 * self.solve_rate * (1 - self.solve_rate)
 
 
 class Archive:
@@ -46,7 +47,7 @@ class Archive:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, proposal: str, task_id: str, solve_rate: float) -> bool:
+    def add(self, proposal: str, task_id: str, solve_rate: float | None) -> bool:
         """Stores a fresh proposal (one that a proposer just made). Says whether it is new."""
         self.added += 1
         known = self._entries.get((task_id, proposal))
@@ -55,7 +56,7 @@ class Archive:
         self._put(ArchivedProposal(task_id, proposal, solve_rate, 1 if known is None else known.count + 1))
         return known is None
 
-    def update(self, proposal: str, task_id: str, solve_rate: float) -> None:
+    def update(self, proposal: str, task_id: str, solve_rate: float | None) -> None:
         """Notes the solve rate of a replay. Not a duplicate; nothing happens to a proposal already
         dropped."""
         known = self._entries.get((task_id, proposal))
@@ -63,8 +64,9 @@ class Archive:
             self._put(ArchivedProposal(task_id, proposal, solve_rate, known.count))
 
     def within(self, least: float, most: float) -> list[ArchivedProposal]:
-        """The entries whose last solve rate lies between, ends included."""
-        return [entry for entry in self._entries.values() if least <= entry.solve_rate <= most]
+        """The entries whose last solve rate lies between, ends included; with [0, 1] also those without one."""
+        rated = [(entry, entry.solve_rate) for entry in self._entries.values()]
+        return [entry for entry, p in rated if ((least, most) == (0, 1) if p is None else least <= p <= most)]
 
     def draw(self, rng: random.Random, frontier: float = 0.0, rates: Sequence[float] = (0.0, 1.0)) -> ArchivedProposal:
         """One entry of those whose solve rate lies in `rates`, weighted (1 - frontier) + frontier * 4p(1-p): 0 is
@@ -87,10 +89,11 @@ class Archive:
         return self.duplicates / self.added if self.added else 0.0
 
     def histogram(self, bins: int = 10) -> list[int]:
-        """Entries by solve rate in `bins` equal intervals of [0, 1]; a rate of 1 counts in the last."""
+        """Entries with a solve rate in `bins` equal intervals of [0, 1]; a rate of 1 counts in the last."""
         counts = [0] * bins
         for entry in self._entries.values():
-            counts[min(int(entry.solve_rate * bins), bins - 1)] += 1
+            if entry.solve_rate is not None:
+                counts[min(int(entry.solve_rate * bins), bins - 1)] += 1
         return counts
 
     def state(self) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class Archive:
         return archive
 
     def _put(self, entry: ArchivedProposal) -> None:
-        if not 0 <= entry.solve_rate <= 1:
+        if entry.solve_rate is not None and not 0 <= entry.solve_rate <= 1:
             raise ValueError(f"a solve rate lies in [0, 1], not {entry.solve_rate}")
         key = (entry.task_id, entry.proposal)
         self._entries.pop(key, None)

@@ -301,12 +301,13 @@ class Rollouts:
             else:
                 self._remember(root)
             for number, (proposal, rate) in enumerate(self._rated(root)):
-                self._rates[origin].append(rate)
+                if rate is not None:
+                    self._rates[origin].append(rate)
                 if self.audit is not None and origin != "replayed":
                     self.audit.begin(root, task, proposal, origin, number)
         return episodes
 
-    def _rated(self, root: Episode) -> list[tuple[str, float]]:
+    def _rated(self, root: Episode) -> list[tuple[str, float | None]]:
         """What was proposed in a root play and could be decided, with its solve rate."""
         return self.protocol.rates(root) if isinstance(self.protocol, ProposeSolve) else []
 

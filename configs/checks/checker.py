@@ -343,7 +343,8 @@ class Checker:
                 (*path, "archive"), f"has no effect on a protocol of kind {protocol.kind}", "propose_solve"
             )
         if not stage.archive:
-            self.unused(path, ["archive_frontier", "archive_rates"], "without archive", (*path, "archive"))
+            settings = ["archive_frontier", "archive_rates", "archive_of"]
+            self.unused(path, settings, "without archive", (*path, "archive"))
         for where, message, valid in group_problems(self.config, stage, protocol):
             self.error((*path, *where), message, valid)
 

@@ -23,6 +23,7 @@ def flow_problems(config: RunConfig, protocols: Mapping[str, Protocol | None]) -
         protocol = protocols.get(stage.protocol)
         yield from _timed(config, stage, ("stages", name))
         yield from _curriculum(stage, protocol, ("stages", name))
+        yield from _carried_over(config, name, ("stages", name, "archive_of"))
         if stage.audit is not None:
             yield from _audit(config, stage, protocols.get(stage.audit.protocol), ("stages", name, "audit"))
         if stage.keep is not None:
@@ -48,6 +49,14 @@ def _curriculum(stage: StageConfig, protocol: Protocol | None, path: KeyPath) ->
         yield (*path, "real"), message, f"0 to {1 - stage.archive:g}"
     if stage.archive_rates:
         yield from _band(stage.archive_rates, (*path, "archive_rates"))
+
+
+def _carried_over(config: RunConfig, name: str, path: KeyPath) -> Iterator[Problem]:
+    """Only a stage that is over by then has an archive to begin with."""
+    other = config.stages[name].archive_of
+    before = list(config.stages)[: list(config.stages).index(name)]
+    if other and other not in before:
+        yield path, f"there is no earlier stage {other!r}", ", ".join(before) or "none comes before"
 
 
 def _band(band: list[float], path: KeyPath) -> Iterator[Problem]:

@@ -1,8 +1,8 @@
 """YAML files into one plain tree, with the file and line of every key.
 
 `extends: [base.yaml]` merges files; under `protocols` a value that ends in .yaml is a file that is read in
-its place, so that the tree, and the copy kept in a run directory, stands on its own. `key=value`
-overrides come last.
+its place, so that the tree, and the copy kept in a run directory, stands on its own. `key: null` takes away a
+mapping of the file below. `key=value` overrides come last.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Source:
         self.files = {p for p in self.files if p[: len(path)] != path}
 
     def merge(self, over: Source, path: KeyPath = ()) -> None:
-        """Lay `over` on top. Mappings merge; another `kind` of tasks, protocol or policy replaces the old."""
+        """Lay `over` on top. Mappings merge; null takes one away; another `kind` of tasks, protocol or policy replaces
+        the old."""
         old, new = _get(self.tree, path), _get(over.tree, path)
         for key, value in new.items():
             here = (*path, key)
@@ -86,6 +87,9 @@ class Source:
                 self.merge(over, here)
                 continue
             self.drop(here)
+            if value is None and isinstance(before, dict):
+                del old[key]
+                continue
             old[key] = value
             self.marks.update({p: m for p, m in over.marks.items() if p[: len(here)] == here})
             self.files |= {p for p in over.files if p[: len(here)] == here}

@@ -237,6 +237,8 @@ class StageConfig:
     solve rate p, between: a mixture of both."""
     archive_rates: list[float] = field(default_factory=list)
     """[least, most]: only proposals are replayed whose last solve rate lies between. Empty: all."""
+    archive_of: str = ""
+    """An earlier stage whose archive this one begins with, so that it replays what was proposed there."""
     real: float = 0.0
     """Share of root plays on the task source's own examples (those of warm starts): nobody is asked to propose."""
     distinct: float | None = None

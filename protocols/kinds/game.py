@@ -82,6 +82,10 @@ class GamePlay(Protocol):
         chat = fresh_chat(render(self.system, values), render(self.prompt, values).strip())
         return self._request(chat, state, player, seat, 0, "")
 
+    @property
+    def success(self) -> str:
+        return f"{self.score} wins" if self.score else "score"
+
     def roles(self) -> Mapping[str, str]:
         return self.seats
 

@@ -73,6 +73,10 @@ class Market(Protocol):
         record = Record(self.roles(), market.moves, beliefs=market.forecasts, verdict=belief)
         return Outcome("ok", judgments, pay(self.rewards, record), score, metrics)
 
+    @property
+    def success(self) -> str:
+        return "judge is right"
+
     def roles(self) -> Mapping[str, str]:
         return {PREDICTOR: PREDICTOR, ADVERSARY: ADVERSARY, **dict.fromkeys(self.judge.seats, "judge")}
 

@@ -14,7 +14,7 @@ from protocols.judges.rating import RaterRules
 from protocols.judges.reading import UnreadableVerdict
 from protocols.kinds.propose_solve import Admission, ProposeSolve, Tried, _metrics
 from protocols.rewards.registry import REWARDS, reward_problems
-from protocols.types import Outcome, Task
+from protocols.types import PROPOSAL, Episode, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ class ProposeSolveJudge(ProposeSolve):
             return Outcome("invalid", reason=f"none of {len(answers)} sub-plays came to an end")
         metrics = {**_metrics(tried), "children_ended": float(len(plays))}
         return Outcome("ok", (), self._pay(tried), None, metrics)
+
+    def rates(self, play: Episode) -> list[tuple[str, float | None]]:
+        rated, metrics = super().rates(play), play.outcome.metrics
+        if rated or "children_ended" not in metrics or metrics["proposal_valid"] < 1.0:
+            return rated
+        if PROPOSAL in play.task.hidden:
+            return [(play.task.hidden[PROPOSAL].text, None)]
+        return [(turn.text.strip(), None) for turn in play.turns if turn.seat == self.seat]
 
     def roles(self) -> Mapping[str, str]:
         return {self.seat: self.role, self.rater.seat: self.rater.role, **self.child.roles()}

@@ -213,8 +213,9 @@ class ProposeSolve(Protocol):
             return brought.text
         return next((turn.text.strip() for turn in turns if turn.seat == self.seat), None)
 
-    def rates(self, play: Episode) -> list[tuple[str, float]]:
-        """Each proposal of a recorded play that was decided, with its solve rate: for the archive."""
+    def rates(self, play: Episode) -> list[tuple[str, float | None]]:
+        """Each proposal of a recorded play that was decided, with its solve rate, None where sub-plays have no score:
+        for the archive."""
         metrics, first = play.outcome.metrics, self.proposal(play.task, play.turns)
         if "solve_rate" not in metrics or first is None:
             return []
@@ -222,6 +223,10 @@ class ProposeSolve(Protocol):
             return [(first, metrics["solve_rate"])]
         said = {turn.turn: turn.text.strip() for turn in play.turns if turn.seat == self.seat}
         return [(text, metrics[f"solve_rate/{i}"]) for i, text in said.items() if f"solve_rate/{i}" in metrics]
+
+    @property
+    def success(self) -> str:
+        return "solve rate of proposals"
 
     def roles(self) -> Mapping[str, str]:
         return {self.seat: self.role, **self.child.roles()}

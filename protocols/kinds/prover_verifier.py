@@ -87,6 +87,10 @@ class ProverVerifier(Protocol):
         score = 0.5 if p == 0.5 else float((p > 0.5) == right)
         return Outcome("ok", (), pay(self.rewards, record), score, metrics)
 
+    @property
+    def success(self) -> str:
+        return "verifier is right"
+
     def roles(self) -> Mapping[str, str]:
         return {PROVER: PROVER, self.verifier.seat: self.verifier.role}
 

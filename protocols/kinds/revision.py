@@ -91,6 +91,10 @@ class Revision(Protocol):
         record = Record(self.seats, desk.moves, ratings=(grades[0], grades[-1]))
         return Outcome("ok", (), pay(self.rewards, record), grades[-1] if self.verifier else None, metrics)
 
+    @property
+    def success(self) -> str:
+        return "grade of the last version" if self.verifier else "score"
+
     def roles(self) -> Mapping[str, str]:
         return {**self.seats, **({} if self.rater is None else {self.rater.seat: self.rater.role})}
 

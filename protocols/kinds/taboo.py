@@ -87,6 +87,10 @@ class Taboo(Protocol):
         metrics = {"turns": float(len(moves)), "attacker_won": float(sign > 0), "defender_won": float(sign < 0)}
         return Outcome("ok", (), pay(self.rewards, record), (1.0 + sign) / 2.0, metrics)
 
+    @property
+    def success(self) -> str:
+        return "attacker wins"
+
     def roles(self) -> Mapping[str, str]:
         return {ATTACKER: ATTACKER, DEFENDER: DEFENDER}
 

@@ -158,6 +158,10 @@ class PhasedRules(Protocol):
     """Stands between the parts of a user message and the entries of a transcript."""
     name: str = ""
 
+    @property
+    def success(self) -> str:
+        return "vote is right" if self.vote else "judge is right" if self.judge is not None else "score"
+
     def roles(self) -> Mapping[str, str]:
         roles = dict(self.seats)
         for phase in self.phases:

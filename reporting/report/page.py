@@ -16,7 +16,7 @@ from actors.evaluation import stats
 from actors.rollout import records
 from actors.rollout.files import write_atomically
 from protocols.types import Episode
-from reporting.console import arm_label, duration
+from reporting.console import arm_label, by_score, duration
 from reporting.report import (
     charts,
     curves as report_curves,
@@ -101,21 +101,22 @@ def _read(folder: Path) -> Run:
 
 
 def _headline(run: Run) -> str:
-    """The first table of arms that the summary has, as bars; the ceiling as a line."""
-    titles = {"judge_accuracy": "How often the judge is right", "accuracy": "Accuracy on held-out tasks"}
-    key = next((key for key in titles if any(map(_interval, (run.summary.get(key) or {}).values()))), None)
-    if key is None:
-        return ""
-    arms = {name: entry for name, entry in run.summary[key].items() if _interval(entry)}
+    """The table of arms that the summary has, as bars, for each kind of score; the ceiling as a line."""
+    table = run.summary.get("judge_accuracy") or run.summary.get("accuracy") or {}
+    arms = {name: entry for name, entry in table.items() if _interval(entry)}
+    groups = by_score(arms, run.summary.get("scores") or {})
+    return "".join(_arms(says, some) for says, some in groups.items())
+
+
+def _arms(says: str, arms: dict[str, Any]) -> str:
     counts = sorted({int(entry["n"]) for entry in arms.values() if "n" in entry})
     ceiling = arms.pop("minimax_ceiling", None)
     picture = charts.bars(arms, ceiling, {name: arm_label(name) for name in arms})
     n = " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
-    says = "Held-out tasks, 95% intervals" + (f", n = {n} each." if n else ".")
+    note = "Held-out tasks, 95% intervals" + (f", n = {n} each." if n else ".")
     tiles = "".join(_tiles(arms, ceiling))
-    return html.section(
-        titles[key], f'<div class="hero"><div>{picture}</div><div class="tiles">{tiles}</div></div>', says
-    )
+    title = says[:1].upper() + says[1:]
+    return html.section(title, f'<div class="hero"><div>{picture}</div><div class="tiles">{tiles}</div></div>', note)
 
 
 def _tiles(arms: Mapping[str, Any], ceiling: Mapping[str, float] | None) -> Iterator[str]:
@@ -130,7 +131,8 @@ def _tiles(arms: Mapping[str, Any], ceiling: Mapping[str, float] | None) -> Iter
 
 
 def _interval(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and isinstance(entry.get("mean"), int | float)
+    """Whether an arm has a mean: not where none of its plays has a score."""
+    return isinstance(entry, Mapping) and isinstance(entry.get("mean"), int | float) and entry.get("n", 1) > 0
 
 
 def _solve_rates(run: Run) -> Iterator[str]:
@@ -262,7 +264,7 @@ def _facts(run: Run) -> list[str]:
 
 def _about(run: Run) -> str:
     """The rest of the summary, and the config."""
-    known = ("name", "judge_accuracy", "accuracy", "accuracy_by_length", "league")
+    known = ("name", "judge_accuracy", "accuracy", "scores", "accuracy_by_length", "league")
     left = {key: value for key, value in run.summary.items() if key not in known}
     body = ""
     if left:

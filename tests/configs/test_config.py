@@ -75,6 +75,13 @@ def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]
     assert config.tasks == {"kind": "toys"}
 
 
+def test_null_takes_away_a_mapping_of_the_file_below(write: Callable[..., Path], tmp_path: Path) -> None:
+    write(more="  more: {protocol: debate, roles: {debater: debater, judge: judge}, steps: 1}\n")
+    (tmp_path / "d.yaml").write_text("extends: [c.yaml]\nstages: {main: null}\n")
+    assert list(read(tmp_path / "d.yaml").config.stages) == ["more"]
+    assert list(read(tmp_path / "c.yaml", "stages.more=null").config.stages) == ["main"]
+
+
 def test_saved_copy_stands_alone_and_means_the_same(write: Callable[..., Path], tmp_path: Path) -> None:
     first = read(write(), "stages.main.steps=5", "seed=3")
     copy = tmp_path / "elsewhere" / "config.yaml"

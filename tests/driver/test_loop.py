@@ -54,6 +54,17 @@ def test_a_checkpoint_that_lacks_what_was_always_there_is_too_old(make: Any, tmp
         asyncio.run(make().restore(tmp_path, learners=False))
 
 
+def test_a_stage_begins_with_the_archive_of_an_earlier_one_once(make: Any) -> None:
+    run = make()
+    first, second = run.config.stages
+    run.config.stages[second].archive_of = first
+    run.archives[first].add("1 2", "sort", 0.5)
+    run.begin(second)
+    run.archives[first].add("3 4", "sort", 0.5)
+    run.begin(second)  # as after --resume
+    assert [entry.proposal for entry in run.archives[second].within(0, 1)] == ["1 2"]
+
+
 def test_state_comes_back_as_it_was(make: Any, tmp_path: Path) -> None:
     run = make()
     run.progress["debate"] = StageProgress(step=3, group=7, again=[5], updates_before=2)

@@ -211,6 +211,21 @@ def test_final_panel_states_gain_and_share_of_the_gap():
         assert words in text
 
 
+def test_final_panel_keeps_scores_of_different_meaning_apart():
+    made, out = screen()
+    arms = {"solver": interval(0.25), "debate": interval(0.75), "essay": interval(0.5) | {"n": 0}}
+    says = {"solver": "answer is right", "debate": "judge is right", "essay": "judge is right"}
+    curve = {"last": 0.1, "last_quarter": 0.2}
+    made.final("demo", {"judge_accuracy": arms, "scores": says, "nash_conv": {"arm": curve}}, "runs/demo", {})
+    lines = out.getvalue().splitlines()
+    assert "demo: result" in lines[0], "an arm's name is no title"
+    rows = [" ".join(line.strip("│ ").split()) for line in lines]
+    columns = [i for i, row in enumerate(rows) if row.endswith("95% interval n")]
+    assert [rows[i].split(" 95%")[0] for i in columns] == ["answer is right", "judge is right"]
+    assert rows[columns[0] + 1].startswith("solver 25.0%") and rows[columns[1] + 1].startswith("debate 75.0%")
+    assert rows[columns[1] + 2] == "essay no score"
+
+
 def test_sample_shows_turns_and_beliefs():
     made, out = screen()
     made.sample(debate())

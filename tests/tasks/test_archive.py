@@ -80,3 +80,15 @@ def test_mistakes() -> None:
         Archive().add("a", "t", 1.5)
     with pytest.raises(ValueError):
         filled().draw(random.Random(0), frontier=2.0)
+
+
+def test_a_proposal_without_a_solve_rate_is_replayed_as_one_that_is_half_solved() -> None:
+    archive = Archive()
+    archive.add("Sing.", "arts", None)
+    archive.add("Count.", "sums", 1.0)
+    assert {entry.proposal for entry in archive.within(0.0, 1.0)} == {"Sing.", "Count."}
+    assert [entry.proposal for entry in archive.within(0.5, 1.0)] == ["Count."], "its rate is in no band"
+    assert archive.draw(random.Random(0), frontier=1.0).proposal == "Sing.", "what is solved weighs nothing"
+    assert sum(archive.histogram()) == 1
+    again = Archive.restore(json.loads(json.dumps(archive.state())))
+    assert again.state() == archive.state()

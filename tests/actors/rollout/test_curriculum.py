@@ -292,6 +292,7 @@ def audit(roles: str, protocol: str = "attempt", share: float = 0.1) -> str:
         ([f"{STAGE}.archive=0.25", f"{STAGE}.real=0.8"], f"{STAGE}.real", "archive 0.25 and real 0.8"),
         ([f"{STAGE}.real=-0.1"], f"{STAGE}.real", "0 to 1"),
         ([f"{STAGE}.distinct=1.2"], f"{STAGE}.distinct", "more than 0, at most 1"),
+        ([f"{STAGE}.archive_of=other", f"{STAGE}.archive=0.5"], f"{STAGE}.archive_of", "no earlier stage 'other'"),
         ([f"{STAGE}.archive_rates=[0.5]"], f"{STAGE}.archive_rates", "[least, most]"),
         ([f"{STAGE}.archive_rates=[0, 1]"], f"{STAGE}.archive_rates", "has no effect"),
         ([audit("{solver: solver}")], f"{STAGE}.audit.roles.solver", "learns in this stage"),

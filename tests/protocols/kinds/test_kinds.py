@@ -22,7 +22,18 @@ from protocols.kinds.taboo import winner
 from protocols.prompts import RolePrompt
 from protocols.rewards.record import Move, Record, RewardTerm
 from protocols.rewards.registry import REWARDS
-from protocols.types import Domain, Hidden, InvalidProposal, Reply, Reward, Task, TurnRequest, VerifierError
+from protocols.types import (
+    Domain,
+    Episode,
+    Hidden,
+    InvalidProposal,
+    Reply,
+    Reward,
+    Task,
+    Turn,
+    TurnRequest,
+    VerifierError,
+)  # fmt: skip
 from reporting.sketch.sketch import sketch
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent.parent / "configs" / "protocol"
@@ -379,6 +390,11 @@ def test_what_has_no_exact_answer_has_no_score() -> None:
     assert trace.outcome.status == "ok" and trace.outcome.score is None
     assert paid(trace, "rating") == {"writer": 0.8}
     assert [paid(child, "rating") for child in trace.children] == [{"answerer": 1.0}] * 4
+    turn = Turn("writer", "writer", "p", 0, "propose", (), "Sing. ")
+    play = Episode("e", "lab", root, 0, (turn,), trace.outcome)
+    assert shipped("lab").rates(play) == [("Sing.", None)], "what was played is archived, whatever it was worth"
+    refused = played(shipped("lab"), root, said | {"filter": [(0.8, 0.2)]}).outcome
+    assert shipped("lab").rates(replace(play, outcome=refused)) == []
 
 
 def test_a_proposer_is_paid_for_what_is_not_solved_but_can_be() -> None:

@@ -94,6 +94,7 @@ class Page(HTMLParser):
 
 
 SUMMARY = {
+    "scores": {"trained": "judge is right", "untrained": "judge is right", "minimax_ceiling": "judge is right"},
     "name": "pixel demo",
     "judge_accuracy": {
         "untrained": {"mean": 0.8, "low": 0.76, "high": 0.84, "n": 500},
@@ -135,7 +136,7 @@ def test_whole_page(tmp_path):
     ):
         assert words in text
     for heading in (
-        "How often the judge is right",
+        "Judge is right",
         "Judge",
         "Play",
         "Learning",
@@ -210,7 +211,7 @@ def test_accuracy_by_length(tmp_path):
         ["warm start", "0.90", "0.10", "0.50"],
         ["trained", "1.00", "0.50", "0.75"],
     ]
-    assert "Accuracy on held-out tasks" in text
+    assert "<h2>Score</h2>" in text
     assert "<h2>Judge</h2>" not in text
 
 
