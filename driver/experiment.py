@@ -146,6 +146,8 @@ def summarise(run: Run, seconds: float, finished: bool) -> dict[str, Any]:
     }  # fmt: skip
     if any(run.health.values()):
         found["arms"] = run.health
+    if any(run.idle.values()):
+        found["not_updated"] = {stage: why for stage, why in run.idle.items() if why}
     if run.guards.configs:
         found["guards"] = {"alarms": run.guards.history, "never_seen": run.guards.unseen}
     if run.exact:

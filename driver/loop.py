@@ -29,12 +29,9 @@ from driver.warm_start import warm_starts
 from learners.batches.training_batch import build_training_batch, sequences
 from learners.credit.truth import Answers
 from learners.dump import dump
+from learners.idle import Idle, NothingLearned
 from protocols.types import Episode
 from reporting.console import Progress
-
-
-class NothingLearned(RuntimeError):
-    """A stage went by without updating any policy."""
 
 
 class Trainer:
@@ -122,7 +119,7 @@ class Trainer:
         every engine has acknowledged the new weights. Produces policy versions, and opponent checkpoints for the
         league."""
         trained = self.run.trained_in(stage)
-        done, tried = self.run.progress[name], False
+        done, idle = self.run.progress[name], Idle()
         if done.updates_before is None:
             done.updates_before = self.run.updates  # kept where the stage is resumed
         for step in range(done.step, stage.steps):
@@ -133,9 +130,9 @@ class Trainer:
             episodes = [episode for play in plays for episode in play]
             left = 1.0 - step / stage.steps
             due = [policy for policy in trained if due_in(stage, policy, step)]
-            tried = tried or bool(due)
             reports = await gather_or_cancel([self.learn(policy, episodes, step, left) for policy in due])
             learned = dict(zip(due, reports))
+            idle.add(learned)
             await league.after(step + 1, plays)
             rollouts.release(plays)
             done.note(rollouts.state(), step + 1)
@@ -147,8 +144,12 @@ class Trainer:
             saving = self.run.config.track.save_every and (step + 1) % self.run.config.track.save_every == 0
             if saving and not self.run.guards.alarmed:
                 await self.run.save()
-        if tried and self.run.updates == done.updates_before:
-            raise NothingLearned(f"stage {name!r} made no update: in every group all rewards were equal")
+        self.run.idle[name] = idle.reasons()
+        why = "; ".join(f"{policy}: {reason}" for policy, reason in self.run.idle[name].items())
+        if why and self.run.updates == done.updates_before:
+            raise NothingLearned(f"stage {name!r} made no update. {why}")
+        if why:
+            self.run.tracker.screen.note(f"stage {name!r} left a policy as it was. {why}", "yellow")
 
     async def learn(self, policy: str, episodes: list[Episode], step: int, left: float) -> dict[str, float]:
         """One learner step of one policy, and its weights to the engines. `left`: share of the stage to come."""

@@ -142,6 +142,8 @@ class Run:
         self.updates = 0
         self.skipped = 0
         """Optimizer steps that were not made, since the loss or its gradient was no number."""
+        self.idle: dict[str, dict[str, str]] = {}
+        """stage -> policies that it was to update and did not, and why."""
         self.guards = Guards(config.guards)
         self.warmed = False  # before, there is nothing to save: the run would start afresh
         self.stop = asyncio.Event()

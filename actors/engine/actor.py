@@ -44,6 +44,8 @@ from configs.schema.run import EngineConfig
 
 log = logging.getLogger(__name__)
 
+LAST_WORD_SECONDS = 0.2
+"""What ZeroMQ gets to send why the engine dies."""
 SHUTDOWN_GRACE_SECONDS = 2.0
 """How long an engine outlives its connection to the driver. At the end of a run Ray ends it within that time; an
 engine that ends itself would appear on the screen as a crash."""
@@ -296,6 +298,10 @@ class VLLMEngine(Engine):
 
     def _die(self, error: BaseException) -> None:
         log.critical("engine of policy %r is lost", self.policy, exc_info=error)
+        if not isinstance(error, ConnectionError):
+            said = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:300]
+            self._endpoint.send([GenResult(-1, [], [], [], finish="died", error=said)])
+            time.sleep(LAST_WORD_SECONDS)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(1)

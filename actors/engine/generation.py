@@ -5,6 +5,7 @@ A generation submits vLLM requests (`Submit`) and receives their outputs (`take`
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -124,6 +125,9 @@ class FreeGeneration(Generation):
     def take(self, completion: Any, versions: list[int], tag: Any) -> None:
         finish: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
         logprobs = [next(iter(position.values())).logprob for position in completion.logprobs]
+        if not math.isfinite(math.fsum(logprobs)):
+            self.fail("the engine sampled a token whose log-probability is not a number")
+            return
         self.conclude(GenResult(self.request.id, list(completion.token_ids), logprobs, versions, finish=finish))
 
 

@@ -267,6 +267,7 @@ class Rollouts:
         if self.distinct is not None and origin == "proposed":
             task = self.distinct.guard(task, index)
         rng = random.Random(f"{self.seed}/{self.name}/play/{index}")
+        why = ""
         for attempt in range(MAX_ATTEMPTS):
             id = f"{self.name}-{index}" + (f".{attempt}" if attempt else "")
             seed = rng.randrange(2**63)
@@ -279,13 +280,14 @@ class Rollouts:
             try:
                 episodes = await run_play(self.protocol, task, seed, self.players, id, meta=meta, seats=seats)
             except EngineLost as error:
-                self._count("lost", str(error))
-                self.ledger.commit(id, marked([unplayed], "lost", str(error)), train=False)
+                why = str(error)
+                self._count("lost", why)
+                self.ledger.commit(id, marked([unplayed], "lost", why), train=False)
                 continue
             if self._held is None:
                 self.ledger.commit(id, episodes, train=False)
             return self._noted(episodes, drawn, origin)
-        raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times")
+        raise EngineLost(f"play {self.name}-{index} was lost {MAX_ATTEMPTS} times; {why}")
 
     def _hold(self, index: int, play: list[Episode]) -> None:
         if self._held is not None:

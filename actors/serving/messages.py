@@ -46,7 +46,8 @@ class GenResult(msgspec.Struct, array_like=True):
     """With choices: index of the sampled one."""
     choice_logprobs: list[float] | None = None
     """For reads: natural log-probability of each of the C choices; they sum to one."""
-    finish: Literal["stop", "length", "error"] = "stop"
+    finish: Literal["stop", "length", "error", "died"] = "stop"
+    """died: the answer to no request, but the last word of an engine."""
     error: str = ""
     prompt_tokens: int = 0
     """Prompt tokens over all engine calls for this request: a choice needs one call per branching of the trie."""

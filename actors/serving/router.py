@@ -81,6 +81,8 @@ class Replica:
     def __init__(self, channel: EngineChannel, on_death: Callable[[Replica, list[_Pending]], None]):
         self.channel, self._on_death = channel, on_death
         self.up = True
+        self.cause = ""
+        """What the engine last died of, where it could say so."""
         self._queue: list[_Pending] = []
         self._cancelled: list[int] = []
         """Ids of running requests to abort with the next message."""
@@ -137,6 +139,8 @@ class Replica:
                 self.fail(error)
                 return
             for result in results:
+                if result.finish == "died":
+                    self.cause = result.error
                 pending = self._running.pop(result.id, None)
                 if pending is None or pending.future.done():
                     continue
@@ -242,7 +246,8 @@ class Router:
             if pending.future.done():
                 continue
             if pending.tries >= MAX_TRIES:
-                self._fail(pending, f"engine died {MAX_TRIES} times")
+                cause = f", last of {replica.cause}" if replica.cause else ""
+                self._fail(pending, f"engine died {MAX_TRIES} times{cause}")
             else:
                 self._send(pending)
 

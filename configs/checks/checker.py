@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.checks.engines import extra_problems, no_swap
 from configs.checks.flow import flow_problems
 from configs.checks.groups import group_problems
 from configs.checks.hardware import hardware_problems
@@ -19,7 +20,6 @@ from configs.checks.opponents import USED, cross_play_problems, idle, opponents_
 from configs.checks.promises import best_problems, repeatable_problems
 from configs.checks.remote import HUMAN, deaf_to, remote_problems
 from configs.checks.sharing import sharing_problems
-from configs.checks.swaps import no_swap
 from configs.checks.training import training_problems
 from configs.checks.unused import unplayed
 from configs.machine import Machine, resolve_device, used_policies
@@ -212,6 +212,7 @@ class Checker:
             others = (f.name for f in dataclasses.fields(EngineConfig) if f.name != "share")
             self.unused(here, others, "on a policy that shares engines", (*here, "share"))
             return
+        self.noted(extra_problems(engine.extra), (*here, "extra"))
         gpu_only = ["gpus", "gpu_memory_utilization", "tensor_parallel"]
         if engine.device == "cpu":
             self.unused(here, gpu_only, "with device: cpu", (*here, "device"))

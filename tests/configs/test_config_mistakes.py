@@ -101,6 +101,13 @@ GREEDY = ARM.replace("-1", "0")
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
+        (["EXTRA.enforce_eagr=true"], "EXTRA.enforce_eagr", "enforce_eager?"),
+        (["EXTRA.logprobs_mode=raw"], "EXTRA.logprobs_mode", "rests on it"),
+        (
+            ["EXTRA.speculative_config={method: ngram}"],
+            "EXTRA.speculative_config",
+            "speculative decoding is not supported",
+        ),
         (["stages.main.protocol=debat"], "stages.main.protocol", "did you mean debate?"),
         (["stages.main.roles.critic=judge"], "stages.main.roles.critic", "has no role 'critic'"),
         (["stages.main.train=[judge]"], "stages.main.train[0]", "is not trained"),
@@ -203,7 +210,8 @@ GREEDY = ARM.replace("-1", "0")
     ],
 )  # fmt: skip
 def test_cross_checks(write: Callable[..., Path], overrides: list[str], key: str, says: str) -> None:
-    for short, full in {"LEARNER": "policies.debater.learner", "JUDGE": "policies.judge"}.items():
+    names = {"LEARNER": "policies.debater.learner", "JUDGE": "policies.judge", "EXTRA": "policies.judge.engine.extra"}
+    for short, full in names.items():
         key = key.replace(short, full)
         overrides = [text.replace(short, full) for text in overrides]
     found = mistakes(write(), *overrides)

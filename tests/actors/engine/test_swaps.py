@@ -20,7 +20,7 @@ from actors.engine.scheduler import RequestScheduler, WeightUpdate
 from actors.serving.messages import GenRequest, GenResult
 from actors.serving.router import Router
 from actors.system import System
-from configs.checks.swaps import no_swap
+from configs.checks.engines import no_swap
 from configs.load import load
 from configs.machine import Machine
 from configs.reading.errors import ConfigErrors

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.serving.messages import EngineLost, RequestRefused
+from actors.serving.messages import EngineLost, GenResult, RequestRefused
 from actors.serving.router import MAX_TRIES, Router
 from tests.support.fake_engine import FakeEngine, Revival, ask, ask_for, prompts, replies, run, settle
 
@@ -103,8 +103,11 @@ def test_a_request_whose_engines_died_several_times_is_lost() -> None:
                 assert not old.done()
                 (young,) = ask(router, 1)
                 await settle()
+            engine.done.append(GenResult(-1, [], [], [], finish="died", error=f"KeyError: {death}"))
+            engine._news.set()
+            await settle()
             engine.die()
-        with pytest.raises(EngineLost, match=f"'p': engine died {MAX_TRIES} times"):
+        with pytest.raises(EngineLost, match=f"'p': engine died {MAX_TRIES} times, last of KeyError: {MAX_TRIES}"):
             await old
         await settle()
         engine.answer()
