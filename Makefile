@@ -8,7 +8,7 @@ EXTRA ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.
 STAMP := $(VENV)/.installed-$(EXTRA)
 OTHER = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 STUBS := $(patsubst %/pyproject.toml,./%,$(wildcard stubs/*/pyproject.toml))
-PIP_ARGS = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(if $(filter cpu,$(EXTRA)),$(STUBS))
+PIP_ARGS = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(if $(filter cpu,$(EXTRA)),$(STUBS),./stubs/llama-cpp-python)
 
 define PIP_HINT
 pip could not install (its reason stands above). If it found no torch 2.13.0+cpu: PyTorch keeps its CPU wheels in an \

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.checks.checker import Checker
 from configs.machine import Machine
+from configs.packaged_models import MODELS, ModelNotInstalled, model_folder
 from configs.reading.build import Builder, Kinds
 from configs.reading.errors import ConfigError, ConfigErrors, Mark
 from configs.reading.source import KeyPath, Source, override, read
@@ -63,6 +64,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, machine: Machine | 
         builder.error(("tasks",), message, f"a mapping with kind: {', '.join(SOURCES)}")
         resolved.pop("tasks", None)
     config = Builder(source, errors).build(RunConfig, resolved, ())
+    _packaged(builder, config)
     if config.tasks is not None:
         _checked(builder, SOURCES, config.tasks, ("tasks",))
         for name, stage in config.stages.items():
@@ -142,6 +144,16 @@ def _builder(source: Source, errors: list[ConfigError]) -> Builder:
 def _protocol(builder: Builder, raw: Any, path: KeyPath) -> Protocol | None:
     built: Protocol | None = _checked(builder, builder.kinds[Protocol], raw, path)
     return built
+
+
+def _packaged(builder: Builder, config: RunConfig) -> None:
+    """A packaged model's name becomes the folder that it lies in."""
+    for name, policy in config.policies.items():
+        if policy.model.path in MODELS:
+            try:
+                policy.model.path = str(model_folder(policy.model.path))
+            except ModelNotInstalled as error:
+                builder.error(("policies", name, "model", "path"), f"{policy.model.path} {error}")
 
 
 def _own_tasks(builder: Builder, base: Mapping[str, Any], own: Mapping[str, Any], path: KeyPath) -> None:

@@ -33,7 +33,8 @@ class ModelConfig:
     """A model: either `path` (a Hugging Face name or folder) or a tiny one built from scratch."""
 
     path: str = ""
-    """Hugging Face model name or local folder. Empty: build the tiny model that the fields below describe."""
+    """Hugging Face model name, local folder, or a model from a Python package (configs/packaged_models.py: smollm2).
+    Empty: build the tiny model that the fields below describe."""
     arch: Literal["qwen3", "llama"] = "qwen3"
     """Tiny model."""
     hidden_size: int = 64
