@@ -1,6 +1,6 @@
 """A causal language model that answers only where a loss is: log-probability and entropy of single tokens.
 
-Axes: B sequences, T padded length, L tokens that carry loss, D hidden width, V vocabulary.
+Axes: B sequences, T padded length, L tokens that carry loss, D hidden width.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.methods import LearnerConfigError
+from learners.models.head import head_logprobs
 
 
 def load_lm(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
@@ -47,7 +48,7 @@ def recompute(lm: Any) -> None:
 
 
 class TokenModel(nn.Module):
-    """Hidden states of whole sequences, but vocabulary logits at the loss positions only.
+    """Hidden states of whole sequences, but log-probabilities at the loss positions only (learners/models/head.py).
 
     Sequences are padded on the right and no attention mask is given: in a causal model no real token
     attends to later padding, so real positions are exact.
@@ -84,20 +85,11 @@ class TokenModel(nn.Module):
             packed["attention_mask"] = mask_B1TT
         hidden_BTD = self.lm.base_model(input_ids=input_ids_BT, use_cache=False, **packed).last_hidden_state
         hidden_LD = hidden_BTD[rows_L, cols_L]
-        logits_LV = self.lm.get_output_embeddings()(hidden_LD).float()
-        logits_LV = logits_LV / temperature_L[:, None]
-        illegal_LV = None
-        if legal_rows_K is not None:
-            illegal_LV = torch.zeros(logits_LV.shape, dtype=torch.bool, device=logits_LV.device)
-            illegal_LV[legal_rows_K] = True
-            illegal_LV[legal_rows_K, legal_tokens_K] = False
-            logits_LV = logits_LV.masked_fill(illegal_LV, -torch.inf)
-        logprobs_LV = torch.log_softmax(logits_LV, dim=-1)
-        logprobs_L = logprobs_LV.gather(1, targets_L[:, None]).squeeze(1)
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            # An illegal token has p log p = 0; -inf times 0 would be NaN, forwards and backwards.
-            finite_LV = logprobs_LV if illegal_LV is None else logprobs_LV.masked_fill(illegal_LV, 0.0)
-            entropy_L = -(logprobs_LV.exp() * finite_LV).sum(-1)
+        head = self.lm.get_output_embeddings()
+        logprobs_L, entropy_L = head_logprobs(
+            hidden_LD, head.weight, getattr(head, "bias", None), targets_L, temperature_L,
+            legal_rows_K, legal_tokens_K, entropy_grad,
+        )  # fmt: skip
         if self.value_head is None:
             return logprobs_L, entropy_L
         return logprobs_L, entropy_L, self.value_head(hidden_LD)
