@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from configs.methods import REFERENCES, needs_reference
+from configs.memory import engine_memory, learner_memory
 from configs.policies import as_served, opponents_in
-from configs.schema.run import Device, LearnerConfig, ModelConfig, PolicyConfig, RunConfig
-
-TINY_VOCABULARY = 600
-"""Words and bytes of a tiny model's tokenizer, roughly: it is built from the job's tasks at the start."""
-_SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
+from configs.schema.run import Device, RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +102,14 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
             engine = policy.engine
             device = resolve_device(engine.device, machine)
             gpus = engine.gpus * engine.tensor_parallel if device == "cuda" else 0.0
-            memory = engine_memory(policy, device, machine)
+            memory = engine_memory(policy, device, machine.gpu_memory)
             found.append(Need(name, "engine", engine.replicas, device, gpus, memory))
         if policy.trained or (policy.warm_start and policy.warm_start.steps):
             device = resolve_device(learner.device, machine)
             gpus = learner.gpus if device == "cuda" else 0.0
             part: Literal["learner", "warm start"] = "learner" if policy.trained else "warm start"
-            found.append(
-                Need(name, part, learner.ranks, device, gpus, learner_memory(policy, learner, device))
-            )
+            memory = learner_memory(policy, learner, device, machine.memory)
+            found.append(Need(name, part, learner.ranks, device, gpus, memory))
     return found
 
 
@@ -133,83 +126,3 @@ def peak(found: list[Need], device: str, of: Literal["gpus", "memory"]) -> float
     if device == "cpu":
         return sum(max(steady.get(policy, 0.0), warm.get(policy, 0.0)) for policy in {**steady, **warm})
     return max([sum(steady.values()), *warm.values()])
-
-
-def engine_memory(policy: PolicyConfig, device: str, machine: Machine) -> int:
-    """Bytes of one engine: on CUDA the share vLLM takes; on CPU the process, weights and KV cache."""
-    if device == "cuda":
-        return int(policy.engine.gpu_memory_utilization * machine.gpu_memory)
-    count = parameters(policy.model)
-    width = 2 if policy.engine.dtype in ("bfloat16", "float16") else 4
-    # 0.9 GB: an idle vLLM CPU engine, measured
-    return 0 if count is None else int(0.9 * 2**30) + width * count + policy.engine.kv_cache_mb * 2**20
-
-
-def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str) -> int:
-    """Bytes of one rank: weights, gradients and Adam's two moments (ZeRO, Rajbhandari 2020, figure 1), of a critic's
-    head too, and a whole reference where the loss compares with one.
-
-    Activations are left out (`micro_tokens` bounds them), and the few numbers of an adapter.
-    """
-    count = parameters(policy.model)
-    if count is None:
-        return 0
-    auto_half = learner.dtype == "auto" and device == "cuda" and learner.zero_stage > 0
-    half = learner.dtype == "bfloat16" or auto_half
-    weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
-    head = width(policy.model) + 1 if learner.critic else 0
-    frozen, trained = (count, head) if learner.lora else (0, count + head)
-    shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    base = int(0.6 * 2**30) if device == "cpu" else 2**30  # an idle rank: torch and DeepSpeed, or CUDA
-    if policy.trained and needs_reference(learner.loss):
-        base += trained * (weights + (4 if half and "average" in REFERENCES.needs(learner.reference.kind) else 0))
-        if learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
-            base += frozen * weights
-    return base + (frozen + trained) * weights // shard[0] + trained * grads // shard[1] + trained * states // shard[2]
-
-
-def parameters(model: ModelConfig) -> int | None:
-    """Number of parameters: computed for tiny and local models, else read off the name ("7B"), else None."""
-    if not model.path:
-        shape = (model.hidden_size, model.layers, model.heads, model.kv_heads, model.intermediate_size)
-        return _count(TINY_VOCABULARY, *shape, tied=model.tie_embeddings)
-    hf = _read_config(model.path)
-    if "hidden_size" in hf and "vocab_size" in hf and not any("expert" in key for key in hf):
-        heads = hf["num_attention_heads"]
-        return _count(
-            hf["vocab_size"], hf["hidden_size"], hf["num_hidden_layers"], heads,
-            hf.get("num_key_value_heads") or heads, hf["intermediate_size"],
-            head_dim=hf.get("head_dim"), tied=hf.get("tie_word_embeddings", False),
-        )  # fmt: skip
-    named = _SIZE_IN_NAME.search(Path(model.path).name)
-    return int(float(named[1]) * 1e9) if named else None
-
-
-def width(model: ModelConfig) -> int:
-    """Numbers in a hidden state; 0 where nothing but the model's name is known."""
-    return int(_read_config(model.path).get("hidden_size", 0)) if model.path else model.hidden_size
-
-
-def _count(
-    vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, mlp: int,
-    head_dim: int | None = None, tied: bool = False,
-) -> int:  # fmt: skip
-    width = head_dim or hidden // max(heads, 1)
-    layer = hidden * width * (2 * heads + 2 * kv_heads) + 3 * hidden * mlp + 2 * hidden
-    return vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    """What `_find_config` finds; {} where that is nothing."""
-    config = _find_config(path)
-    return {} if config is None else json.loads(config.read_text())
-
-
-def _find_config(path: str) -> Path | None:
-    """config.json of a local folder, or of a model in the Hugging Face cache."""
-    local = Path(path).expanduser() / "config.json"
-    if local.is_file():
-        return local
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    snapshots = home / "hub" / ("models--" + path.strip("/").replace("/", "--")) / "snapshots"
-    return next(iter(sorted(snapshots.glob("*/config.json"))), None)

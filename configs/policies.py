@@ -1,11 +1,18 @@
-"""What serves a policy: itself, the policy whose checkpoints it holds, or the policy whose engines it shares."""
+"""What serves and trains a policy: itself, the policy whose checkpoints it holds, or the one whose processes it shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from configs.schema.run import OPPONENT_RULES, EngineConfig, OpponentsConfig, PolicyConfig, StageConfig
+from configs.schema.run import (
+    OPPONENT_RULES,
+    EngineConfig,
+    LearnerConfig,
+    OpponentsConfig,
+    PolicyConfig,
+    StageConfig,
+)
 
 PAST = "past"
 
@@ -63,3 +70,16 @@ def apart(policies: Mapping[str, PolicyConfig]) -> dict[str, PolicyConfig]:
     """The same policies, each with engines of its own: for merged weights, of which an engine holds one set."""
     hosts = {name: policies[policy.engine.share or name].engine for name, policy in policies.items()}
     return {name: replace(policy, engine=hosts[name]) for name, policy in policies.items()}
+
+
+OF_THE_PROCESS = ("ranks", "device", "gpus", "dtype", "zero_stage", "offload", "threads")
+"""Settings of a learner that all learners in the same processes have in common."""
+
+
+def learner_of(policies: Mapping[str, PolicyConfig], name: str) -> LearnerConfig:
+    """The learner of a policy, with the settings of the processes that it shares."""
+    learner = policies[name].learner
+    if not learner.share:
+        return learner
+    host = policies[learner.share].learner
+    return replace(learner, **{field: getattr(host, field) for field in OF_THE_PROCESS})

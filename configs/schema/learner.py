@@ -158,10 +158,12 @@ class LearnerConfig:
     """Passes over each batch."""
     minibatches: int = 1
     """Optimizer steps per pass."""
-    micro_tokens: int = 16384
-    """Tokens per forward pass, padding included."""
-    gradient_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them: less memory, about a third more time."""
+    micro_tokens: int | Literal["auto"] = "auto"
+    """Tokens per forward pass, padding included. auto: as many as fit, by what the model keeps of one token (measured
+    when the learner starts): on a CPU at most 4,096 and 768 MiB of activations, on a GPU 16,384 and what is free."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again on the way back instead of keeping them: less memory, about a third more time. auto:
+    only for a sequence that is longer than micro_tokens."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """CUDA only: keep the optimizer's state in the machine's memory (zero_stage 1 or more), or weights as well
     (zero_stage 3)."""
@@ -173,6 +175,9 @@ class LearnerConfig:
     """CPU only: torch threads of one rank."""
     lora: LoraConfig | None = None
     """Train an adapter; engines serve the merged weights. Unset: all weights are trained."""
+    share: str = ""
+    """Policy whose learner's processes hold this one as well: one base model in memory, an adapter, an optimizer and
+    settings of its own for each. Both are trained adapters (`lora`) of the same model."""
     loss: LossConfig = field(default_factory=LossConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

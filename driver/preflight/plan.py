@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from configs.machine import Machine, Need, needs, parameters, peak
+from configs.machine import Machine, Need, needs, peak
+from configs.memory import parameters
 from configs.policies import as_served
 from configs.schedule import says
 from configs.schema.run import ModelConfig, PolicyConfig, RemoteConfig, RunConfig, StageConfig

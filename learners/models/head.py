@@ -1,4 +1,4 @@
-"""Log-probability and entropy of single tokens under a linear output layer, in memory that a large vocabulary cannot fill.
+"""Log-probability and entropy of single tokens under a linear output layer, in little memory at any vocabulary.
 
 The logits of L tokens over a vocabulary of V fill L x V numbers, gigabytes for a thousand tokens. Here they exist for a
 few tokens at a time, in the forward pass and once more in the backward pass (the chunked cross-entropy of
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**28}
-"""Most that one chunk of float32 logits takes. A CPU gains nothing from more, a GPU runs fewer and larger kernels."""
+from configs.memory import LOGIT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def chunk_rows(vocabulary: int, device: str) -> int:
     return max(1, LOGIT_BYTES[device] // (4 * vocabulary))
 
 
-class _ChunkedHead(torch.autograd.Function):
+class _ChunkedHead(torch.autograd.Function):  # type: ignore[misc]
     """Keeps the hidden states and two numbers per token; the backward pass makes the logits again."""
 
     @staticmethod

@@ -33,18 +33,36 @@ def load_lm(model: str | Path, dtype: torch.dtype, trust_remote_code: bool = Fal
     return lm.eval()
 
 
-def recompute(lm: Any) -> None:
-    """Gradient checkpointing (arXiv 1604.06174) without training mode, which would bring dropout back: only the layers
-    themselves are told that they train, nothing inside them. To be called after the last `eval()`."""
-    from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
+class Recomputation:
+    """Gradient checkpointing (arXiv 1604.06174) of `lm`, switched for each forward pass, and without training mode,
+    which would bring dropout back: only the layers themselves are told that they train, nothing inside them. To be made
+    after the last `eval()`.
 
-    layers = [module for module in lm.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise LearnerConfigError(f"gradient_checkpointing: {type(lm).__name__} has no layers that can do it")
-    for layer in layers:
-        layer.gradient_checkpointing = layer.training = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    `wanted`: the setting `gradient_checkpointing`. Raises LearnerConfigError where true and the model's layers cannot.
+    """
+
+    def __init__(self, lm: nn.Module, wanted: bool | str) -> None:
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.wanted = wanted
+        self.layers: list[Any] = [layer for layer in lm.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if wanted is True and not self.layers:
+            raise LearnerConfigError(f"gradient_checkpointing: {type(lm).__name__} has no layers that can do it")
+        for layer in self.layers:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        self.switch(wanted is True)
+
+    def switch(self, on: bool) -> None:
+        for layer in self.layers:
+            layer.gradient_checkpointing = layer.training = on
+
+    def before(self, tokens: int, micro_tokens: int) -> bool:
+        """Call before a forward pass of `tokens` tokens: with `auto` it computes again what is more than fits, which is
+        a single sequence that is longer than `micro_tokens`. Returns whether it does."""
+        if self.wanted == "auto":
+            self.switch(tokens > micro_tokens)
+        return bool(self.layers) and (self.wanted is True or (self.wanted == "auto" and tokens > micro_tokens))
 
 
 class TokenModel(nn.Module):

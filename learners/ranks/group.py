@@ -112,7 +112,9 @@ class LearnerGroup:
         that weigh nothing), reference_kl: means over loss tokens and updates, however the loss is normalised;
         ratio_max; sampler_gap, sampler_gap_max: absolute difference in nats between the learner's and the
         sampler's log-probabilities before the first update; grad_norm before clipping; lr; tokens
-        (loss tokens, once per pass); sequences; updates; skipped. With a preference loss, as means over pairs: loss,
+        (loss tokens, once per pass); sequences; updates; skipped; micro_tokens; recomputed (micro-batches with gradient
+        checkpointing); out_of_memory (micro-batches repeated in halves); peak_memory_gib (of a rank). With a
+        preference loss, as means over pairs: loss,
         preference_accuracy (pairs with a margin above 0), preference_margin, chosen_logratio, rejected_logratio,
         chosen_nll, kto_drift. With a critic, which is asked first, on the whole batch: value_loss, value_clip_fraction,
         and the metrics of learners/credit/gae.py. Raises BadSample, LearnerDied.

@@ -7,34 +7,29 @@ Torch and DeepSpeed are imported inside methods, after the process has been told
 from __future__ import annotations
 
 import logging
-import math
 import os
-import random
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from configs.deepspeed import BETAS, EPS, deepspeed_json, resolve_dtype
-from configs.methods import LOSSES, LearnerConfigError, is_preference, needs_reference
-from configs.schema.run import LearnerConfig, LossConfig
-from learners.batches.packing import spread
-from learners.batches.training_batch import Example, kept_together, sequences, split, with_reference
+from configs.memory import MOST_TOKENS
+from configs.methods import LearnerConfigError, needs_reference
+from configs.schema.run import LearnerConfig
 from learners.models.lora import add_adapter, leave_out_frozen, parts, pieces
-from learners.ranks.metrics import MetricSums, StepMetrics
 from learners.ranks.saving import Saving
-from learners.types import Pair, Sample
+from learners.ranks.training import Training
 from learners.weights import Bucket, bucket_names, pack
 from protocols.extension import load_plugins
 
 if TYPE_CHECKING:
     from learners.models.reference import Reference
+    from learners.models.token_model import Recomputation
 
 
-class LearnerRank(Saving):
+class LearnerRank(Training, Saving):
     """Call every method on all ranks, in the same order: most of them communicate.
 
     `model_dir`: Hugging Face folder or name. `device`: "cpu" or "cuda". `timeout_s`: how long a rank waits
@@ -60,9 +55,12 @@ class LearnerRank(Saving):
         self.settings = deepspeed_json(config, device)
         self.dtype_name = resolve_dtype(config, device)
         self.model_dir = model_dir
+        self.micro_tokens = MOST_TOKENS[device] if config.micro_tokens == "auto" else config.micro_tokens
+        """Tokens per forward pass: the setting, or what was found to fit."""
         self.updates = 0
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
         self.reference: Reference | None = None
+        self.recomputation: Recomputation | None = None
         self.adapted: Any = None
         """peft's view of a model with an adapter."""
         # Ray shows a CUDA rank exactly one GPU, number 0.
@@ -109,10 +107,11 @@ class LearnerRank(Saving):
         import torch
 
         from learners.losses.critic import make_head
+        from learners.models.fitting import fit_tokens, return_memory
         from learners.models.optimizer import make_adamw
         from learners.models.packing_check import check_packing
         from learners.models.reference import Reference
-        from learners.models.token_model import TokenModel, check_head, load_lm, probe, recompute
+        from learners.models.token_model import Recomputation, TokenModel, check_head, load_lm, probe
 
         torch.manual_seed(self.seed)
         lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
@@ -125,6 +124,7 @@ class LearnerRank(Saving):
         if self.config.packing != "none":
             check_packing(model, self.config.packing)
         before = probe(model)
+        self.micro_tokens = fit_tokens(model, self.config, self.device_kind)
         if needs_reference(self.config.loss):  # now, while every weight is whole
             self.reference = Reference(model, self.config.reference, share=self.config.zero_stage < 3)
         clip = self.config.grad_clip if self.config.zero_stage == 0 else None
@@ -133,168 +133,14 @@ class LearnerRank(Saving):
             model=model, optimizer=self.adamw, config=self.settings, dist_init_required=False
         )
         self.engine.eval()
-        if self.config.gradient_checkpointing:
-            recompute(lm)
+        self.recomputation = Recomputation(lm, self.config.gradient_checkpointing)
         change = float((probe(self.engine) - before).abs().max())
         if not change <= 1e-4:
             raise LearnerConfigError(
                 f"deepspeed: its start changed the model's log-probabilities by {change:.3g}"
             )
         self.model_dir, self.updates = model_dir, 0
-
-    # ------------------------------------------------------------------------------------ training
-
-    def step(
-        self,
-        examples: Sequence[Example],
-        loss: str | None = None,
-        lr: float | None = None,
-        seed: int = 0,
-        version: int | None = None,
-    ) -> MetricSums:
-        """Learns from this rank's share of a batch; metrics of this rank, for `metrics.merge`.
-
-        loss None: `config.loss`, `config.epochs` passes of `config.minibatches` optimizer steps each. A
-        loss by name (the warm start's "sft"): one pass, one optimizer step, normalised as its paper says.
-        lr None: `config.lr`; the warm-up of `config.warmup_steps` applies to either. version: the step of the
-        weights that this learner holds; tokens sampled by others are left out of `sampler_gap`. A step whose loss
-        or gradient is not finite changes nothing and is counted in `skipped`. Samples are sound (batching.check);
-        a preference loss takes pairs.
-        """
-        config, passes, parts = self.config.loss, self.config.epochs, self.config.minibatches
-        if loss is not None:
-            config, passes, parts = replace(config, kind=loss, normalise="auto"), 1, 1
-        if not is_preference(config.kind) and config.correction != "none" and passes * parts > 1:
-            # Else the weights move only afterwards.
-            samples = sequences(examples)
-            examples = [replace(s, proximal_logprobs_L=p) for s, p in zip(samples, self.logprobs(samples))]
-        if needs_reference(config):
-            assert self.reference is not None, "a learner whose loss compares builds its reference with its model"
-            self.reference.advance(self.engine.module, self._gathered)
-            tokens, packing = self.config.micro_tokens, self.config.packing
-            score = partial(self.reference.logprobs, micro_tokens=tokens, packing=packing)
-            examples = with_reference(examples, score)
-        shuffler = random.Random(f"{seed}/{self.rank}")
-        sums = MetricSums()
-        sums.total("sequences", len(sequences(examples)))
-        groups = kept_together(examples, self.config.packing)
-        updates = skipped = 0
-        for _ in range(passes):
-            order = list(groups)
-            shuffler.shuffle(order)
-            for part in range(parts):
-                # Only before the first update are these the weights that sampled: later gaps are learning.
-                gap = config.kind != "sft" and updates + skipped == 0
-                chosen = [examples[i] for group in order[part::parts] for i in group]
-                done = self._update(chosen, config, lr, gap, version)
-                if done is None:
-                    skipped += 1
-                else:
-                    updates += done.updates
-                    sums.add(done.sums)
-        sums.peak("updates", updates)
-        sums.peak("skipped", skipped)
-        return sums
-
-    def _update(
-        self, examples: list[Example], config: LossConfig, lr: float | None, gap: bool, version: int | None
-    ) -> StepMetrics | None:
-        """One optimizer step on a minibatch that is spread over all ranks; None when it was skipped."""
-        import torch
-
-        from learners.batches.batching import collate, count
-        from learners.losses.critic import value_term
-        from learners.losses.pair_terms import kto_drift, pair_terms
-        from learners.losses.policy_gradient import token_loss, token_weights
-
-        samples, pairs = sequences(examples), [one for one in examples if isinstance(one, Pair)]
-        done = StepMetrics(samples)
-        parts, width = split(examples, self.config.micro_tokens, self.config.packing)
-        tokens, replies, micro_batches = self._agree(*count(samples), len(parts))
-        if not pairs:  # which must not be torn
-            parts = spread(parts, micro_batches, samples)
-        if tokens == 0:
-            return done
-        done.sums.mean("lr", self._set_lr(lr), 1.0)
-        mismatched = "mismatched" in LOSSES.needs(config.kind)
-        drift = kto_drift(pairs, self.logprobs, self.device, self.world) if mismatched else 0.0
-        for i in range(micro_batches):
-            batch = collate(samples, parts[i] if i < len(parts) else [], self.device, width)
-            logprobs_L, entropy_L, *values = self.engine(**batch.inputs, entropy_grad=config.entropy != 0)
-            if is_preference(config.kind):
-                loss_N, weights_N, metrics = pair_terms(config, batch, logprobs_L, pairs, replies // 2, drift)
-            else:
-                loss_N, metrics = token_loss(logprobs_L, entropy_L, batch, config)
-                # Padding (index -1) weighs nothing.
-                weights_N = token_weights(config, batch.segments_L, tokens, replies) * (batch.index_L >= 0)
-            # DeepSpeed averages over ranks; the weights add up over all of them.
-            loss = (loss_N * weights_N).sum() * self.world
-            if self.config.critic is not None:
-                term, more = value_term(self.config.critic, values[0], batch, tokens)
-                loss, metrics = loss + term * self.world, {**metrics, **more}
-            if not bool(torch.isfinite(loss)):
-                loss = loss * math.nan  # reaches every gradient, so that all ranks skip this step together
-            self.engine.backward(loss, scale_wrt_gas=False)
-            done.add(batch, entropy_L.detach(), loss_N.detach(), metrics)
-            if gap:
-                done.gap(batch, logprobs_L.detach(), version)
-        self.engine.step()
-        if not self.engine.was_step_applied():
-            return None
-        done.sums.mean("grad_norm", float(self.engine.get_global_grad_norm()), 1.0)
-        done.updates = 1
-        self.updates += 1
-        return done
-
-    def _agree(self, tokens: int, replies: int, micro_batches: int) -> tuple[int, int, int]:
-        """Loss tokens and replies on all ranks together, and the most micro-batches that any of them has."""
-        if self.world == 1:
-            return tokens, replies, micro_batches
-        import torch
-        from torch import distributed as dist
-
-        mine = torch.tensor([tokens, replies, micro_batches], device=self.device)
-        everyones = [torch.zeros_like(mine) for _ in range(self.world)]
-        dist.all_gather(everyones, mine)
-        tokens, replies = (int(sum(x[i] for x in everyones)) for i in (0, 1))
-        return tokens, replies, int(max(x[2] for x in everyones))
-
-    def _set_lr(self, lr: float | None) -> float:
-        """Linear warm-up over `config.warmup_steps` optimizer steps, the first of which already moves. The head of a
-        critic keeps the ratio of its rate to the policy's."""
-        lr = self.config.lr if lr is None else lr
-        lr *= min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
-        critic = self.config.critic
-        head = critic.lr / self.config.lr if critic is not None and critic.lr is not None else 1.0
-        for group, share in zip(self.engine.optimizer.param_groups, (1.0, head)):
-            group["lr"] = lr * share
-        return lr
-
-    def reset_optimizer(self) -> None:
-        """Forgets momenta, step counts and warm-up, as between a warm start and reinforcement learning."""
-        import torch
-
-        for state in self.adamw.state.values():
-            for value in state.values():
-                if torch.is_tensor(value):
-                    value.zero_()  # in place: ZeRO holds references to these tensors
-        self.updates = 0
-
-    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """Log-probability of every loss token of every sample under the weights held now."""
-        return self._scored(samples, 0)
-
-    def values(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The critic's value before every loss token of every sample."""
-        return self._scored(samples, 2)
-
-    def _scored(self, samples: Sequence[Sample], output: int) -> list[list[float]]:
-        """One of the outputs of the forward pass (TokenModel)."""
-        from learners.models.reference import token_logprobs
-
-        tokens, packing = self.config.micro_tokens, self.config.packing
-        *_, passes = self._agree(0, 0, len(split(samples, tokens, packing)[0]))
-        return token_logprobs(self.engine, samples, tokens, self.device, packing, at_least=passes, output=output)
+        return_memory()
 
     # ------------------------------------------------------- weights (files: learners/ranks/saving.py)
 

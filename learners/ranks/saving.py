@@ -32,6 +32,7 @@ class Saving(ABC):
     dtype_name: str
     model_dir: str
     updates: int
+    micro_tokens: int
     engine: Any
     adamw: Any
     adapted: Any
@@ -58,6 +59,7 @@ class Saving(ABC):
                     save_adapter(self.adapted, Path(folder, ADAPTER))
         if self.rank == 0:
             facts = {**self._facts(), "base": self.model_dir, "updates": self.updates, "extra": extra or {}}
+            facts["micro_tokens"] = self.micro_tokens
             if self.reference is not None:
                 self.reference.save(folder)
                 facts["reference"] = self.reference.facts()
@@ -92,6 +94,8 @@ class Saving(ABC):
         if self.reference is not None:
             self.reference.load(folder, facts["reference"])
         self.updates = facts["updates"]
+        if self.config.micro_tokens == "auto":  # sums in the same order as before, also on another machine
+            self.micro_tokens = facts.get("micro_tokens", self.micro_tokens)
         extra: dict[str, Any] = facts["extra"]
         return extra
 

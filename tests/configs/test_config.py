@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
 
 from configs.load import build_protocols, load_protocol, load_task_source, to_yaml
-from configs.machine import Machine, needs, parameters, peak
+from configs.machine import Machine, needs, peak
+from configs.memory import parameters
 from configs.reading.build import Builder
 from configs.reading.errors import ConfigError, ConfigErrors
 from configs.reading.source import Source

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs.load import load
-from configs.machine import Machine, Need, learner_memory, peak
+from configs.machine import Machine, Need, peak
+from configs.memory import learner_memory
 from configs.schema.run import CriticConfig, LearnerConfig, LoraConfig, LossConfig, ModelConfig, PolicyConfig
 from driver.preflight.plan import Plan, make_plan
 

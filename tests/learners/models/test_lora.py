@@ -23,7 +23,7 @@ from learners.models.lora import (
     save_plain,
     take_out,
 )
-from learners.models.token_model import TokenModel, check_head, probe, recompute
+from learners.models.token_model import Recomputation, TokenModel, check_head, probe
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 CONFIG = LoraConfig(rank=3, alpha=12.0, target_modules=["q_proj", "o_proj", "down_proj"])
@@ -153,7 +153,7 @@ def test_activations_computed_again_give_the_same_gradients() -> None:
 
         lm.model.layers[0].mlp.register_forward_pre_hook(count)
         if again:
-            recompute(lm)
+            Recomputation(lm, True)
         probe_sum = TokenModel(lm)(IDS, *(torch.tensor([i]) for i in (0, 6, 6)), torch.ones(1))[0].sum()
         probe_sum.backward()
         probe(TokenModel(lm))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.checks.learner import check_learner
-from configs.machine import learner_memory
+from configs.memory import learner_memory
 from configs.methods import LearnerConfigError
 from configs.schema.run import LearnerConfig, LoraConfig, LossConfig, PolicyConfig, ReferenceConfig
 from learners.models.reference import Reference

@@ -22,6 +22,7 @@ from configs.schema.run import LearnerConfig, LossConfig
 from learners.batches.batching import count
 from learners.models.token_model import TokenModel
 from learners.ranks.rank import LearnerRank
+from learners.ranks.training import LearnerOutOfMemory
 from learners.types import Sample
 
 VOCABULARY = 11
@@ -209,3 +210,48 @@ def test_a_loss_that_is_no_number_reaches_the_gradient_and_is_counted(kind: str,
     metrics = learner.step(samples).result()
     assert math.isnan(learner.engine.get_global_grad_norm()), "all ranks must see that this step is broken"
     assert (metrics["skipped"], metrics["updates"]) == (1, 0) and "loss" not in metrics
+
+
+class FullGpu(Engine):
+    """Has no memory for more than `room` tokens, `times` times."""
+
+    def __init__(self, room: int, times: int) -> None:
+        super().__init__()
+        self.room, self.times = room, times
+
+    def __call__(self, **inputs: Any) -> tuple[Tensor, Tensor]:
+        if self.times and inputs["input_ids_BT"].numel() > self.room:
+            self.times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().__call__(**inputs)
+
+    def was_step_applied(self) -> bool:
+        return bool(torch.isfinite(self.steps[-1]).all())
+
+    def step(self) -> None:
+        self.steps.append(flat([p.grad for p in self.model.parameters()]))
+        if self.was_step_applied():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def test_what_does_not_fit_is_repeated_in_halves_and_nothing_is_lost() -> None:
+    config = LearnerConfig(micro_tokens=100, loss=LossConfig("reinforce"))
+    samples = make_samples(12)
+    calm, full = rank(config), rank(config)
+    full.engine = FullGpu(room=50, times=1)
+    expected, found = calm.step(samples).result(), full.step(samples).result()
+    assert found["out_of_memory"] == 1 and found["micro_tokens"] == 50 and "out_of_memory" in expected
+    assert (found["updates"], found["skipped"]) == (1, 0)
+    torch.testing.assert_close(full.engine.steps[-1], calm.engine.steps[-1], rtol=1e-5, atol=1e-6)
+    for key in ("loss", "entropy", "tokens"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(("world", "room"), [(1, 1), (2, 50)])
+def test_where_halves_cannot_help_the_settings_that_can_are_named(world: int, room: int) -> None:
+    full = rank(LearnerConfig(micro_tokens=100), world)
+    full.engine = FullGpu(room, times=100)
+    with mock.patch.object(full, "_agree", lambda *counts: counts):
+        with pytest.raises(LearnerOutOfMemory, match=r"longest sequence has \d+; set learner.micro_tokens lower"):
+            full.step(make_samples(12))
