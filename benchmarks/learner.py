@@ -34,7 +34,8 @@ from learners.ranks.group import LearnerGroup
 from learners.types import Sample
 
 SEED, VOCABULARY = 0, 4000
-CONFIG = LearnerConfig(device="cpu", lr=1e-4, threads=1, micro_tokens=2048)
+MICRO_TOKENS = 2048
+CONFIG = LearnerConfig(device="cpu", lr=1e-4, threads=1, micro_tokens=MICRO_TOKENS)
 STAGES = {0: 1.15, 2: 1.6}
 """ZeRO stage -> at most so many times as long as plain PyTorch."""
 PACKINGS: dict[str, Packing] = {"padded, sorted by length (packing: none)": "none", "packed": "rows"}
@@ -204,7 +205,7 @@ class Plain:
         total = sum(len(sample.positions_L) for sample in samples)
         order = range(len(samples))
         parts = [list(order[i : i + sequences]) for i in order[::sequences]] if sequences else (
-            split_by_length(samples, CONFIG.micro_tokens))  # fmt: skip
+            split_by_length(samples, MICRO_TOKENS))  # fmt: skip
         for part in parts:
             chosen = [samples[i] for i in part]
             width = max(len(s.token_ids_S) for s in chosen)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.memory import engine_memory, learner_memory
-from configs.policies import as_served, opponents_in
+from configs.policies import as_served, learner_of, opponents_in
 from configs.schema.run import Device, RunConfig
 
 
@@ -97,14 +97,14 @@ def needs(config: RunConfig, machine: Machine) -> list[Need]:
         policy = as_served(config.policies, policy)
         if policy.kind != "lm":
             continue
-        learner = policy.learner
+        learner = learner_of(config.policies, name)
         if name in served:
             engine = policy.engine
             device = resolve_device(engine.device, machine)
             gpus = engine.gpus * engine.tensor_parallel if device == "cuda" else 0.0
             memory = engine_memory(policy, device, machine.gpu_memory)
             found.append(Need(name, "engine", engine.replicas, device, gpus, memory))
-        if policy.trained or (policy.warm_start and policy.warm_start.steps):
+        if not learner.share and (policy.trained or (policy.warm_start and policy.warm_start.steps)):
             device = resolve_device(learner.device, machine)
             gpus = learner.gpus if device == "cuda" else 0.0
             part: Literal["learner", "warm start"] = "learner" if policy.trained else "warm start"

@@ -23,8 +23,11 @@ ACTIVATIONS = 3 * 2**28
 """With `micro_tokens: auto`, CPU: bytes of activations of one rank, where the machine has them to spare."""
 IDLE_ENGINE = int(0.9 * 2**30)
 """A vLLM CPU engine without a model, measured."""
-IDLE_RANK = {"cpu": int(0.6 * 2**30), "cuda": 2**30}
-"""A rank without a model, measured: torch and DeepSpeed, or CUDA."""
+IDLE_RANK = {"cpu": int(0.7 * 2**30), "cuda": 2**30}
+"""A rank without a model, measured: torch, transformers and DeepSpeed, or CUDA."""
+ADAPTER_HEAP = 1.5
+"""CPU: the heap holds so many times the activations of a model with adapters, whose many short-lived tensors leave
+holes (SmolLM2, glibc 2.36; 1.0 where all weights are trained)."""
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
 
 
@@ -80,16 +83,24 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str, ma
     if count is None:
         return 0
     half = _half(learner, device)
-    weights, grads, states = (2, 2, 12) if half else (4, 4, 8)
+    weights, grads, states, flat = _bytes(half, learner.zero_stage)
     head = width(policy.model) + 1 if learner.critic else 0
     frozen, trained = (count, head) if learner.lora else (0, count + head)
     shard = [learner.ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    total = IDLE_RANK[device] + step_memory(policy.model, learner, device, machine_memory)
+    total = IDLE_RANK[device] + step_memory(policy.model, learner, device, machine_memory) + trained * flat
     if policy.trained and needs_reference(learner.loss):
         total += trained * (weights + (4 if half and "average" in REFERENCES.needs(learner.reference.kind) else 0))
         if learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
             total += frozen * weights
     return total + (frozen + trained) * weights // shard[0] + trained * grads // shard[1] + trained * states // shard[2]
+
+
+def _bytes(half: bool, zero_stage: int) -> tuple[int, int, int, int]:
+    """Per trained parameter: weights, gradients, the optimizer's state, and copies that ZeRO makes on every rank. It
+    keeps masters also of float32 weights (measured: SmolLM2, one rank, float32)."""
+    if half:
+        return 2, 2, 12, 0
+    return (4, 4, 8, 0) if zero_stage == 0 else (4, 4, 12, 8 if zero_stage == 3 else 4)
 
 
 def step_memory(model: ModelConfig, learner: LearnerConfig, device: str, machine_memory: int) -> int:
@@ -105,6 +116,8 @@ def step_memory(model: ModelConfig, learner: LearnerConfig, device: str, machine
         tokens = min(most, activation_bytes(machine_memory, learner.ranks) // token)
     else:
         tokens = most
+    if device == "cpu" and learner.lora is not None:
+        token = int(ADAPTER_HEAP * token)
     # Four chunks: logits, probabilities, their gradient, and its copy for the product with the weights.
     return tokens * token + 4 * min(LOGIT_BYTES[device], 4 * tokens * form.vocabulary)
 

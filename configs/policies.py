@@ -1,4 +1,4 @@
-"""What serves and trains a policy: itself, the policy whose checkpoints it holds, or the one whose processes it shares."""
+"""What serves and trains a policy: itself, the one whose checkpoints it holds, or the one whose processes it shares."""
 
 from __future__ import annotations
 

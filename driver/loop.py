@@ -87,6 +87,7 @@ class Trainer:
             self.run.models[policy] = str(self.run.dir / "models" / policy / name)
             await self.run.learners[policy].save_hf(self.run.models[policy])
             await self.run.system.keep(policy)
+        for policy in self.run.trained_in(stage):  # now: some may share one process
             self.run.dismiss(policy)
         await self.run.save()
 

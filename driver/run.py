@@ -16,7 +16,7 @@ from actors.players.chat import ChatCodec
 from actors.rollout.ledger import Ledger
 from actors.system import System
 from configs.load import build_protocols, load_task_source
-from configs.policies import adapter_of, apart
+from configs.policies import adapter_of, apart, learner_of
 from configs.schema.run import RunConfig, StageConfig
 from driver import checkpoint
 from driver.checkpoint import CHECKPOINTS
@@ -124,6 +124,8 @@ class Run:
         self.dir = Path(self.config.run_dir) if folder is None else folder
         self.system = System(self.config.policies, self.config.seed, self.config.deterministic)
         self.learners: dict[str, LearnerGroup] = {}
+        self.starting: dict[str, asyncio.Lock] = {}
+        """policy -> held while its learner starts, which others that share it may ask for as well."""
         self.codecs: dict[str, ChatCodec] = {}
         self.models: dict[str, str] = {}  # policy -> folder or name that its engines and learner load
         self.versions: dict[str, int] = {}
@@ -162,15 +164,18 @@ class Run:
 
     async def learner(self, name: str, base: str = "") -> LearnerGroup:
         """The learner of a policy, started when first needed, on the weights in `base` or those of the policy."""
-        if name not in self.learners:
-            policy = self.config.policies[name]
-            learner = LearnerGroup(
-                name, base or self.models[name], policy.learner, self.config.seed,
-                trust_remote_code=policy.model.trust_remote_code, plugins=self.config.plugins,
-            )  # fmt: skip
-            await learner.ready()
-            self.learners[name] = learner
-        return self.learners[name]
+        policies = self.config.policies
+        async with self.starting.setdefault(name, asyncio.Lock()):
+            if name not in self.learners:
+                policy, config = policies[name], learner_of(policies, name)
+                host = await self.learner(config.share, base) if config.share else None
+                learner = LearnerGroup(
+                    name, base or self.models[name], config, self.config.seed,
+                    trust_remote_code=policy.model.trust_remote_code, plugins=self.config.plugins, host=host,
+                )  # fmt: skip
+                await learner.ready()
+                self.learners[name] = learner
+            return self.learners[name]
 
     def dismiss(self, name: str) -> None:
         """Ends a learner that is not needed any more."""

@@ -24,7 +24,7 @@ from configs.checks.training import training_problems
 from configs.checks.unused import unplayed
 from configs.machine import Machine, resolve_device, used_policies
 from configs.methods import CORRECTIONS, GROUP_FIELDS, LOSSES, SECTIONS
-from configs.policies import PAST
+from configs.policies import OF_THE_PROCESS, PAST
 from configs.reading.errors import ConfigError
 from configs.reading.source import KeyPath, Source, show_key
 from configs.rehearsal import Rehearse
@@ -228,6 +228,8 @@ class Checker:
 
     def learner(self, policy: PolicyConfig, path: KeyPath) -> None:
         learner = policy.learner
+        if learner.share:
+            self.unused(path, OF_THE_PROCESS, "on a policy that shares a learner's processes", (*path, "share"))
         if not policy.trained:
             why = "on a policy that is only warm-started"
             goals = ["lr", "loss", "signal", "advantage", "reference", "critic"]

@@ -1,4 +1,5 @@
-"""Policies on one engine (`engine.share`): a base that is loaded once, and an adapter for each that is trained."""
+"""Policies on one engine or in one learner (`engine.share`, `learner.share`): one base, and an adapter for each that
+is trained."""
 
 from __future__ import annotations
 
@@ -28,6 +29,9 @@ def sharing_problems(config: RunConfig) -> Iterator[Problem]:
     for host in policies:
         for name in group_of(policies, host):
             yield from _member(config, name)
+    for name, policy in policies.items():
+        if policy.learner.share:
+            yield from _fellow(config, name, policy.learner.share)
 
 
 def _why_not(policies: Mapping[str, PolicyConfig], name: str, host: str) -> str:
@@ -80,3 +84,31 @@ def _member(config: RunConfig, name: str) -> Iterator[Problem]:
     if len(stages) > 1:
         message = f"{name!r} is trained in {len(stages)} stages; after the first its adapter is merged into its base"
         yield ("stages", stages[1], "train"), message, "one stage, or engines of its own"
+
+
+def _fellow(config: RunConfig, name: str, host: str) -> Iterator[Problem]:
+    """Mistakes in `learner.share`, which names `host`."""
+    policies, path = config.policies, ("policies", name, "learner")
+    able = [n for n, p in policies.items() if n != name and p.trained and p.learner.lora and not p.learner.share]
+    valid = ", ".join(able) or "no other policy trains an adapter"
+    if host not in able:
+        yield (*path, "share"), f"{host!r} is no other policy that trains an adapter in processes of its own", valid
+        return
+    one, other = policies[name], policies[host]
+    if not one.trained or one.learner.lora is None:
+        yield (*path, "share"), f"{name!r} trains no adapter", "an adapter, such as lora: {rank: 8}, or remove it"
+    if one.model != other.model or _origin(policies, name) != _origin(policies, host):
+        message = f"{name!r} starts from other weights than {host!r}, whose base model it shares"
+        yield ("policies", name, "model"), message, f"${{policies.{host}.model}}"
+    for member in (name, host):
+        if policies[member].warm_start:
+            message, valid = "would train a base that is shared", "init_from: a policy that is only warm-started"
+            yield ("policies", member, "warm_start"), message, valid
+    if other.learner.zero_stage == 3:
+        message = "cuts the base model into slices, which only one learner can use"
+        yield ("policies", host, "learner", "zero_stage"), message, "0 to 2"
+    stages = {key: stage.trained(policies) for key, stage in config.stages.items()}
+    mine = [key for key, trained in stages.items() if name in trained]
+    if mine != [key for key, trained in stages.items() if host in trained] or len(mine) > 1:
+        message = f"{name!r} and {host!r} are not trained in the same one stage; after it, each has a base of its own"
+        yield (*path, "share"), message, "remove it, or train both in one stage"

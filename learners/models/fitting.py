@@ -63,7 +63,8 @@ def _free_cuda(model: TokenModel, config: LearnerConfig) -> float:
     # Gradients, and two moments in float32 with masters in bfloat16, where ZeRO does not divide them.
     coming = trained * (1 + (2 if next(model.parameters()).dtype == torch.float32 else 6))
     ours = min(free, whole * min(1.0, config.gpus) - held) if config.gpus < 1 else free
-    return max(0.0, SPARE * (ours - coming) - 4 * LOGIT_BYTES["cuda"])
+    room: float = max(0.0, SPARE * (ours - coming) - 4 * LOGIT_BYTES["cuda"])
+    return room
 
 
 def return_memory() -> None:

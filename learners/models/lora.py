@@ -7,6 +7,7 @@ A and B, of which they make the same sum (`push`).
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -57,6 +58,12 @@ def add_adapter(lm: nn.Module, config: LoraConfig, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return peft.get_peft_model(lm, settings, autocast_adapter_dtype=False)
+
+
+def with_the_weights_of(lm: nn.Module) -> Any:
+    """A model of its own, into which another adapter can be put, with the very parameters of `lm`: they are not
+    copied."""
+    return copy.deepcopy(lm, {id(parameter): parameter for parameter in lm.parameters()})
 
 
 def pieces(lm: nn.Module) -> Iterator[Piece]:

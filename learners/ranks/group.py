@@ -30,21 +30,41 @@ class LearnerDied(RuntimeError):
     """A learner's ranks are gone. Recover with a new group and `load` from the newest valid checkpoint."""
 
 
-class RankActor(LearnerRank):
-    """LearnerRank with what only Ray can tell it."""
+class RankActor:
+    """One process: a rank of a policy's learner and, on the same base model, of those that share it
+    (`learner.share`)."""
+
+    def __init__(self, policy: str, *arguments: Any) -> None:
+        self.first = policy
+        self.learners = {policy: LearnerRank(*arguments)}
 
     def meet(self) -> tuple[str, int]:
         import ray
 
-        return self.open_store(ray.util.get_node_ip_address())
+        return self.learners[self.first].open_store(ray.util.get_node_ip_address())
 
-    def publish(self) -> list[Any]:
+    def join(self, policy: str, *arguments: Any) -> None:
+        """A further learner on the base model of the first one."""
+        guest = LearnerRank(*arguments)
+        guest.join(self.learners[self.first])
+        self.learners[policy] = guest
+
+    def leave(self, policy: str) -> None:
+        """Forgets a learner that joined."""
+        self.learners.pop(policy).drop()
+
+    def call(self, policy: str, method: str, *arguments: Any) -> Any:
+        """A method of one of the learners."""
+        return getattr(self.learners[policy], method)(*arguments)
+
+    def publish(self, policy: str) -> list[Any]:
         """What engines need for these weights, left in the object store, as one reference on rank 0."""
         import ray
 
-        adapter = self.config.lora is not None and self.config.lora.push == "adapter"
-        buckets = self.export_adapter() if adapter else self.export()
-        return [ray.put(buckets)] if self.rank == 0 else []
+        learner = self.learners[policy]
+        adapter = learner.config.lora is not None and learner.config.lora.push == "adapter"
+        buckets = learner.export_adapter() if adapter else learner.export()
+        return [ray.put(buckets)] if learner.rank == 0 else []
 
 
 def resolve_device(config: LearnerConfig) -> str:
@@ -63,8 +83,9 @@ class LearnerGroup:
 
     `model_dir`: Hugging Face folder (on every node) or name. `options`: further Ray actor options, such as
     a scheduling strategy. `plugins`: modules of the user's that each rank imports, so that they register their losses.
-    Raises LearnerConfigError for settings that no learner can run. Any failure of a rank ends all of them: the others
-    would wait for it for minutes.
+    `host`: a group that is ready, whose processes and base model this one shares; `config` has its OF_THE_PROCESS
+    settings (configs/policies.py). Raises LearnerConfigError for settings that no learner can run. Any failure of a
+    rank ends all of them: the others would wait for it for minutes.
     """
 
     def __init__(
@@ -77,24 +98,28 @@ class LearnerGroup:
         trust_remote_code: bool = False,
         timeout_s: float = 300.0,
         plugins: Sequence[str] = (),
+        host: LearnerGroup | None = None,
     ) -> None:
         import ray
 
         self.policy, self.config, self.seed, self.model_dir = policy, config, seed, str(model_dir)
-        self.device = resolve_device(config)
+        self.device, self.host = resolve_device(config), host
         deepspeed_json(config, self.device)  # raises here rather than in an actor
+        self.about = (config.ranks, self.model_dir, config, seed, self.device, trust_remote_code, timeout_s, plugins)
+        self.dead: str = ""
+        if host is not None:
+            self.ranks: list[Any] = host.ranks
+            return
         resources = {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": CPU_SHARE}
         actor = ray.remote(**{"num_cpus": 0, **resources, "max_restarts": 0, **(options or {})})(RankActor)
-        self.ranks: list[Any] = [
-            actor.remote(
-                rank, config.ranks, str(model_dir), config, seed, self.device, trust_remote_code, timeout_s, plugins
-            )
-            for rank in range(config.ranks)
-        ]
-        self.dead: str = ""
+        self.ranks = [actor.remote(policy, rank, *self.about) for rank in range(config.ranks)]
 
     async def ready(self) -> None:
         """Returns when all ranks hold the model. Raises LearnerConfigError when it is unfit, LearnerDied."""
+        if self.host is not None:
+            numbered = enumerate(self.ranks)
+            await self._gather([actor.join.remote(self.policy, rank, *self.about) for rank, actor in numbered])
+            return
         (address,) = await self._gather([self.ranks[0].meet.remote()])
         await self._all("connect", *address)
 
@@ -127,7 +152,7 @@ class LearnerGroup:
             examples, about = with_advantages(samples, await self.values(samples), self.config.advantage)
         shares = [[examples[i] for i in part] for part in share(examples, len(self.ranks), self.config.packing)]
         seed = self.seed if seed is None else seed
-        refs = [rank.step.remote(mine, loss, lr, seed, version) for rank, mine in zip(self.ranks, shares)]
+        refs = [self._call(rank, "step", mine, loss, lr, seed, version) for rank, mine in zip(self.ranks, shares)]
         return {**merge(await self._gather(refs)), **about}
 
     async def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
@@ -143,7 +168,7 @@ class LearnerGroup:
             check(sample)
         parts = balance(samples, len(self.ranks))
         shares = [[samples[i] for i in part] for part in parts]
-        refs = [getattr(rank, method).remote(share) for rank, share in zip(self.ranks, shares)]
+        refs = [self._call(rank, method, share) for rank, share in zip(self.ranks, shares)]
         found: list[list[float]] = [[] for _ in samples]
         for part, values in zip(parts, await self._gather(refs)):
             for i, value in zip(part, values):
@@ -158,7 +183,7 @@ class LearnerGroup:
     async def export_ref(self) -> Any:
         """The same, or with `lora: {push: adapter}` the adapter alone, as a Ray reference to hand to engines: the
         weights do not pass through this process. They are lost with rank 0."""
-        return (await self._all("publish"))[0][0]
+        return (await self._gather([rank.publish.remote(self.policy) for rank in self.ranks]))[0][0]
 
     async def reset_optimizer(self) -> None:
         """Forgets momenta and warm-up: between a warm start and reinforcement learning."""
@@ -182,15 +207,23 @@ class LearnerGroup:
         await self._all("load_weights_from", str(model_dir))
 
     def stop(self) -> None:
-        """Ends all ranks at once. Nothing is saved."""
+        """Ends all ranks at once, or on another's processes this learner alone. Nothing is saved."""
         import ray
 
+        if self.host is not None and not (self.dead or self.host.dead):
+            self.dead = f"learner of policy {self.policy!r} was stopped"
+            for rank in self.ranks:
+                rank.leave.remote(self.policy)
+            return
         for rank in self.ranks:
             ray.kill(rank, no_restart=True)
         self.dead = self.dead or f"learner of policy {self.policy!r} was stopped"
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return await self._gather([getattr(rank, method).remote(*arguments) for rank in self.ranks])
+        return await self._gather([self._call(rank, method, *arguments) for rank in self.ranks])
+
+    def _call(self, rank: Any, method: str, *arguments: Any) -> Any:
+        return rank.call.remote(self.policy, method, *arguments)
 
     async def _gather(self, refs: list[Any]) -> list[Any]:
         """Results of all ranks; the first failure ends the group."""

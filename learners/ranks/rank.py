@@ -18,7 +18,7 @@ from configs.deepspeed import BETAS, EPS, deepspeed_json, resolve_dtype
 from configs.memory import MOST_TOKENS
 from configs.methods import LearnerConfigError, needs_reference
 from configs.schema.run import LearnerConfig
-from learners.models.lora import add_adapter, leave_out_frozen, parts, pieces
+from learners.models.lora import add_adapter, leave_out_frozen, parts, pieces, with_the_weights_of
 from learners.ranks.saving import Saving
 from learners.ranks.training import Training
 from learners.weights import Bucket, bucket_names, pack
@@ -61,6 +61,9 @@ class LearnerRank(Training, Saving):
         """Optimizer steps since the optimizer was last reset: what learning rate warm-up counts."""
         self.reference: Reference | None = None
         self.recomputation: Recomputation | None = None
+        self.host: LearnerRank | None = None
+        self.base: Any = None
+        """With an adapter: the plain model, whose weights other learners in this process share."""
         self.adapted: Any = None
         """peft's view of a model with an adapter."""
         # Ray shows a CUDA rank exactly one GPU, number 0.
@@ -102,6 +105,16 @@ class LearnerRank(Training, Saving):
         self.device = torch.device(self.device_kind, 0) if self.device_kind == "cuda" else torch.device("cpu")
         self._build(self.model_dir)
 
+    def join(self, host: LearnerRank) -> None:
+        """Instead of `connect`: a learner on the base model of `host`, in its process and its group of ranks. Its
+        engine is made after that of `host`, on all ranks alike."""
+        self.device, self.host = host.device, host
+        self._build(self.model_dir)
+
+    def drop(self) -> None:
+        """Frees what `join` made."""
+        self.engine.destroy()
+
     def _build(self, model_dir: str) -> None:
         import deepspeed
         import torch
@@ -114,7 +127,12 @@ class LearnerRank(Training, Saving):
         from learners.models.token_model import Recomputation, TokenModel, check_head, load_lm, probe
 
         torch.manual_seed(self.seed)
-        lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        if self.host is None:
+            lm = load_lm(model_dir, getattr(torch, self.dtype_name), self.trust_remote_code)
+        else:
+            lm = with_the_weights_of(self.host.base)
+        if self.config.lora:
+            self.base = with_the_weights_of(lm)
         self.adapted = add_adapter(lm, self.config.lora, self.seed) if self.config.lora else None
         lm = lm.to(self.device)
         model = TokenModel(lm, make_head(lm) if self.config.critic else None)

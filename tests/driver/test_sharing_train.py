@@ -1,5 +1,8 @@
-"""A whole run in which two policies learn as adapters on the engine of a third, frozen one; and the measurement of its
-checkpoint, for which each policy has merged weights and an engine of its own: an oracle for what the adapters did."""
+"""A whole run in which two policies learn as adapters in one learner process and on the engine of a third, frozen one.
+
+The measurement of its checkpoint, for which each policy has merged weights and an engine of its own, is an oracle for
+what the adapters did.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,20 @@ protocols: {kuhn: game.yaml}
 policies:
   base:
     model: {hidden_size: 64, layers: 2, heads: 2, kv_heads: 2, intermediate_size: 128, max_len: 32}
-  first: &learns
+  first:
     model: ${policies.base.model}
     trained: true
     engine: {share: base}
-    learner:
+    learner: &learner
       lr: 0.005
       lora: {rank: 8}
       loss: {kind: reinforce}
       advantage: {kind: dr_grpo, group_by: [protocol, role, situation]}
-  second: *learns
+  second:
+    model: ${policies.base.model}
+    trained: true
+    engine: {share: base}
+    learner: {<<: *learner, share: first}
 stages:
   main: {protocol: kuhn, roles: {first: first, second: second}, steps: 3, plays_per_step: 64, max_staleness: 0}
 eval:

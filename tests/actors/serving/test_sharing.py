@@ -16,9 +16,17 @@ from actors.serving.router import Router
 from actors.system import ServedPolicy, System
 from configs.load import load
 from configs.machine import Machine, needs
-from configs.policies import adapter_of, apart, group_of, with_adapters
+from configs.policies import adapter_of, apart, group_of, learner_of, with_adapters
 from configs.reading.errors import ConfigErrors
-from configs.schema.run import EngineConfig, LearnerConfig, LoraConfig, ModelConfig, PolicyConfig, StageConfig
+from configs.schema.run import (
+    EngineConfig,
+    LearnerConfig,
+    LoraConfig,
+    ModelConfig,
+    PolicyConfig,
+    RunConfig,
+    StageConfig,
+)
 from driver.run import serve, settle
 from tests.support.fake_engine import FakeEngine, Revival
 
@@ -100,7 +108,56 @@ def test_merged_pushes_and_second_stages_are_refused() -> None:
     assert problems(POLICIES, stages) == {}
 
 
+def learner(share: str = "", rank: int = 4, **settings: Any) -> PolicyConfig:
+    """Trained, with a place in the learner of another."""
+    return PolicyConfig(trained=True, learner=LearnerConfig(lora=LoraConfig(rank), share=share), **settings)
+
+
+TOGETHER = {"alice": learner(), "bob": learner("alice", 8), "judge": policy()}
+BOTH = {"one": StageConfig(roles={"a": "alice", "b": "bob"})}
+
+
+def test_learners_on_one_base_are_one_process_with_the_settings_of_the_first() -> None:
+    assert problems(TOGETHER, BOTH) == {}
+    host = LearnerConfig(ranks=2, threads=3, zero_stage=2, lr=0.5, lora=LoraConfig(4))
+    guest = learner_of({**TOGETHER, "alice": PolicyConfig(learner=host)}, "bob")
+    assert (guest.ranks, guest.threads, guest.zero_stage, guest.lr) == (2, 3, 2, LearnerConfig().lr)
+    run = RunConfig(policies=TOGETHER, stages=BOTH, tasks=SimpleNamespace())  # type: ignore[arg-type]
+    assert [need.policy for need in needs(run, LAPTOP) if need.part == "learner"] == ["alice"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages", "key", "message"),
+    [
+        ({"bob": learner("nobody")}, BOTH, "bob.learner.share", r"'nobody' is no other policy .*\(alice\)"),
+        ({"bob": learner("bob")}, BOTH, "bob.learner.share", r"'bob' is no other policy"),
+        ({"bob": learner("judge")}, BOTH, "bob.learner.share", "'judge' is no other policy that trains an adapter"),
+        ({"bob": PolicyConfig(trained=True, learner=LearnerConfig(share="alice"))}, BOTH, "bob.learner.share",
+         "'bob' trains no adapter"),
+        ({"bob": learner("alice", model=ModelConfig(layers=3))}, BOTH, "bob.model", "other weights than 'alice'"),
+        ({"bob": learner("alice", init_from="judge")}, BOTH, "bob.model", "other weights than 'alice'"),
+        ({"alice": learner(warm_start=SimpleNamespace()), "bob": learner("alice", init_from="alice")}, BOTH,
+         "alice.warm_start", "would train a base that is shared"),
+        ({"alice": PolicyConfig(trained=True, learner=LearnerConfig(zero_stage=3, lora=LoraConfig()))}, BOTH,
+         "alice.learner.zero_stage", r"into slices.*\(0 to 2\)"),
+        ({}, {"one": StageConfig(roles={"a": "alice"}), "two": StageConfig(roles={"b": "bob"})}, "bob.learner.share",
+         "not trained in the same one stage"),
+        ({}, {**BOTH, "two": StageConfig(roles={"a": "alice", "b": "bob"})}, "bob.learner.share", "same one stage"),
+    ],
+)  # fmt: skip
+def test_learners_that_cannot_share_are_refused(
+    changes: dict[str, PolicyConfig], stages: dict[str, StageConfig], key: str, message: str
+) -> None:
+    import re
+
+    found = problems({**TOGETHER, **changes}, stages)
+    assert re.search(message, found[f"policies.{key}"]), found
+
+
 def test_a_config_file_says_so_too() -> None:
+    shared = ["policies.debater.learner={share: judge, threads: 2}", "policies.debater.learner.lora={rank: 4}"]
+    with pytest.raises(ConfigErrors, match="threads: has no effect on a policy that shares a learner's processes"):
+        load(SMOKE, shared, machine=LAPTOP)
     lora = "policies.debater.learner.lora={rank: 4}"
     with pytest.raises(ConfigErrors, match=r"debater\.engine\.share: there is no policy 'nobody' \(valid: judge"):
         load(SMOKE, [lora, "policies.debater.engine.share=nobody"], machine=LAPTOP)

@@ -322,19 +322,18 @@ class Remote:
 
     def __init__(self) -> None:
         self.rank, self.lessons = rank(CONFIG), []  # type: ignore[var-annotated]
-        self.values, self.step = mock.Mock(remote=self._values), mock.Mock(remote=self._step)
+        self.call = mock.Mock(remote=self._call)
 
-    async def _values(self, samples: list[Sample]) -> list[list[float]]:
-        return self.rank.values(samples)
-
-    async def _step(self, samples: list[Sample], *rest: Any) -> Any:
-        self.lessons += samples
-        return self.rank.step(samples, *rest)
+    async def _call(self, policy: str, method: str, samples: list[Sample], *rest: Any) -> Any:
+        if method == "step":
+            self.lessons += samples
+        return getattr(self.rank, method)(samples, *rest)
 
 
 def test_a_group_compares_over_all_its_ranks() -> None:
     group = object.__new__(LearnerGroup)
-    group.config, group.seed, group.dead, group.ranks = CONFIG, 0, "", [Remote(), Remote()]
+    group.policy, group.config, group.seed = "p", CONFIG, 0
+    group.dead, group.ranks = "", [Remote(), Remote()]
     samples = [replace(s, rewards_L=[1.0 * i] * len(s.positions_L), tags={"episode": f"e{i // 2}", "seat": "a"})
                for i, s in enumerate(make_samples(8))]  # fmt: skip
     metrics = asyncio.run(group.step(samples))
