@@ -10,10 +10,13 @@ random pixels picks the true label against one lie about 84% of the time, and se
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import random
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
 
 from protocols.types import Domain, Hidden, InvalidProposal, Task
@@ -124,11 +127,12 @@ def _statement(row: int, column: int, level: int) -> str:
 @cache
 def _images() -> list[tuple[tuple[int, ...], str]]:
     """(64 pixel values in raster order, label) of every image."""
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    digits = load_digits()
-    pixels = digits.data.astype(int).tolist()
-    return [(tuple(values), str(label)) for values, label in zip(pixels, digits.target.tolist(), strict=True)]
+    # scikit-learn's own file: to import the library takes a second, and `plan` asks a task.
+    spec = find_spec("sklearn")
+    assert spec is not None and spec.origin is not None, "scikit-learn is among the requirements"
+    with gzip.open(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        rows = [[int(float(value)) for value in line.split(",")] for line in file]
+    return [(tuple(pixels), str(label)) for *pixels, label in rows]
 
 
 @cache

@@ -97,10 +97,10 @@ def test_interpolations_are_resolved_for_use_and_kept_in_the_copy(
 ) -> None:
     monkeypatch.setenv("DISSOI_TEST_STEPS", "12")
     monkeypatch.setenv("DISSOI_TEST_KEY", "very-secret")
-    key = "policies.judge.engine.extra.api_key=${oc.env:DISSOI_TEST_KEY}"
+    key = "policies.judge.engine.extra.served_model_name=${oc.env:DISSOI_TEST_KEY}"
     loaded = read(write(), "stages.main.steps=${oc.env:DISSOI_TEST_STEPS}", key)
     assert loaded.config.stages["main"].steps == 12
-    assert loaded.config.policies["judge"].engine.extra == {"api_key": "very-secret"}
+    assert loaded.config.policies["judge"].engine.extra == {"served_model_name": "very-secret"}
     assert "very-secret" not in to_yaml(loaded.tree)
 
 
