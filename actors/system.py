@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REVIVE_SECONDS = 180.0
 
 
-def start_ray(config: ClusterConfig, actors: int) -> None:
-    """Local Ray, or the running cluster at `config.address`.
+def start_ray(config: ClusterConfig, actors: int, store_bytes: int = 512 * 2**20) -> None:
+    """Local Ray with an object store of `store_bytes`, or the running cluster at `config.address`.
 
     Local Ray gets at least `actors` CPU slots, even on fewer cores, because engines and learners mostly take turns.
     Call this before installing signal handlers: Ray replaces them.
@@ -52,7 +52,7 @@ def start_ray(config: ClusterConfig, actors: int) -> None:
     cpus = config.cpus or os.cpu_count() or 1
     gpus = {} if config.gpus < 0 else {"num_gpus": config.gpus}
     # "local": whatever RAY_ADDRESS says, and whatever Ray already runs on this machine.
-    ray.init("local", num_cpus=max(cpus, actors), object_store_memory=512 * 2**20, **gpus, **quiet)
+    ray.init("local", num_cpus=max(cpus, actors), object_store_memory=store_bytes, **gpus, **quiet)
     # On few cores the driver yields to the engines (niceness 15, set by Ray): every policy waits for a delayed engine.
     os.setpriority(os.PRIO_PROCESS, 0, 19)
 

@@ -22,6 +22,8 @@ class Machine:
     gpus: int = 0
     gpu_memory: int = 0
     """Of the smallest GPU; 0 when unknown."""
+    shared_memory: int = 0
+    """Free in /dev/shm; 0 when unknown."""
 
     @classmethod
     def here(cls) -> Machine:
@@ -29,7 +31,9 @@ class Machine:
         gpus, gpu_memory = _gpus()
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(cpus, min(memory, _container_limit() or memory), gpus, gpu_memory)
+        shm = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+        free = shm.f_bavail * shm.f_frsize if shm else 0
+        return cls(cpus, min(memory, _container_limit() or memory), gpus, gpu_memory, free)
 
 
 def _container_limit() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def learner_memory(policy: PolicyConfig, learner: LearnerConfig, device: str, ma
         if learner.zero_stage == 3:  # below, the frozen weights of both are the same ones
             total += frozen * weights
     return total + (frozen + trained) * weights // shard[0] + trained * grads // shard[1] + trained * states // shard[2]
+
+
+def object_store_bytes(policies: Iterable[PolicyConfig]) -> int:
+    """Ray's object store on this machine, in /dev/shm: twice what each learner pushes, since engines still read the
+    last weights while the next ones are written. At least 512 MiB."""
+    pushed = 0
+    for policy in policies:
+        learner = policy.learner
+        whole = learner.lora is None or learner.lora.push == "merged"
+        if policy.kind == "lm" and policy.trained and whole:
+            pushed += (parameters(policy.model) or 0) * (2 if learner.dtype == "bfloat16" else 4)
+    return max(512 * 2**20, 2 * pushed + 64 * 2**20)
 
 
 def _bytes(half: bool, zero_stage: int) -> tuple[int, int, int, int]:

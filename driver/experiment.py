@@ -17,6 +17,7 @@ from actors.players.remote import BudgetSpent, check_keys
 from actors.rollout.ledger import Ledger
 from actors.system import start_ray
 from configs.machine import Machine, resolve_device
+from configs.memory import object_store_bytes
 from configs.policies import as_served, opponents_in
 from configs.schema.run import RunConfig
 from driver import checkpoint
@@ -116,7 +117,8 @@ def _open(config: RunConfig, folder: Path, run_dir: Path) -> Run:
     saved = folder / "config.yaml"
     tracker = Tracker(folder, config, saved.read_text() if saved.exists() else "")
     ledger = Ledger(folder)
-    start_ray(config.cluster, actors=2 + sum(1 + policy.engine.replicas for policy in config.policies.values()))
+    actors = 2 + sum(1 + policy.engine.replicas for policy in config.policies.values())
+    start_ray(config.cluster, actors, object_store_bytes(config.policies.values()))
     run = Run(config, tracker, ledger, run_dir)
     _stop_on_signals(run.stop)
     return run

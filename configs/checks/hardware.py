@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from configs.machine import Machine, needs, peak
+from configs.memory import object_store_bytes
 from configs.reading.source import KeyPath
 from configs.schema.run import RunConfig
 
@@ -25,6 +26,10 @@ def hardware_problems(config: RunConfig, machine: Machine) -> Iterator[tuple[Key
         part = "engine" if most.part == "engine" else "learner"
         valid = "device: cpu, or fractions such as gpus: 0.25" if gpus else "device: cpu"
         yield ("policies", most.policy, part), f"{asked:g} GPUs are asked for ({parts}), there are {gpus}", valid
+    store = object_store_bytes(config.policies.values())
+    if not config.cluster.address and machine.shared_memory and store > machine.shared_memory:
+        message = f"{_gib(store)} of /dev/shm are needed to push weights, {_gib(machine.shared_memory)} are free there"
+        yield ("cluster",), message, "a larger /dev/shm (docker run --shm-size), or learner.lora with push: adapter"
     room = {"cpu": machine.memory, "cuda": gpus * machine.gpu_memory if asked <= gpus else 0}
     for device, there in room.items():
         memory = peak(found, device, "memory")
