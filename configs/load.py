@@ -228,10 +228,10 @@ def _games(builder: Builder, config: RunConfig, protocols: Mapping[str, Protocol
 
 def _rehearsals(config: RunConfig, protocols: Mapping[str, Protocol | None]) -> Rehearse:
     """Plays each protocol on the tasks that it is for, once, when a check asks."""
-    done: dict[tuple[str, str, Purpose], Rehearsal | None] = {}
+    done: dict[tuple[str, str, Purpose, frozenset[str]], Rehearsal | None] = {}
 
-    def seen(name: str, own: Mapping[str, Any], purpose: Purpose) -> Rehearsal | None:
-        key = (name, repr(own), purpose)
+    def seen(name: str, own: Mapping[str, Any], purpose: Purpose, even: frozenset[str]) -> Rehearsal | None:
+        key = (name, repr(own), purpose, even)
         if key not in done:
             done[key] = None
             try:
@@ -241,7 +241,7 @@ def _rehearsals(config: RunConfig, protocols: Mapping[str, Protocol | None]) -> 
             protocol = protocols.get(name)
             needy = purpose != "heldout" and source.needs_proposer() and not isinstance(protocol, ProposeSolve)
             if protocol is not None and not needy and not (purpose == "heldout" and source.heldout_problem()):
-                done[key] = rehearse(protocol, source, purpose)
+                done[key] = rehearse(protocol, source, purpose, even)
         return done[key]
 
     return seen

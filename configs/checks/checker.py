@@ -27,7 +27,7 @@ from configs.methods import CORRECTIONS, GROUP_FIELDS, LOSSES, SECTIONS
 from configs.policies import OF_THE_PROCESS, PAST
 from configs.reading.errors import ConfigError
 from configs.reading.source import KeyPath, Source, show_key
-from configs.rehearsal import Rehearse
+from configs.rehearsal import Rehearse, no_rehearsal
 from configs.schema.ranges import INF, RANGES, show_range
 from configs.schema.run import (
     EngineConfig,
@@ -49,7 +49,7 @@ class Checker:
     protocols: Mapping[str, Protocol | None]
     machine: Machine | None
     errors: list[ConfigError]
-    rehearse: Rehearse = lambda *_: None
+    rehearse: Rehearse = no_rehearsal
 
     def run(self) -> None:
         """Adds every mistake to `errors`; nothing about hardware without a machine (a remote cluster)."""
@@ -71,11 +71,11 @@ class Checker:
                     self.error(path, message, valid)
         self.never_updated()
         self.promises()
-        for path, message, valid in (
-            *training_problems(self.config, self.protocols, self.rehearse),
-            *measure_problems(self.config, self.protocols),
-            *flow_problems(self.config, self.protocols),
-        ):
+        for problems in (measure_problems, flow_problems):
+            for path, message, valid in problems(self.config, self.protocols):
+                self.error(path, message, valid)
+        rehearse = no_rehearsal if self.errors else self.rehearse  # what is to be played must be sound first
+        for path, message, valid in training_problems(self.config, self.protocols, rehearse):
             self.error(path, message, valid)
         if self.config.eval.ceiling:
             self.named(self.config.eval.ceiling, self.protocols, "protocol", ("eval", "ceiling"))

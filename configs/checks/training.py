@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from configs.checks.groups import repeated_roles, updated
-from configs.methods import SIGNALS, comparing
+from configs.methods import SIGNALS, comparing, is_preference
 from configs.reading.source import KeyPath
 from configs.rehearsal import Rehearsal, Rehearse
 from configs.schedule import ALWAYS, due
@@ -24,24 +24,30 @@ Protocols = Mapping[str, Protocol | None]
 def training_problems(config: RunConfig, protocols: Protocols, rehearse: Rehearse) -> Iterator[Mistake]:
     for name, stage in config.stages.items():
         yield from _schedule(config, stage, ("stages", name, "update"))
-        seen = rehearse(stage.protocol, stage.tasks, "train")
+        even = frozenset(role for role, player in stage.roles.items() if _uniform(config, player))
+        seen = rehearse(stage.protocol, stage.tasks, "train", even)
         if seen is not None and seen.refusal:
             yield ("stages", name, "protocol"), seen.refusal, ""
         if seen is not None:
+            yield from _wordless(config, seen, stage.roles, ("stages", name, "roles"))
+            learning = {role for role, policy in stage.roles.items() if policy in updated(config, stage)}
+            yield from _even(seen, even, learning & seen.paid, ("stages", name, "roles"))
             for player in updated(config, stage):
                 yield from _learns(config, stage, seen, player, ("stages", name, "roles"))
         yield from _held_out(protocols.get(stage.protocol), stage.roles, ("stages", name, "roles"))
     for arm, plays in config.eval.arms.items():
-        seen = rehearse(plays.protocol, {}, "heldout") if plays.measure == "score" else None
+        seen = rehearse(plays.protocol, {}, "heldout", frozenset()) if plays.measure == "score" else None
         if seen is not None and seen.refusal:
             yield ("eval", "arms", arm, "protocol"), seen.refusal, ""
+        if seen is not None:
+            yield from _wordless(config, seen, plays.roles, ("eval", "arms", arm, "roles"))
         yield from _held_out(protocols.get(plays.protocol), plays.roles, ("eval", "arms", arm, "roles"))
     for name, policy in config.policies.items():
         if policy.kind == "lm" and (policy.trained or policy.warm_start):
             yield from _unread(config, protocols, name, policy)
             yield from _flat(config, protocols, name, policy)
             warm = policy.warm_start
-            seen = None if warm is None else rehearse(warm.protocol, warm.tasks, "warm")
+            seen = None if warm is None else rehearse(warm.protocol, warm.tasks, "warm", frozenset())
             if warm is not None and seen is not None:
                 yield from _warm(seen, warm, ("policies", name, "warm_start"))
     for i, guard in enumerate(config.guards):
@@ -89,10 +95,13 @@ def read_roles(protocol: Protocol) -> dict[str, JudgeRules]:
 def _learns(
     config: RunConfig, stage: StageConfig, seen: Rehearsal, name: str, path: KeyPath
 ) -> Iterator[Mistake]:
-    """A policy that would go through a whole stage without one sample, as far as a rehearsal can tell: roles that it
-    never met are taken to be fine."""
+    """A policy that would go through a whole stage without one sample, as far as a rehearsal can tell."""
     roles = {role for role, policy in stage.roles.items() if policy == name}
-    if seen.ended == 0 or not roles & (seen.read | seen.sampled):
+    if seen.ended == 0:
+        return
+    if not roles & (seen.read | seen.sampled):
+        message = f"policy {name!r} would learn nothing: none of its roles was asked for anything in a rehearsal"
+        yield path, message, _names(seen.read | seen.sampled)
         return
     signal = config.policies[name].learner.signal.kind
     if "polls" in SIGNALS.needs(signal):
@@ -110,6 +119,28 @@ def _learns(
     elif not roles & seen.paid:
         message = f"policy {name!r} would learn nothing: no reward of protocol {stage.protocol!r} is for its roles"
         yield path, message, f"rewards for {', '.join(sorted(roles))}; there are some for: {_names(seen.paid)}"
+    elif is_preference(config.policies[name].learner.loss.kind):
+        advantage = config.policies[name].learner.advantage
+        paired = seen.paired if advantage.credit == "turn" and not advantage.discount else seen.begun
+        if not roles & paired:
+            message = f"policy {name!r} would learn nothing: no two of its replies that are paid answer the same prompt"
+            yield path, message, "a loss of tokens, or a protocol that pays a turn before which nothing is written"
+
+
+def _even(seen: Rehearsal, even: frozenset[str], roles: set[str], path: KeyPath) -> Iterator[Mistake]:
+    """Rewards that rest on the probabilities of a uniform policy alone never differ."""
+    blamed = sorted(even & seen.read)
+    if blamed and all(len(seen.amounts.get(role, ())) < 2 for role in roles):
+        message = f"role {blamed[0]!r} is read, and a uniform policy has even odds always: all rewards would be equal"
+        yield (*path, blamed[0]), message, "a policy of another kind"
+
+
+def _wordless(config: RunConfig, seen: Rehearsal, roles: Mapping[str, str], path: KeyPath) -> Iterator[Mistake]:
+    """Uniform policies that are asked for more than a choice."""
+    for role, name in roles.items():
+        if role in seen.free and _uniform(config, name):
+            message = f"role {role!r} is asked for free text, and the uniform policy {name!r} only picks among choices"
+            yield (*path, role), message, "a policy of another kind"
 
 
 def _warm(seen: Rehearsal, warm: WarmStartConfig, path: KeyPath) -> Iterator[Mistake]:
@@ -124,6 +155,10 @@ def _warm(seen: Rehearsal, warm: WarmStartConfig, path: KeyPath) -> Iterator[Mis
         if role in met - seen.taught:
             message = f"role {role!r} takes no turn that a teacher could show: it is read, and no right answer is known"
             yield (*path, "roles", index), message, _names(seen.taught)
+
+
+def _uniform(config: RunConfig, name: str) -> bool:
+    return name in config.policies and config.policies[name].kind == "uniform"
 
 
 def _names(roles: Iterable[str]) -> str:

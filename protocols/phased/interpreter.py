@@ -35,6 +35,8 @@ class Phased(PhasedRules):
     """
 
     def play(self, task: Task, rng: random.Random) -> Play:
+        if problem := self.unplayable(task):
+            raise UserError(f"protocol {self.name}: {problem}")
         if self.judge is not None and self.judge.orders == "rerun":
             return (yield from rerun(self, task, rng))
         cast = Cast(dict(self.sides), self._shared(rng), self._names(rng))
@@ -79,6 +81,13 @@ class Phased(PhasedRules):
 
     def problems(self) -> list[tuple[str, str]]:
         return phased_problems(self)
+
+    def unplayable(self, task: Task) -> str:
+        listed = {"choices": task.choices, "evidence": task.evidence}
+        for phase in self.phases:
+            if phase.moves in listed and not listed[phase.moves]:
+                return f"task {task.id} has no {phase.moves}, which phase {phase.name!r} asks for"
+        return ""
 
     def literal_texts(self) -> list[str]:
         """Every fixed text that a seat may be sent: the words that a small vocabulary must hold."""

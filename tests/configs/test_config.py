@@ -70,8 +70,10 @@ def test_extends_merges_in_order_and_relative_to_the_file(write: Callable[..., P
 
 
 def test_another_kind_replaces_what_it_does_not_share(write: Callable[..., Path]) -> None:
-    prose = f"protocols.debate={CONFIGS}/protocol/debate.yaml"
-    config = read(write(), "policies.judge.kind=uniform", "tasks={kind: toys}", prose).config
+    debate = CONFIGS / "protocol" / "debate.yaml"
+    prose = f"protocols.prose={{extends: [{debate}], zero_sum: false, rewards: [{{name: format}}]}}"
+    changes = ["policies.judge.kind=uniform", "tasks={kind: toys}", prose, "stages.main.protocol=prose"]
+    config = read(write(), *changes).config
     assert config.policies["judge"] == PolicyConfig(kind="uniform")
     assert config.tasks == {"kind": "toys"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import load, load_protocol, load_task_source
-from configs.rehearsal import Rehearsal, rehearse
+from configs.rehearsal import rehearse
 from protocols.kinds.solve import Solve
 from tests.support.config_files import CONFIGS, LAPTOP, mistakes
 
@@ -123,4 +123,30 @@ def test_a_protocol_that_its_tasks_cannot_be_played_on_is_refused_before_the_run
 
 def test_what_is_seen_of_a_solver() -> None:
     seen = rehearse(Solve(name="solve"), load_task_source({"kind": "lists", "sampler": "uniform"}))
-    assert seen == Rehearsal(8, {"solver"}, {"solver"}, taught={"solver"}, scored=True)
+    assert seen.sampled == seen.paid == seen.free == seen.taught == seen.paired == {"solver"}
+    assert seen.amounts == {"solver": {0.0, 1.0}} and seen.scored and not seen.read and not seen.refusal
+
+
+def test_pairs_need_a_paid_turn_that_two_plays_come_to_alike(config: Callable[..., Path]) -> None:
+    dpo = "trained: true, learner: {loss: {kind: dpo}}"
+    late = ASKED.replace("phases: [", "phases: [{name: think, seats: [alice]}, ").replace(
+        "rewards: [{name: win_logit}]", "rewards: [{name: format}]"
+    )
+    load(config(ASKED, "{solver: one, judge: two}", dpo), machine=LAPTOP)
+    load(config(late, "{solver: one, judge: two}", dpo), machine=LAPTOP)
+    society = "\n  society: {extends: [PROTOCOLS/decomposition.yaml]}\n"
+    path = config(society, "{solver: one}", dpo)
+    path.write_text(path.read_text().replace("  two: {}\n", ""))
+    [error] = mistakes(path).values()
+    assert "no two of its replies that are paid answer the same prompt" in error.message
+
+
+def test_a_uniform_judge_makes_all_rewards_equal(config: Callable[..., Path]) -> None:
+    [(key, error)] = mistakes(config(ASKED, "{solver: one, judge: two}", "trained: true", "kind: uniform")).items()
+    assert key == "stages.main.roles.judge" and "all rewards would be equal" in error.message
+
+
+def test_a_uniform_policy_cannot_write(config: Callable[..., Path]) -> None:
+    roles = "{upstream: two, corrector: one, rater: one}"
+    [(key, error)] = mistakes(config(CORRECTOR, roles, "trained: true", "kind: uniform")).items()
+    assert key == "stages.main.roles.upstream" and "only picks among choices" in error.message
