@@ -368,7 +368,7 @@ def test_a_spent_budget_ends_a_run_saved_and_with_the_error(
         raise BudgetSpent("all gone")
 
     monkeypatch.setattr(experiment.Trainer, "go", go)
-    monkeypatch.setattr(experiment, "_open", lambda config, folder: Fake())
+    monkeypatch.setattr(experiment, "_open", lambda config, folder, run_dir: Fake())
     monkeypatch.setattr(experiment, "_close", lambda run: done.append("closed"))
     monkeypatch.setattr(experiment, "summarise", lambda *args: {})
     with pytest.raises(BudgetSpent, match="all gone"):
